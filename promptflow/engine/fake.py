@@ -1,0 +1,244 @@
+"""Engines and models without a model file, for users' tests and ours.
+
+``ScriptedEngine`` answers slots by a function of the text so far: programs are tested with it.
+``FakeModel`` has the methods of ``llama.Model`` over a byte vocabulary and computes logits from the
+cells that a sequence really holds: a wrong copy, drop or position changes the text that follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from promptflow.engine.request import (
+    Completion,
+    Fill,
+    ModelInfo,
+    Part,
+    Request,
+    Slot,
+    Stats,
+    Text,
+    TokenLogprob,
+    Usage,
+)
+from promptflow.errors import PromptflowError
+
+Answer = Callable[[str, Slot], str]
+END = "<|im_end|>"
+_OPEN = "<|im_start|>"
+
+
+@dataclass
+class ScriptedEngine:
+    """Answer each slot with ``answer(text so far, slot)``; an error it raises ends that request.
+
+    Words count as tokens. Prompts are kept in ``prompts``, batch sizes in ``batches``.
+    """
+
+    answer: Answer
+    info: ModelInfo = ModelInfo(
+        name="scripted",
+        path="",
+        sha256="0" * 64,
+        architecture="scripted",
+        context=1 << 20,
+        vocabulary=0,
+        template="",
+        build="scripted",
+        load="default",
+    )
+    prompts: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    _stats: Stats = Stats()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def generate(
+        self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
+    ) -> list[Completion]:
+        """Answer each request in turn."""
+        with self._lock:
+            self.batches.append(len(requests))
+            completions = []
+            for number, request in enumerate(requests):
+                completions.append(self._complete(request))
+                if on_done is not None:
+                    on_done(number + 1)
+            return completions
+
+    def _complete(self, request: Request) -> Completion:
+        text = ""
+        fills: dict[str, Fill] = {}
+        usage = Usage()
+        for part in request.parts:
+            if isinstance(part, Text):
+                text += part.text
+                words = len(part.text.split())
+                usage += Usage(prompt=words, prefilled=words)
+                continue
+            try:
+                filled = self.answer(text, part)
+            except PromptflowError as error:
+                return Completion(fills, usage, 0.0, error)
+            words = len(filled.split())
+            usage += Usage(generated=words)
+            fills[part.name] = Fill(filled, "stop", generated=words)
+            text += part.lead + filled
+        self.prompts.append(text)
+        self._stats = replace(
+            self._stats,
+            requests=self._stats.requests + 1,
+            prefilled=self._stats.prefilled + usage.prefilled,
+            generated=self._stats.generated + usage.generated,
+        )
+        return Completion(fills, usage)
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """Answer at once."""
+        future: Future[Completion] = Future()
+        future.set_result(self.generate([request])[0])
+        return future
+
+    def score(
+        self, prefix: Sequence[Text], continuations: Sequence[str]
+    ) -> list[tuple[TokenLogprob, ...]]:
+        """Return a log-probability of -1 for each word."""
+        return [tuple(TokenLogprob(word, 0, -1.0) for word in c.split()) for c in continuations]
+
+    def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
+        """Return ChatML texts."""
+        texts = [f"{_OPEN}{role}\n" for role in roles]
+        texts[1:] = [f"{END}\n{text}" for text in texts[1:]]
+        ends_open = bool(roles) and roles[-1] == "assistant"
+        return (*texts, "" if ends_open else f"{END}\n{_OPEN}assistant\n")
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Count words."""
+        return len(self.pieces(parts))
+
+    def pieces(self, parts: Sequence[Part]) -> list[str]:
+        """Return words, each with the space before it."""
+        words: list[str] = []
+        for part in parts:
+            if isinstance(part, Text):
+                for number, word in enumerate(part.text.split(" ")):
+                    words.append(f" {word}" if number else word)
+        return words
+
+    def stats(self) -> Stats:
+        """Return the totals so far."""
+        return self._stats
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class FakeModel:
+    """A model of 256 byte tokens and an end token, with logits drawn from a hash of its history.
+
+    ``fail`` maps the number of a decode call (from 1) to the code that it returns instead.
+    """
+
+    def __init__(
+        self,
+        context: int = 4096,
+        batch: int = 64,
+        sequences: int = 32,
+        seed: int = 0,
+        fail: dict[int, int] | None = None,
+    ) -> None:
+        """Make an empty cache of ``context`` cells shared by ``sequences`` sequences."""
+        self.context = context
+        self.batch = batch
+        self.max_sequences = sequences
+        self.vocabulary = 257
+        self.end_tokens = frozenset({256})
+        self.bos: int | None = None
+        self.decodes = 0
+        self.decoded_tokens = 0
+        self.info = ModelInfo(
+            "fake", "", "f" * 64, "fake", context, self.vocabulary, "", "fake", "default"
+        )
+        self._seed = seed
+        self._fail = fail or {}
+        self._held: list[dict[int, tuple[int, int]]] = [{} for _ in range(sequences)]
+        self._next_cell = 0
+        self._rows: dict[int, np.ndarray] = {}
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Return the bytes of ``text``; ``<|im_end|>`` is the end token where ``special``."""
+        if not special:
+            return list(text.encode())
+        tokens: list[int] = []
+        for number, piece in enumerate(text.split(END)):
+            tokens += [256] * (number > 0)
+            tokens += piece.encode()
+        return tokens
+
+    def control_texts(self) -> list[str]:
+        """Return the one control text."""
+        return [END]
+
+    def piece(self, token: int) -> bytes:
+        """Return the byte that a token stands for; nothing for the end token."""
+        return bytes([token]) if token < 256 else b""
+
+    def decode(
+        self, tokens: list[int], positions: list[int], sequences: list[int], outputs: list[bool]
+    ) -> int:
+        """Store cells and compute logits at ``outputs``; 0, or 1 where the cache is full."""
+        self.decodes += 1
+        if self.decodes in self._fail:
+            return self._fail[self.decodes]
+        if self.used_cells() + len(tokens) > self.context:
+            return 1
+        assert 1 <= len(tokens) <= self.batch
+        self._rows.clear()
+        self.decoded_tokens += len(tokens)
+        for row, (token, position, sequence) in enumerate(
+            zip(tokens, positions, sequences, strict=True)
+        ):
+            held = self._held[sequence]
+            assert position == len(held), f"sequence {sequence}: {position} after {len(held)}"
+            held[position] = (token, self._next_cell)
+            self._next_cell += 1
+            if outputs[row]:
+                self._rows[row] = self._logits([held[p][0] for p in range(position + 1)])
+        return 0
+
+    def _logits(self, history: list[int]) -> np.ndarray:
+        digest = hashlib.sha256(repr((self._seed, history)).encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        logits = rng.normal(0.0, 3.0, self.vocabulary).astype(np.float32)
+        logits[128:256] -= 12.0
+        logits[:32] -= 6.0
+        return logits
+
+    def logits(self, row: int) -> np.ndarray:
+        """Return the logits of a row of the last decode."""
+        return self._rows[row]
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Share the first ``end`` cells of ``source`` with the empty sequence ``target``."""
+        assert not self._held[target], f"sequence {target} is not empty"
+        self._held[target] = {p: self._held[source][p] for p in range(end)}
+
+    def drop(self, sequence: int, start: int) -> None:
+        """Forget the cells of ``sequence`` from ``start`` on."""
+        self._held[sequence] = {p: c for p, c in self._held[sequence].items() if p < start}
+
+    def used_cells(self) -> int:
+        """Return how many distinct cells are held."""
+        return len({cell for held in self._held for _, cell in held.values()})
+
+    def held_tokens(self, sequence: int) -> list[int]:
+        """Return the tokens in a sequence's cells."""
+        return [token for _, (token, _) in sorted(self._held[sequence].items())]
+
+    def close(self) -> None:
+        """Do nothing."""

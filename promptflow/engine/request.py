@@ -1,0 +1,350 @@
+"""What passes between programs and the engine: requests of text and slots, completions of fills.
+
+Plain frozen dataclasses that know neither llama.cpp nor DSPy. ``to_wire`` and ``from_wire`` are the
+JSON form that crosses the pipe to the engine's child.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from promptflow.errors import ENGINE_ERRORS, EngineError, PromptflowError
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text written by the program. Control tokens are parsed only where ``trusted``."""
+
+    text: str
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen. ``temperature=0`` is greedy; 0 and 1 switch the other reductions off.
+
+    ``repetition_penalty`` divides positive logits of tokens seen in the sequence (1 is off);
+    ``frequency_penalty`` and ``presence_penalty`` are subtracted as in the OpenAI API (0 is off).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_k", self.top_k, 0, 10_000_000)
+        _within("top_p", self.top_p, 0.0, 1.0)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _within("frequency_penalty", self.frequency_penalty, -10.0, 10.0)
+        _within("presence_penalty", self.presence_penalty, -10.0, 10.0)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r} is outside {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A JSON value that fits ``schema`` (a JSON Schema as JSON text)."""
+
+    schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Text that matches ``pattern`` as a whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of ``options``, verbatim."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lark:
+    """Text of the rule ``start`` of a Lark grammar in llguidance's dialect."""
+
+    grammar: str
+
+
+@dataclass(frozen=True, slots=True)
+class Substring:
+    """A verbatim, non-empty span of one of ``texts``, for quotations."""
+
+    texts: tuple[str, ...]
+
+
+Constraint = Json | Regex | Choice | Lark | Substring
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Text written by the model.
+
+    Ends at an end-of-generation token, at a stop string, when its constraint is complete, or after
+    ``max_tokens``. ``lead`` is text that comes first and is not part of the value (a space after a
+    label: tokenizers join it with the word that follows). Under a constraint the lead is forced;
+    without one it is removed where the model wrote it. ``logprobs`` counts the alternatives reported
+    for each token: None is off, 0 is the chosen token alone.
+    """
+
+    name: str
+    constraint: Constraint | None = None
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    lead: str = ""
+    sampling: Sampling = Sampling()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a slot that could not end."""
+        if self.max_tokens < 1:
+            raise ValueError(f"slot {self.name!r}: max_tokens={self.max_tokens} is below 1")
+        if any(not stop for stop in self.stop):
+            raise ValueError(f"slot {self.name!r}: an empty stop string")
+
+
+Part = Text | Slot
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Parts that one sequence holds in order. Equal seeds sample equal text in equal batches."""
+
+    parts: tuple[Part, ...]
+    seed: int = 0
+    deadline: float | None = None  # seconds from submission
+
+    def __post_init__(self) -> None:
+        """Refuse a request without a slot or with two slots of one name."""
+        names = [part.name for part in self.parts if isinstance(part, Slot)]
+        if not names:
+            raise ValueError("a request needs at least one Slot")
+        if len(set(names)) < len(names):
+            raise ValueError(f"slot names repeat: {names}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's text, id and natural-log probability under the model before any reduction."""
+
+    token: str
+    token_id: int
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What the model wrote into a slot.
+
+    ``finish`` is ``stop`` (a stop string or end of turn), ``length`` or ``constraint`` (complete).
+    ``logprob`` sums the natural-log probabilities of the sampled tokens; forced ones count 0.
+    """
+
+    text: str
+    finish: str
+    generated: int = 0
+    forced: int = 0
+    logprob: float = 0.0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request: ``prompt`` (program text), of which ``reused`` came from the cache.
+
+    ``prefilled`` counts prompt tokens that were computed, ``forced`` the tokens that a constraint
+    left no choice about, ``generated`` the sampled ones.
+    """
+
+    prompt: int = 0
+    prefilled: int = 0
+    reused: int = 0
+    generated: int = 0
+    forced: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Add field by field."""
+        return Usage(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The fills of a request by slot name, or the error that ended it."""
+
+    fills: Mapping[str, Fill] = field(default_factory=dict)
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    error: PromptflowError | None = None
+
+    def text(self, name: str) -> str:
+        """Return the text of a slot; raise the completion's error if it has one."""
+        if self.error is not None:
+            raise self.error
+        return self.fills[name].text
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What an engine knows of its model file.
+
+    ``identity`` names weights, template and build in one string; equal identities may share caches.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    architecture: str
+    context: int
+    vocabulary: int
+    template: str
+    build: str
+    load: str  # how it was loaded: "default", or the fall-back that survived the probe decode
+
+    @property
+    def identity(self) -> str:
+        """Return ``name@sha12/build``."""
+        return f"{self.name}@{self.sha256[:12]}/{self.build}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Totals of an engine since it was loaded; tokens, decode calls, and seconds by kind of work.
+
+    ``occupancy`` is the mean number of sequences in a decode call.
+    """
+
+    requests: int = 0
+    prefilled: int = 0
+    reused: int = 0
+    generated: int = 0
+    forced: int = 0
+    decodes: int = 0
+    occupancy: float = 0.0
+    preempted: int = 0
+    evicted: int = 0
+    restarts: int = 0
+    decode_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    constraint_seconds: float = 0.0
+    bookkeeping_seconds: float = 0.0
+
+
+class TextEngine(Protocol):
+    """What programs need of an engine: ``engine.Engine`` and ``fake.ScriptedEngine`` have it."""
+
+    info: ModelInfo
+
+    def generate(
+        self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
+    ) -> list[Completion]:
+        """Fill every slot of every request, in order; an error is a value in its place."""
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """Queue one request; from any thread."""
+
+    def score(
+        self, prefix: Sequence[Text], continuations: Sequence[str]
+    ) -> list[tuple[TokenLogprob, ...]]:
+        """Return the log-probability of each token of each continuation after ``prefix``."""
+
+    def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
+        """Return the chat template's trusted texts around contents: one more than ``roles``.
+
+        The last one opens the assistant's turn, unless the last role is ``assistant``.
+        """
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Return how many prompt tokens the texts of ``parts`` make."""
+
+    def pieces(self, parts: Sequence[Part]) -> list[str]:
+        """Return the text of each prompt token of ``parts``."""
+
+    def stats(self) -> Stats:
+        """Return the totals so far."""
+
+    def close(self) -> None:
+        """Stop the engine; idempotent."""
+
+
+_TAGGED: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (Text, Slot, Json, Regex, Choice, Lark, Substring)
+}
+
+
+def to_wire(value: Any) -> Any:
+    """Return ``value`` as JSON data; dataclasses of this module carry their class name in ``_``."""
+    if isinstance(value, PromptflowError):
+        return {"_": "error", "type": type(value).__name__, "message": str(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_wire(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"_": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [to_wire(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_wire(item) for key, item in value.items()}
+    return value
+
+
+def request_from_wire(data: Mapping[str, Any]) -> Request:
+    """Return the request that ``to_wire`` wrote."""
+    parts = tuple(_part_from_wire(part) for part in data["parts"])
+    return Request(parts, data["seed"], data["deadline"])
+
+
+def _part_from_wire(data: Mapping[str, Any]) -> Part:
+    fields = {key: value for key, value in data.items() if key != "_"}
+    if data["_"] == "Slot":
+        constraint = fields["constraint"]
+        if constraint is not None:
+            tag = constraint.pop("_")
+            constraint = {k: tuple(v) if isinstance(v, list) else v for k, v in constraint.items()}
+            fields["constraint"] = _TAGGED[tag](**constraint)
+        sampling = {k: v for k, v in fields["sampling"].items() if k != "_"}
+        sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
+        fields["sampling"] = Sampling(**sampling)
+        fields["stop"] = tuple(fields["stop"])
+        fields["stop_tokens"] = tuple(fields["stop_tokens"])
+        return Slot(**fields)
+    return Text(**fields)
+
+
+def completion_from_wire(data: Mapping[str, Any]) -> Completion:
+    """Return the completion that ``to_wire`` wrote."""
+    fills = {}
+    for name, fill in data["fills"].items():
+        logprobs = tuple(
+            TokenLogprob(t["token"], t["token_id"], t["logprob"], tuple(map(tuple, t["top"])))
+            for t in fill["logprobs"]
+        )
+        plain = {k: v for k, v in fill.items() if k not in ("_", "logprobs")}
+        fills[name] = Fill(**plain, logprobs=logprobs)
+    usage = Usage(**{k: v for k, v in data["usage"].items() if k != "_"})
+    error = None if data["error"] is None else error_from_wire(data["error"])
+    return Completion(fills, usage, data["seconds"], error)
+
+
+def error_from_wire(data: Mapping[str, Any]) -> PromptflowError:
+    """Return the error that ``to_wire`` wrote; an unknown class becomes an EngineError."""
+    return ENGINE_ERRORS.get(data["type"], EngineError)(data["message"])

@@ -1,0 +1,194 @@
+"""Every exception that promptflow raises.
+
+::
+
+    PromptflowError
+    ├── ModelError                 a model file or its source
+    │   ├── ModelNotFound          no such name, path, or no source reachable
+    │   ├── ModelInvalid           not a GGUF, truncated, or refused by llama.cpp
+    │   └── HashMismatch           the bytes are not the ones that the catalogue names
+    ├── EngineError                a request that the engine could not answer: never a score
+    │   ├── EngineLost             the engine's process died while the request ran
+    │   ├── ContextOverflow        the prompt is longer than the context
+    │   ├── CapacityError          the KV cache cannot hold the request beside what runs
+    │   ├── Cancelled              the request was cancelled
+    │   ├── DeadlineExceeded       the request's deadline passed
+    │   ├── NumericError           the model returned logits that are not numbers
+    │   ├── ConstraintError        a constraint that cannot be compiled
+    │   ├── ConstraintDeadEnd      a constraint under which no token is left
+    │   └── ForkedUse              an engine used in a forked child
+    ├── TemplateError              a chat template or layout that cannot be rendered
+    ├── SignatureError             a signature that cannot be read
+    │   ├── SignatureNotFound      no document of that name
+    │   ├── UnknownField           a field that the signature does not have, or lacks
+    │   └── UnsupportedType        an output type that cannot be constrained
+    ├── ParseError                 text that does not fit its fields
+    ├── StoreError                 something on disk
+    │   ├── StoreNotFound          no index, program or journal there
+    │   ├── StoreCorrupt           a file whose hash or schema is wrong
+    │   ├── StoreBusy              another process writes
+    │   └── DiskFull               no space left
+    ├── DocumentRejected           a document that could not be read
+    ├── EmptyCorpus                a folder without a readable document
+    ├── DataError                  evaluation data that cannot be read
+    ├── ProgramError               a program that cannot be loaded or built
+    ├── ResumeMismatch             a journal written by another run
+    ├── BudgetExceeded             a budget too small for one evaluation
+    └── MissingDependency          an optional package, with the command that installs it
+
+A message names the object, what was expected, and what to type next.
+"""
+
+from __future__ import annotations
+
+
+class PromptflowError(Exception):
+    """Any error that promptflow raises on purpose."""
+
+
+class ModelError(PromptflowError):
+    """A model file or its source is at fault."""
+
+
+class ModelNotFound(ModelError):
+    """No model of that name or path, or no source could be reached."""
+
+
+class ModelInvalid(ModelError):
+    """The file is not a GGUF model, is truncated, or llama.cpp refuses it."""
+
+
+class HashMismatch(ModelError):
+    """The bytes are not the ones that the catalogue names."""
+
+
+class EngineError(PromptflowError):
+    """The engine could not answer a request. Never counted as a wrong answer."""
+
+
+class EngineLost(EngineError):
+    """The engine's process died while the request ran."""
+
+
+class ContextOverflow(EngineError):
+    """The prompt, with the tokens it asks for, is longer than the context."""
+
+
+class CapacityError(EngineError):
+    """The KV cache cannot hold the request."""
+
+
+class Cancelled(EngineError):
+    """The request was cancelled."""
+
+
+class DeadlineExceeded(EngineError):
+    """The request's deadline passed before it was finished."""
+
+
+class NumericError(EngineError):
+    """The model returned logits that are not numbers."""
+
+
+class ConstraintError(EngineError):
+    """The constraint cannot be compiled."""
+
+
+class ConstraintDeadEnd(EngineError):
+    """The constraint allows no token at some step."""
+
+
+class ForkedUse(EngineError):
+    """The engine was made in another process; make one in this process."""
+
+
+class TemplateError(PromptflowError):
+    """A chat template or a layout could not be rendered."""
+
+
+class SignatureError(PromptflowError):
+    """A signature could not be read."""
+
+
+class SignatureNotFound(SignatureError):
+    """No signature document has that name."""
+
+
+class UnknownField(SignatureError):
+    """A field was given that the signature lacks, or one that it needs was not given."""
+
+
+class UnsupportedType(SignatureError):
+    """An output type cannot be constrained while decoding."""
+
+
+class ParseError(PromptflowError):
+    """Generated text does not fit the fields of its signature."""
+
+
+class StoreError(PromptflowError):
+    """Something on disk is missing, damaged or busy."""
+
+
+class StoreNotFound(StoreError):
+    """There is no such index, program or journal."""
+
+
+class StoreCorrupt(StoreError):
+    """A file's hash or schema is not what its manifest says."""
+
+
+class StoreBusy(StoreError):
+    """Another process holds the write lock."""
+
+
+class DiskFull(StoreError):
+    """The device has no space left; nothing was replaced."""
+
+
+class DocumentRejected(PromptflowError):
+    """A document could not be read."""
+
+
+class EmptyCorpus(PromptflowError):
+    """A folder holds no readable document."""
+
+
+class DataError(PromptflowError):
+    """Evaluation data could not be read."""
+
+
+class ProgramError(PromptflowError):
+    """A program could not be loaded, built or saved."""
+
+
+class ResumeMismatch(PromptflowError):
+    """The journal was written by a run with other data, program or settings."""
+
+
+class BudgetExceeded(PromptflowError):
+    """The budget does not allow a single evaluation."""
+
+
+class MissingDependency(PromptflowError):
+    """An optional package is not installed."""
+
+
+ENGINE_ERRORS: dict[str, type[PromptflowError]] = {
+    error.__name__: error
+    for error in (
+        EngineError,
+        EngineLost,
+        ContextOverflow,
+        CapacityError,
+        Cancelled,
+        DeadlineExceeded,
+        NumericError,
+        ConstraintError,
+        ConstraintDeadEnd,
+        ForkedUse,
+        ModelInvalid,
+        TemplateError,
+    )
+}
+"""What may cross the pipe from the engine's child, by name."""
