@@ -1,0 +1,57 @@
+"""Models and data that the tests share. No test uses the network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="promptflow-dspy-")  # dspy opens it on import
+
+if TYPE_CHECKING:
+    from promptflow.engine import Engine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _engine(name: str) -> Iterator[Engine]:
+    from promptflow.engine import Engine
+
+    engine = Engine(name)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Iterator[Engine]:
+    """An engine on smollm2-135m: for the machinery, not for answers."""
+    yield from _engine("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Iterator[Engine]:
+    """An engine on qwen2.5-coder-0.5b."""
+    yield from _engine("qwen2.5-coder-0.5b")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the embedder all-minilm-l6-v2."""
+    from promptflow.catalog import locate
+
+    return locate("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of evaluation data: $PROMPTFLOW_DATA, else ../shared/data beside the clone."""
+    folder = Path(os.environ.get("PROMPTFLOW_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no evaluation data in {folder}: set PROMPTFLOW_DATA")
+    return folder
