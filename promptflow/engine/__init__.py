@@ -1,0 +1,1 @@
+"""The engine: many branches from one prefill, in a supervised child process."""
