@@ -1,0 +1,49 @@
+"""Everything that is written to disk: atomic files, SQLite journal and cache, hashes, locks.
+
+No other package opens a file for writing. A reader sees the previous content of a file or the new
+one, never a part; what a journal has accepted survives the death of the process.
+``PROMPTFLOW_KILL_AT=n`` kills this process with SIGKILL at its n-th storage operation (for tests).
+"""
+
+from promptflow.storage.database import Cache, Journal, connect, sqlite_errors
+from promptflow.storage.documents import bundled_folder, document_names, find_document
+from promptflow.storage.files import (
+    cache_dir,
+    canonical,
+    lock,
+    operation,
+    read_json,
+    remove_folder,
+    replace_folder,
+    sha256_bytes,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
+from promptflow.storage.toml import toml_dumps
+
+__all__ = [
+    "Cache",
+    "Journal",
+    "bundled_folder",
+    "cache_dir",
+    "canonical",
+    "connect",
+    "document_names",
+    "find_document",
+    "lock",
+    "operation",
+    "read_json",
+    "remove_folder",
+    "replace_folder",
+    "sha256_bytes",
+    "sha256_of",
+    "sqlite_errors",
+    "toml_dumps",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "writing",
+]
