@@ -288,7 +288,9 @@ class Cache:
         surplus = self._bytes - int(self.max_bytes * KEPT)
         if self._bytes <= self.max_bytes:
             return
-        rows = self._connection.execute("SELECT key, CAST(size AS INTEGER) FROM entries ORDER BY used")
+        rows = self._connection.execute(
+            "SELECT key, CAST(size AS INTEGER) FROM entries ORDER BY used"
+        )
         dropped: list[tuple[str]] = []
         for key, size in rows:
             if surplus <= 0:
