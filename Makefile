@@ -1,0 +1,87 @@
+# make demo   from nothing to three cited answers
+# make test   from nothing to every check: ruff, mypy, pytest
+# make clean  removes what these made in this folder; fetched models stay in the user's cache
+#
+# A step that is done is skipped and says so. `make PYTHON=python3.12 demo` picks the interpreter.
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/done
+STEPS := environment torch llama project index
+QUESTIONS := "What is zero-shot chain of thought?" \
+             "How does self-consistency pick its answer?" \
+             "How much did tree of thoughts improve the Game of 24?"
+AMX_FLAGS := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+
+.PHONY: help demo test lint clean $(STEPS) demo-models test-models
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: environment torch llama project demo-models index
+	@echo "[ask] three questions, one process"
+	@$(BIN)/promptflow ask $(QUESTIONS) --index guide --model qwen2.5-coder-0.5b
+
+test: environment torch llama project test-models lint
+	@echo "[pytest]"
+	@$(BIN)/python -m pytest
+
+lint: environment torch llama project
+	@echo "[ruff]" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "[mypy]" && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist runs indexes/*/built .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STEPS):
+	@if $(MAKE) -q $(DONE)/$@; then echo "[skip] $@: done"; \
+	else echo "[$@]" && $(MAKE) --no-print-directory $(DONE)/$@; fi
+
+$(DONE)/environment:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptflow needs Python 3.11 or newer: make PYTHON=python3.12 demo")'
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+# By its exact name and alone: a machine may keep a wheel of this very version for pip to find.
+$(DONE)/torch: $(DONE)/environment constraints.txt
+	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+# pip keeps the wheel that it builds: the next clone installs it in seconds. The wheel is kept under
+# the source's name, whatever CMAKE_ARGS were, so a build with the user's own flags bypasses the cache.
+# Default flags: on some processors ggml's AMX kernels die with SIGSEGV in the first decode.
+ifeq ($(origin CMAKE_ARGS),undefined)
+llama_flags = -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF $(if $(amx_off),-DCMAKE_C_FLAGS='$(amx_off)' -DCMAKE_CXX_FLAGS='$(amx_off)')
+amx_off = $(shell echo 'int x;' | $(CC) $(AMX_FLAGS) -Werror -x c -c -o /dev/null - 2>/dev/null && echo $(AMX_FLAGS))
+else
+llama_flags = $(CMAKE_ARGS)
+llama_cache = --no-cache-dir
+endif
+$(DONE)/llama: $(DONE)/environment constraints.txt
+	@echo "building llama.cpp takes about 11 minutes on 2 cores the first time; log: $(VENV)/llama.log"
+	@export CMAKE_ARGS="$(llama_flags)"; \
+	$(BIN)/pip install -v $(llama_cache) -c constraints.txt llama-cpp-python 2>&1 \
+	| tee $(VENV)/llama.log | awk '/^ *\[[0-9]+\/[0-9]+\]/ && ++n % 20 == 1 { print "  " $$1; fflush() }' \
+	|| { tail -n 20 $(VENV)/llama.log; echo "not built; it needs a C++ compiler:" \
+	"apt install build-essential, or xcode-select --install"; exit 1; }
+	@touch $@
+
+$(DONE)/project: $(DONE)/torch $(DONE)/llama pyproject.toml constraints.txt
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo-models: model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
+test-models: model-smollm2-135m model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
+model-%:
+	@if $(BIN)/promptflow models path $* >/dev/null 2>&1; then echo "[skip] model $*: done"; \
+	else echo "[model $*]" && $(BIN)/promptflow models get $*; fi
+
+$(DONE)/index: $(wildcard docs/*) indexes/guide/index.toml
+	@$(BIN)/promptflow index build guide
+	@touch $@

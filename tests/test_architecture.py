@@ -1,0 +1,318 @@
+"""The rules of the code base, read from its syntax trees: layers, exclusive imports, budgets."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "promptflow"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = [
+    {"errors", "storage"},
+    {"engine", "signature", "catalog"},
+    {"fields"},
+    {"layout"},
+    {"lm", "flow"},
+    {"modules", "retrieval"},
+    {"program"},
+    {"evaluate"},
+    {"optimize", "report"},
+    {"cli", "doctor"},
+    {"__main__"},
+]
+"""A part may import its own layer and those above it in this list."""
+
+OWNERS = {
+    "llama_cpp": {"engine/llama.py"},
+    "llguidance": {"engine/constraint.py"},
+    "faiss": {"retrieval/index.py"},
+    "bm25s": {"retrieval/index.py", "retrieval/search.py", "retrieval/sparse.py"},
+    "sentence_transformers": {"retrieval/embed.py"},
+    "transformers": set(),
+    "torch": set(),
+    "semchunk": {"retrieval/chunk.py"},
+    "pypdf": {"retrieval/documents.py", "retrieval/parse.py"},
+    "optuna": {"optimize/search.py"},
+    "huggingface_hub": {"catalog.py"},
+    "jinja2": {"layout.py", "engine/template.py", "report/html.py"},
+    "platformdirs": {"storage/files.py"},
+    "sqlite3": {"storage/database.py", "storage/files.py"},
+    "typer": {"cli.py"},
+}
+"""The files that may import a dependency; the first is where a newcomer would look."""
+
+DSPY_FREE = {"errors", "storage", "catalog", "engine", "retrieval", "cli", "doctor"}
+FORBIDDEN_NAMES = {"utils", "util", "common", "base", "core", "helpers", "helper", "types", "misc"}
+FORBIDDEN_IMPORTS = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "diskcache", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+WRITERS = {"write_text", "write_bytes", "touch", "rename", "replace", "mkdir", "unlink", "rmdir"}
+OS_WRITERS = {"rename", "replace", "remove", "unlink", "mkdir", "makedirs", "rmdir", "truncate"}
+MAX_LINES, MAX_FUNCTION, MAX_PARAMETERS, MAX_STRING, MAX_DEPTH = 400, 60, 8, 200, 2
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def part(path: Path) -> str:
+    """The layer's name of a file: its folder, or its own name without the ending."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file, in full; TYPE_CHECKING included."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno}: a relative import"
+            if node.module == "promptflow":
+                yield from (f"promptflow.{alias.name}" for alias in node.names)
+            else:
+                yield node.module or ""
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def offenders(found: list[str]) -> None:
+    assert not found, "\n".join(["", *found])
+
+
+def test_every_part_has_a_layer():
+    known = set().union(*LAYERS)
+    parts = {part(path) for path in FILES} - {"__init__"}
+    assert parts <= known, f"no layer for {sorted(parts - known)}"
+
+
+def test_imports_point_down_the_layers():
+    rank = {p: number for number, layer in enumerate(LAYERS) for p in layer}
+    offenders(
+        [
+            f"{name(path)} imports {module}, which is in a higher layer"
+            for path in FILES
+            if part(path) != "__init__"
+            for module in imported(path)
+            if module.startswith("promptflow.")
+            and rank.get(module.split(".")[1], -1) > rank[part(path)]
+        ]
+    )
+
+
+def test_engine_and_retrieval_know_no_programs():
+    """Retrieval stands beside modules: it may use what is below them, and no flow."""
+    allowed = {"errors", "storage", "catalog"}
+    offenders(
+        [
+            f"{name(path)} imports {module}"
+            for path in FILES
+            if part(path) in {"engine", "retrieval"}
+            for module in imported(path)
+            if module.startswith("promptflow.")
+            and module.split(".")[1] not in {*allowed, part(path)}
+        ]
+    )
+
+
+def test_scheduler_and_prefix_are_pure():
+    for pure in ("scheduler", "prefix", "sampling"):
+        path = PACKAGE / "engine" / f"{pure}.py"
+        modules = {module.split(".")[0] for module in imported(path)}
+        assert not modules & set(OWNERS), f"{name(path)} imports {modules & set(OWNERS)}"
+
+
+def test_a_dependency_has_one_owner():
+    offenders(
+        [
+            f"{name(path)} imports {module}; only {sorted(OWNERS[module.split('.')[0]])} may"
+            for path in FILES
+            for module in imported(path)
+            if module.split(".")[0] in OWNERS and name(path) not in OWNERS[module.split(".")[0]]
+        ]
+    )
+
+
+def test_dspy_stays_out_of_engine_and_retrieval():
+    offenders(
+        [
+            f"{name(path)} imports {module}"
+            for path in FILES
+            if part(path) in DSPY_FREE
+            for module in imported(path)
+            if module.split(".")[0] == "dspy"
+        ]
+    )
+
+
+def test_nothing_is_pickled_or_evaluated():
+    found = [
+        f"{name(path)} imports {module}"
+        for path in FILES
+        for module in imported(path)
+        if module.split(".")[0] in FORBIDDEN_IMPORTS
+    ]
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in FORBIDDEN_CALLS
+            ):
+                found.append(f"{name(path)}:{node.lineno}: {node.func.id}()")
+    offenders(found)
+
+
+def _writes(node: ast.Call) -> bool:
+    """Whether a call changes the disk; a call of the storage package does not count."""
+    called = node.func
+    if isinstance(called, ast.Name) and called.id == "open":
+        called = ast.Attribute(ast.Name("builtins"), "open")
+    if not isinstance(called, ast.Attribute):
+        return False
+    owner = called.value.id if isinstance(called.value, ast.Name) else ""
+    if called.attr == "open" and not owner[:1].isupper():  # Index.open reads
+        return any(
+            isinstance(mode, ast.Constant)
+            and isinstance(mode.value, str)
+            and set(mode.value) & set("wax+")
+            and len(mode.value) <= 3
+            for mode in [*node.args[1:2], *node.args[:1], *(k.value for k in node.keywords)]
+        )
+    if owner == "storage":
+        return False
+    if called.attr in {"replace", "rename"} and owner != "os":
+        return len(node.args) == 1 and not node.keywords and owner.endswith("path")
+    return called.attr in (OS_WRITERS if owner == "os" else WRITERS) or owner == "shutil"
+
+
+def test_only_storage_writes():
+    offenders(
+        [
+            f"{name(path)}:{node.lineno}: {ast.unparse(node)[:80]}"
+            for path in FILES
+            if part(path) != "storage"
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Call) and _writes(node)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "writes"),
+    [
+        ("open(p, 'w')", True),
+        ("open(p)", False),
+        ("p.open('wb')", True),
+        ("path.write_text('x')", True),
+        ("storage.write_text(path, 'x')", False),
+        ("os.replace(a, b)", True),
+        ("text.replace('a', 'b')", False),
+        ("shutil.rmtree(p)", True),
+        ("dataclasses.replace(x, y=1)", False),
+        ("Index.open('w')", False),
+    ],
+)
+def test_what_counts_as_writing(code: str, writes: bool):
+    call = ast.parse(code, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert _writes(call) is writes
+
+
+def test_files_are_short():
+    lines = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    offenders([f"{path}: {n} lines" for path, n in lines.items() if n > MAX_LINES])
+
+
+def test_functions_are_short():
+    offenders(
+        [
+            f"{name(path)}:{node.lineno}: {node.name} has {length} lines"
+            for path in FILES
+            for node in functions(path)
+            if (length := (node.end_lineno or 0) - node.lineno + 1) >= MAX_FUNCTION
+        ]
+    )
+
+
+def test_parameters_are_few():
+    found = []
+    for path in FILES:
+        for node in functions(path):
+            a = node.args
+            names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+            count = len([n for n in names if n not in ("self", "cls")])
+            if count > MAX_PARAMETERS:
+                found.append(f"{name(path)}:{node.lineno}: {node.name} has {count} parameters")
+    offenders(found)
+
+
+def test_inheritance_is_two_deep():
+    bases: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(base).split("[")[0] for base in node.bases]
+    del bases["PromptflowError"]  # the tree of exceptions is drawn in errors.py
+
+    def depth(cls: str) -> int:
+        """How many of the project's classes a class stands on, itself included."""
+        return 1 + max((depth(b) for b in bases[cls] if b in bases and b != cls), default=0)
+
+    offenders([f"{cls}: {depth(cls)} deep" for cls in bases if depth(cls) > MAX_DEPTH])
+
+
+def test_no_drawer_modules():
+    names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    assert not names & FORBIDDEN_NAMES
+
+
+def test_folders_of_documents_hold_no_python():
+    assert not [*(ROOT / "signatures").rglob("*.py"), *(ROOT / "indexes").rglob("*.py")]
+
+
+def test_no_prompt_hides_in_a_string():
+    """Prompts are documents: signatures/*.toml and promptflow/layouts/*.jinja."""
+    found = []
+    for path in FILES:
+        documentation = {
+            id(node.value)
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(v.value for v in node.values if isinstance(v, ast.Constant))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = "" if id(node) in documentation else node.value
+            else:
+                continue
+            if len(text) > MAX_STRING:
+                found.append(f"{name(path)}:{node.lineno}: {len(text)} characters")
+    offenders(found)
+
+
+def test_no_unfinished_business():
+    marks = ("TODO", "FIXME", "XXX", "HACK")
+    offenders(
+        [
+            f"{path.relative_to(ROOT)}:{number}"
+            for folder in ("promptflow", "examples", "benchmarks")
+            for path in sorted((ROOT / folder).rglob("*.py"))
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            if any(mark in line for mark in marks)
+        ]
+    )
