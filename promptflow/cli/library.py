@@ -11,7 +11,7 @@ import typer
 from promptflow.cli.console import Json, commands, print_json, print_rows
 from promptflow.errors import PromptflowError, StoreError
 
-models = commands(help="Models by name: where each comes from, and where it lies.")
+models = commands(help="Models by name.")
 index = commands(help="Indexes over folders of documents.")
 signatures = commands(help="Prompts as documents.")
 
