@@ -1,1 +1,5 @@
 """The engine: many branches from one prefill, in a supervised child process."""
+
+from promptflow.engine.engine import Engine, EngineOptions
+
+__all__ = ["Engine", "EngineOptions"]

@@ -34,6 +34,10 @@ END = "<|im_end|>"
 _OPEN = "<|im_start|>"
 
 
+def _fake_info(name: str, context: int, vocabulary: int) -> ModelInfo:
+    return ModelInfo(name, "", "0" * 64, name, context, vocabulary, "", name, "default")
+
+
 @dataclass
 class ScriptedEngine:
     """Answer each slot with ``answer(text so far, slot)``; an error it raises ends that request.
@@ -42,20 +46,10 @@ class ScriptedEngine:
     """
 
     answer: Answer
-    info: ModelInfo = ModelInfo(
-        name="scripted",
-        path="",
-        sha256="0" * 64,
-        architecture="scripted",
-        context=1 << 20,
-        vocabulary=0,
-        template="",
-        build="scripted",
-        load="default",
-    )
+    info: ModelInfo = field(default_factory=lambda: _fake_info("scripted", 1 << 20, 0))
     prompts: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
-    _stats: Stats = Stats()
+    _stats: Stats = field(default_factory=Stats)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def generate(
@@ -161,9 +155,7 @@ class FakeModel:
         self.bos: int | None = None
         self.decodes = 0
         self.decoded_tokens = 0
-        self.info = ModelInfo(
-            "fake", "", "f" * 64, "fake", context, self.vocabulary, "", "fake", "default"
-        )
+        self.info = _fake_info("fake", context, self.vocabulary)
         self._seed = seed
         self._fail = fail or {}
         self._held: list[dict[int, tuple[int, int]]] = [{} for _ in range(sequences)]
@@ -187,6 +179,10 @@ class FakeModel:
     def piece(self, token: int) -> bytes:
         """Return the byte that a token stands for; nothing for the end token."""
         return bytes([token]) if token < 256 else b""
+
+    def control_piece(self, token: int) -> bytes:
+        """Return how the end token is written."""
+        return END.encode()
 
     def decode(
         self, tokens: list[int], positions: list[int], sequences: list[int], outputs: list[bool]

@@ -99,10 +99,13 @@ class Slot:
     """Text written by the model.
 
     Ends at an end-of-generation token, at a stop string, when its constraint is complete, or after
-    ``max_tokens``. ``lead`` is text that comes first and is not part of the value (a space after a
-    label: tokenizers join it with the word that follows). Under a constraint the lead is forced;
-    without one it is removed where the model wrote it. ``logprobs`` counts the alternatives reported
-    for each token: None is off, 0 is the chosen token alone.
+    ``max_tokens``. Under a constraint stop strings are not looked for: it ends when nothing can
+    follow, or at a line break or end of turn where it is complete.
+
+    ``lead`` is text that comes first and is not part of the value (a space after a label: tokenizers
+    join it with the word that follows). Under a constraint the lead is forced; without one it is
+    removed where the model wrote it. ``logprobs`` counts the alternatives reported for each token:
+    None is off, 0 is the chosen token alone.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Slot:
 
 
 Part = Text | Slot
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -221,6 +225,10 @@ class ModelInfo:
     template: str
     build: str
     load: str  # how it was loaded: "default", or the fall-back that survived the probe decode
+    bos: str = ""
+    eos: str = ""
+    features: str = ""  # CPU features of this build of llama.cpp
+    threads: int = 1
 
     @property
     def identity(self) -> str:

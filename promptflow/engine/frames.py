@@ -1,0 +1,38 @@
+"""Frames between the engine and its child: four bytes of length, big-endian, then JSON."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import IO, Any
+
+Message = dict[str, Any]
+
+
+def write_frame(stream: IO[bytes], message: Message) -> None:
+    """Write one frame and flush it."""
+    data = json.dumps(message, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
+    stream.write(struct.pack(">I", len(data)) + data)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> Message | None:
+    """Read one frame; None where the stream ends, in the middle of a frame too."""
+    header = _read_exactly(stream, 4)
+    if header is None:
+        return None
+    data = _read_exactly(stream, struct.unpack(">I", header)[0])
+    if data is None:
+        return None
+    message: Message = json.loads(data.decode("utf-8", "surrogatepass"))
+    return message
+
+
+def _read_exactly(stream: IO[bytes], count: int) -> bytes | None:
+    data = b""
+    while len(data) < count:
+        piece = stream.read(count - len(data))
+        if not piece:
+            return None
+        data += piece
+    return data
