@@ -102,7 +102,7 @@ class Slot:
     ``max_tokens``. Under a constraint stop strings are not looked for: it ends when nothing can
     follow, or at a line break or end of turn where it is complete.
 
-    ``lead`` is text that comes first and is not part of the value (a space after a label: tokenizers
+    ``lead`` is text that comes first and is no part of the value (a space after a label: tokenizers
     join it with the word that follows). Under a constraint the lead is forced; without one it is
     removed where the model wrote it. ``logprobs`` counts the alternatives reported for each token:
     None is off, 0 is the chosen token alone.

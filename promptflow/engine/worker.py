@@ -6,12 +6,10 @@ this process (``isolate=False``), fed with the same messages.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -113,11 +111,8 @@ def load(settings: Message) -> tuple[Model, Constraints, str]:
     return model, model.constraints(), llama.system_info()
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end this process with its parent, and to pick it first when memory is short."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # 1 is PR_SET_PDEATHSIG
+def _die_first() -> None:
+    """Ask Linux to pick this process, not its parent, when memory is short."""
     try:
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(descriptor, b"500")
@@ -149,7 +144,8 @@ def main() -> None:
             if message["op"] == "close":
                 break
             worker.inbox.put(message)
-        # The parent is gone or done with us: waiting for a decode to end helps nobody.
+        # The parent is gone or done with us: waiting for a decode to end helps nobody. This is also
+        # how an orphan ends: PR_SET_PDEATHSIG fires when the *thread* that started us ends.
         os._exit(0)
 
     write_frame(frames_out, {"ready": to_wire(model.info), "features": features})
@@ -158,5 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _die_with_parent()
+    _die_first()
     main()
