@@ -50,7 +50,7 @@ $(DONE)/environment:
 
 # By its exact name and alone: a machine may keep a wheel of this very version for pip to find.
 $(DONE)/torch: $(DONE)/environment constraints.txt
-	$(BIN)/pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
 # pip keeps the wheel that it builds: the next clone installs it in seconds. The wheel is kept under

@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "storage"},
-    {"engine", "signature", "catalog"},
-    {"fields"},
+    {"engine", "signature", "catalog", "download", "gguf"},
+    {"fields", "schema"},
     {"layout"},
     {"lm", "flow"},
     {"modules", "retrieval"},
@@ -32,20 +32,19 @@ OWNERS = {
     "llama_cpp": {"engine/llama.py"},
     "llguidance": {"engine/constraint.py"},
     "faiss": {"retrieval/index.py"},
-    "bm25s": {"retrieval/index.py", "retrieval/search.py", "retrieval/sparse.py"},
+    "bm25s": {"retrieval/sparse.py"},
     "sentence_transformers": {"retrieval/embed.py"},
-    "transformers": set(),
-    "torch": set(),
+    "transformers": {"retrieval/embed.py"},
+    "torch": {"retrieval/embed.py"},
     "semchunk": {"retrieval/chunk.py"},
-    "pypdf": {"retrieval/documents.py", "retrieval/parse.py"},
+    "pypdf": {"retrieval/parser.py"},
     "optuna": {"optimize/search.py"},
-    "huggingface_hub": {"catalog.py"},
+    "huggingface_hub": {"download.py"},
     "jinja2": {"layout.py", "engine/template.py", "report/html.py"},
-    "platformdirs": {"storage/files.py"},
-    "sqlite3": {"storage/database.py", "storage/files.py"},
-    "typer": {"cli.py"},
+    "platformdirs": {"storage/files.py", "catalog.py"},
+    "typer": {"cli/"},
 }
-"""The files that may import a dependency; the first is where a newcomer would look."""
+"""The files, or folders, that may import a dependency."""
 
 DSPY_FREE = {"errors", "storage", "catalog", "engine", "retrieval", "cli", "doctor"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "base", "core", "helpers", "helper", "types", "misc"}
@@ -141,7 +140,7 @@ def test_a_dependency_has_one_owner():
             f"{name(path)} imports {module}; only {sorted(OWNERS[module.split('.')[0]])} may"
             for path in FILES
             for module in imported(path)
-            if module.split(".")[0] in OWNERS and name(path) not in OWNERS[module.split(".")[0]]
+            if not name(path).startswith(tuple(OWNERS.get(module.split(".")[0], {""})))
         ]
     )
 
@@ -196,7 +195,9 @@ def _writes(node: ast.Call) -> bool:
         return False
     if called.attr in {"replace", "rename"} and owner != "os":
         return len(node.args) == 1 and not node.keywords and owner.endswith("path")
-    return called.attr in (OS_WRITERS if owner == "os" else WRITERS) or owner == "shutil"
+    if owner == "shutil":
+        return called.attr not in {"copyfileobj", "which", "disk_usage", "get_terminal_size"}
+    return called.attr in (OS_WRITERS if owner == "os" else WRITERS)
 
 
 def test_only_storage_writes():
@@ -300,7 +301,7 @@ def test_no_prompt_hides_in_a_string():
                 text = "" if id(node) in documentation else node.value
             else:
                 continue
-            if len(text) > MAX_STRING:
+            if len(text) > MAX_STRING and not text.lstrip().startswith("CREATE TABLE"):
                 found.append(f"{name(path)}:{node.lineno}: {len(text)} characters")
     offenders(found)
 
