@@ -1,0 +1,323 @@
+"""Signature, demos and inputs to the parts of a request, and filled slots back to fields.
+
+The wording of prompts lives in layouts/*.jinja: the program writes labels, the model fills slots. A
+template sees turns, values and slots as markers drawn afresh for each prompt, so that no content
+can become a control token or pass for a slot. Knows neither engines nor DSPy's LMs.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from promptflow import fields
+from promptflow.engine.request import Completion, Part, Sampling, Slot, Text
+from promptflow.errors import TemplateError, UnknownField
+from promptflow.signature import DEFAULT_LAYOUT, description_of, has_default_instructions, label_of
+
+DEFAULT = DEFAULT_LAYOUT
+FOLDER = Path(__file__).resolve().parent / "layouts"
+REASONING = frozenset({"reasoning", "rationale"})
+"""Outputs with a budget of their own, ``reasoning_tokens``."""
+
+Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How slots are decoded. Tokens are per slot; a constrained slot takes what its type needs."""
+
+    sampling: Sampling = Sampling()
+    max_tokens: int = 256
+    reasoning_tokens: int = 256
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What a template sees of a field; ``value`` is a marker for its text or its slot.
+
+    ``long`` tells that the text has more than one line. For the rest see ``fields.Shape``.
+    """
+
+    name: str
+    label: str
+    description: str
+    value: str
+    long: bool
+    kind: str = "text"
+    options: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    sketch: str = ""
+    quotes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a template sees of a demo: the fields that it has."""
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    role: str
+
+
+@dataclass(slots=True)
+class _Markers:
+    """Markers and what each stands for."""
+
+    secret: str = field(default_factory=lambda: secrets.token_hex(8))
+    meanings: list[str | _Turn | Slot] = field(default_factory=list)
+
+    def mark(self, meaning: str | _Turn | Slot) -> str:
+        """Return a fresh marker."""
+        self.meanings.append(meaning)
+        return f"\x00{self.secret}.{len(self.meanings) - 1}\x00"
+
+    def split(self, text: str, layout: str) -> Iterator[str | _Turn | Slot]:
+        """Return the text with what its markers mean. Raises TemplateError for a wrong use."""
+        counts = [0] * len(self.meanings)
+        for number, piece in enumerate(re.split(f"\x00{self.secret}\\.(\\d+)\x00", text)):
+            if number % 2:
+                counts[int(piece)] += 1
+                yield self.meanings[int(piece)]
+            elif self.secret in piece:
+                raise TemplateError(f"layout {layout!r} changes a value; write {{{{ field.value }}}}")
+            else:
+                yield piece
+        for meaning, count in zip(self.meanings, counts, strict=True):
+            if isinstance(meaning, Slot) and count != 1:
+                raise TemplateError(
+                    f"layout {layout!r} writes the slot of output {meaning.name!r} {count} times; "
+                    "write {{ field.value }} once for each field of outputs"
+                )
+            if isinstance(meaning, str) and not count:
+                raise TemplateError(f"layout {layout!r} leaves out the value {meaning[:40]!r}")
+
+
+def render(
+    signature: Any,
+    demos: Sequence[Mapping[str, Any]],
+    inputs: Mapping[str, Any],
+    scaffold: Scaffold,
+    *,
+    layout: str | Path = DEFAULT,
+    decoding: Decoding = Decoding(),
+) -> tuple[Part, ...]:
+    """Return a prompt with slots for the outputs that ``inputs`` does not hold.
+
+    ``layout`` is a bundled name or the path of a .jinja file. Raises UnsupportedType, UnknownField
+    and TemplateError.
+    """
+    markers = _Markers()
+    outputs = signature.output_fields
+    slots = _Slots(signature, inputs, decoding, markers)
+    made = {
+        "instructions": "" if has_default_instructions(signature) else signature.instructions,
+        "inputs": _shown_fields(signature.input_fields, inputs, markers),
+        "demos": [d for demo in demos if (d := _demo(signature, demo, markers))],
+        "outputs": tuple(slots.field(name, info) for name, info in outputs.items()),
+        "turn": lambda role: markers.mark(_Turn(role)),
+    }
+    text, stop = _rendered(str(layout), made)
+    pieces = list(markers.split(text, str(layout)))
+    return _assembled(pieces, scaffold, stop, str(layout))
+
+
+def read(signature: Any, completion: Completion) -> dict[str, Any]:
+    """Return the values of the outputs that were filled. Raises ParseError or its error."""
+    if completion.error is not None:
+        raise completion.error
+    outputs = signature.output_fields
+    fills = completion.fills
+    return {name: fields.read_fill(name, outputs[name], fills[name]) for name in outputs if name in fills}
+
+
+def find_layout(layout: str | Path) -> Path:
+    """Return the file of a layout. Raises TemplateError naming the bundled ones."""
+    name = str(layout)
+    path = Path(name) if "/" in name or name.endswith(".jinja") else FOLDER / f"{name}.jinja"
+    if not path.is_file():
+        bundled = ", ".join(sorted(known.stem for known in FOLDER.glob("*.jinja")))
+        raise TemplateError(f"no layout {name!r}; use {bundled}, or the path of a .jinja file")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """Makes the output fields of one prompt."""
+
+    signature: Any
+    inputs: Mapping[str, Any]
+    decoding: Decoding
+    markers: _Markers
+
+    def field(self, name: str, info: Any) -> Field:
+        """Return an output with its slot, or with its text where the inputs hold it."""
+        shape = fields.shape_of(name, info.annotation, info.metadata)
+        if name in self.inputs:
+            text = fields.output_text(self.inputs[name], info.annotation, info.metadata)
+            return _field(name, info, text, self.markers, shape)
+        constraint = fields.constraint_of(name, info.annotation, info.metadata, self.inputs)
+        default = self.decoding.max_tokens
+        if name in REASONING:
+            default = self.decoding.reasoning_tokens
+        slot = Slot(
+            name,
+            constraint,
+            max_tokens=shape.tokens or default,
+            stop=() if constraint else self._labels(),
+            sampling=self.decoding.sampling,
+            logprobs=self.decoding.logprobs,
+        )
+        return _field(name, info, slot, self.markers, shape)
+
+    def _labels(self) -> tuple[str, ...]:
+        """Return the labels of all fields as stops: what follows one is not this field's."""
+        labels = (label_of(info) for info in self.signature.fields.values())
+        return tuple(f"\n{label}" for label in labels if label)
+
+
+def _field(
+    name: str, info: Any, value: str | Slot, markers: _Markers, shape: fields.Shape
+) -> Field:
+    return Field(
+        name,
+        label_of(info),
+        description_of(name, info),
+        markers.mark(value),
+        isinstance(value, str) and "\n" in value,
+        shape.kind,
+        shape.options,
+        shape.low,
+        shape.high,
+        shape.sketch,
+        shape.quotes,
+    )
+
+
+_PLAIN = fields.Shape()
+
+
+def _shown_fields(
+    infos: Mapping[str, Any], values: Mapping[str, Any], markers: _Markers
+) -> tuple[Field, ...]:
+    if missing := [name for name in infos if name not in values]:
+        raise UnknownField(f"the inputs {missing} are missing; give each of {list(infos)}")
+    return tuple(
+        _field(name, info, fields.to_text(values[name]), markers, _PLAIN)
+        for name, info in infos.items()
+    )
+
+
+def _demo(signature: Any, demo: Mapping[str, Any], markers: _Markers) -> Demo | None:
+    """Return what a demo has of the signature; None where it lacks all inputs or all outputs."""
+    held = {name: demo[name] for name in demo.keys() if demo[name] is not None}  # noqa: SIM118
+    inputs = {n: info for n, info in signature.input_fields.items() if n in held}
+    outputs = {n: info for n, info in signature.output_fields.items() if n in held}
+    if not inputs or not outputs:
+        return None
+    return Demo(
+        _shown_fields(inputs, held, markers),
+        tuple(
+            _field(
+                name,
+                info,
+                fields.output_text(held[name], info.annotation, info.metadata),
+                markers,
+                _PLAIN,
+            )
+            for name, info in outputs.items()
+        ),
+    )
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+_ENVIRONMENT.globals.clear()
+
+
+@functools.lru_cache(maxsize=64)
+def _template(path: Path, mtime_ns: int) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(path.read_text(encoding="utf-8"))
+
+
+def _rendered(layout: str, context: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a layout and the stops that it sets."""
+    path = find_layout(layout)
+    try:
+        module = _template(path, path.stat().st_mtime_ns).make_module(dict(context))
+        return str(module), tuple(getattr(module, "stop", ()))
+    except (jinja2.TemplateError, TypeError, ValueError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise TemplateError(f"layout {where}: {error}") from error
+
+
+def _assembled(
+    pieces: Sequence[str | _Turn | Slot], scaffold: Scaffold, stop: tuple[str, ...], layout: str
+) -> tuple[Part, ...]:
+    """Join content with the chat template's own texts around it."""
+    roles = [piece.role for piece in pieces if isinstance(piece, _Turn)]
+    # The model speaks next: the texts of the template end where its turn opens.
+    texts = iter(scaffold(roles[:-1] if roles[-1:] == ["assistant"] else roles) if roles else ())
+    parts: list[Part] = []
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, _Turn):
+            _append(parts, Text(next(texts), trusted=True))
+        elif isinstance(piece, Slot):
+            parts.append(_led(parts, piece, stop))
+        elif piece:
+            if roles and number == 0:
+                raise TemplateError(f"layout {layout!r}: the text {piece[:40]!r} is in no turn")
+            _append(parts, Text(piece))
+    for text in texts:
+        _append(parts, Text(text, trusted=True))
+    return tuple(parts)
+
+
+def _append(parts: list[Part], text: Text) -> None:
+    last = parts[-1] if parts else None
+    if isinstance(last, Text) and last.trusted == text.trusted:
+        parts[-1] = Text(last.text + text.text, text.trusted)
+    elif text.text:
+        parts.append(text)
+
+
+def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...]) -> Slot:
+    """Return the slot with the spaces before it as its lead, and take them from the text.
+
+    Tokenizers join a space with the word that follows it.
+    """
+    lead = ""
+    last = parts[-1] if parts else None
+    if isinstance(last, Text) and not last.trusted:
+        text = last.text.rstrip(" ")
+        lead = last.text[len(text) :]
+        if text:
+            parts[-1] = Text(text)
+        elif lead:
+            parts.pop()
+    stops = slot.stop if slot.constraint else (*slot.stop, *stop)
+    return Slot(
+        slot.name,
+        slot.constraint,
+        slot.max_tokens,
+        stops,
+        slot.stop_tokens,
+        lead,
+        slot.sampling,
+        slot.logprobs,
+        slot.ignore_eos,
+    )
