@@ -11,6 +11,7 @@ from promptflow.storage.files import (
     cache_dir,
     canonical,
     lock,
+    move,
     operation,
     read_json,
     remove_folder,
@@ -22,6 +23,7 @@ from promptflow.storage.files import (
     write_text,
     writing,
 )
+from promptflow.storage.hashes import recall_sha256, remember_sha256, sha256_cached
 from promptflow.storage.toml import toml_dumps
 
 __all__ = [
@@ -34,11 +36,15 @@ __all__ = [
     "document_names",
     "find_document",
     "lock",
+    "move",
     "operation",
     "read_json",
+    "recall_sha256",
+    "remember_sha256",
     "remove_folder",
     "replace_folder",
     "sha256_bytes",
+    "sha256_cached",
     "sha256_of",
     "sqlite_errors",
     "toml_dumps",

@@ -187,8 +187,23 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def move(source: str | Path, target: str | Path) -> None:
+    """Put a file or folder in the place of ``target``, on the same disk, atomically and durably."""
+    source, target = Path(source), Path(target)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sync_tree(source)
+        operation()
+        old = _swap(source, target)
+        operation()
+        _sync_folder(target.parent)
+        if old is not None:
+            operation()
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def _swap(new: Path, target: Path) -> Path | None:
-    if not target.exists():
+    if not (new.is_dir() and target.exists()):
         os.replace(new, target)
         return None
     exchange: Callable[..., int] | None = getattr(ctypes.CDLL(None), "renameat2", None)

@@ -1,0 +1,156 @@
+"""The entries of models.toml: what each model is and where it can come from."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from promptflow import storage
+from promptflow.errors import ModelError
+
+BUNDLED = Path(__file__).with_name("models.toml")
+COUNTED = re.compile(r"\{(\d+)\.\.(\d+)\}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "path")
+LISTS = ("hub_files", "wheels")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the catalogue; ``sha256`` and ``size`` (bytes) are those of ``file``."""
+
+    name: str
+    kind: Literal["gguf", "embedder"]
+    file: str
+    sha256: str
+    size: int
+    licence: str = "unknown"
+    hub: str = ""
+    hub_files: tuple[str, ...] = ()
+    wheels: tuple[str, ...] = ()
+    member: str = ""
+    path: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is used from ``path``, which is never written to."""
+        return bool(self.path) and (Path(self.path).exists() or not (self.hub or self.wheels))
+
+    @property
+    def place(self) -> Path:
+        """The file of a GGUF, or the folder of an embedder, whether it is there or not."""
+        if self.is_local:
+            return Path(self.path)
+        folder = storage.cache_dir() / "models" / self.name
+        return folder / self.file if self.kind == "gguf" else folder
+
+    @property
+    def hashed(self) -> Path:
+        """The file whose hash is ``sha256``."""
+        return self.place if self.kind == "gguf" else self.place / self.file
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where it can come from, in the order they are tried."""
+        wheels = f"wheels {self.wheels[0]}" if self.wheels else ""
+        if len(self.wheels) > 1:
+            wheels += f" to {self.wheels[-1]}"
+        found = (self.path and f"path {self.path}", self.hub and f"hub {self.hub}", wheels)
+        return tuple(source for source in found if source)
+
+
+def user_file() -> Path:
+    """Return the path of the user's own catalogue, whether it is there or not."""
+    return Path(platformdirs.user_config_dir("promptflow")) / "models.toml"
+
+
+def models() -> dict[str, Model]:
+    """Return the catalogue by name: bundled, then the user's own file, then ./models.toml.
+
+    Raises ModelError for a file that cannot be read, with its field.
+    """
+    found: dict[str, Model] = {}
+    for path in (BUNDLED, user_file(), Path("models.toml")):
+        if path.is_file():
+            found |= _read(path)
+    return found
+
+
+def _read(path: Path) -> dict[str, Model]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a catalogue of models: {error}") from error
+    return {name: _model(path, name, table) for name, table in tables.items()}
+
+
+def _model(path: Path, name: str, table: Any) -> Model:
+    if why := _wrong(name, table):
+        raise ModelError(f"{path}: model {name!r}: {why}. See {BUNDLED} for examples.")
+    kind = table.get("kind", "gguf")
+    local = ""
+    if "path" in table:
+        local = str(path.parent.absolute() / Path(table["path"]).expanduser())
+    usual = Path(local).name if kind == "gguf" else "model.safetensors"
+    file = table.get("file", usual)
+    return Model(
+        name=name,
+        kind=kind,
+        file=file,
+        sha256=table.get("sha256", ""),
+        size=table.get("size", 0),
+        licence=table.get("licence", "unknown"),
+        hub=table.get("hub", ""),
+        hub_files=tuple(table.get("hub_files", [file] if "hub" in table else [])),
+        wheels=tuple(one for text in table.get("wheels", []) for one in _counted(text)),
+        member=table.get("member", ""),
+        path=local,
+    )
+
+
+def _wrong(name: str, table: Any) -> str:
+    """Say what is wrong with an entry; nothing if all is well."""
+    if not isinstance(table, dict):
+        return "not a table; write it as a section in [brackets]"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+        return "a name is letters, digits and . + - _"
+    for field, value in table.items():
+        if field in TEXTS and not isinstance(value, str):
+            return f"{field} is {value!r}, not text"
+        if field in LISTS and not (isinstance(value, list) and all(type(x) is str for x in value)):
+            return f"{field} is {value!r}, not a list of text"
+        if field == "size" and type(value) is not int:
+            return f"size is {value!r}, not a number of bytes"
+        if field not in (*TEXTS, *LISTS, "size"):
+            return f"unknown field {field!r}; the fields are {', '.join((*TEXTS, *LISTS, 'size'))}"
+    return _lacking(table)
+
+
+def _lacking(table: dict[str, Any]) -> str:
+    if table.get("kind", "gguf") not in ("gguf", "embedder"):
+        return f"kind is {table['kind']!r}; it is 'gguf' or 'embedder'"
+    if not {"path", "hub", "wheels"} & set(table):
+        return "no source; give path, hub or wheels"
+    if ("hub" in table or "wheels" in table) and not {"file", "size", "sha256"} <= set(table):
+        return "file, size and sha256 are needed beside hub or wheels"
+    if "sha256" in table and not SHA256.fullmatch(table["sha256"]):
+        return "sha256 is not 64 small hexadecimal digits"
+    if "/" in table.get("file", "") or table.get("file", "").startswith("."):
+        return "file is a name, not a path"
+    if "wheels" in table and "member" not in table:
+        return "member is needed beside wheels"
+    return ""
+
+
+def _counted(text: str) -> Iterator[str]:
+    if match := COUNTED.search(text):
+        for number in range(int(match[1]), int(match[2]) + 1):
+            yield text.replace(match[0], str(number))
+    else:
+        yield text
