@@ -6,6 +6,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
+MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,7 +42,7 @@ clean:
 
 $(STEPS):
 	@if $(MAKE) -q $(DONE)/$@; then echo "[skip] $@: done"; \
-	else echo "[$@]" && $(MAKE) --no-print-directory $(DONE)/$@; fi
+	else echo "[$@]" && $(MAKE) $(DONE)/$@; fi
 
 $(DONE)/environment:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "promptflow needs Python 3.11 or newer: make PYTHON=python3.12 demo")'
@@ -64,7 +65,7 @@ llama_flags = $(CMAKE_ARGS)
 llama_cache = --no-cache-dir
 endif
 $(DONE)/llama: $(DONE)/environment constraints.txt
-	@echo "building llama.cpp takes about 11 minutes on 2 cores the first time; log: $(VENV)/llama.log"
+	@echo "llama.cpp is built once, about 11 minutes on 2 cores; log: $(VENV)/llama.log"
 	@export CMAKE_ARGS="$(llama_flags)"; \
 	$(BIN)/pip install -v $(llama_cache) -c constraints.txt llama-cpp-python 2>&1 \
 	| tee $(VENV)/llama.log | awk '/^ *\[[0-9]+\/[0-9]+\]/ && ++n % 20 == 1 { print "  " $$1; fflush() }' \

@@ -23,21 +23,23 @@ def models_list(as_json: Json = False) -> None:
     """List the catalogue."""
     from promptflow import catalog
 
-    rows = []
-    for name, model in catalog.models().items():
-        try:
-            path: str | None = str(catalog.locate(name))
-        except PromptflowError:
-            path = None
-        rows.append({"name": name, **dataclasses.asdict(model), "path": path})
+    found = catalog.listing()
     if as_json:
-        print_json(rows)
+        print_json([dataclasses.asdict(model) for model in found])
         return
+    states = {True: "verified", False: "OTHER BYTES", None: "here"}
     print_rows(
-        ["name", "kind", "size", "licence", "here"],
+        ["name", "kind", "size", "licence", "state", "sources"],
         [
-            [r["name"], r["kind"], f"{r['size'] / 1e6:,.0f} MB", r["licence"], r["path"] or "no"]
-            for r in rows
+            [
+                m.name,
+                m.kind,
+                f"{m.size / 1e6:,.0f} MB",
+                m.licence,
+                states[m.verified] if m.present else "not here",
+                ", ".join(m.sources),
+            ]
+            for m in found
         ],
     )
 
@@ -73,14 +75,16 @@ def models_verify(names: Annotated[list[str] | None, typer.Argument()] = None) -
     """
     from promptflow import catalog
 
-    for name in names or list(catalog.models()):
-        if not names:
-            try:
-                catalog.locate(name)
-            except PromptflowError:
-                continue
-        catalog.verify(name)
-        print(f"{name}: as published")
+    damaged = False
+    for name in names or [model.name for model in catalog.listing() if model.present]:
+        try:
+            catalog.verify(name)
+            print(f"{name}: as published")
+        except PromptflowError as error:
+            damaged = True
+            typer.echo(f"error: {error}", err=True)
+    if damaged:
+        raise typer.Exit(2)
 
 
 @index.command("list")
