@@ -140,7 +140,9 @@ def from_text(
     except (ValidationError, ValueError) as error:
         fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         why = "ran out of tokens; raise max_tokens" if cut else fault
-        raise ParseError(f"output {name!r}: {text[:80]!r} is no {_shown(annotation)}: {why}") from error
+        raise ParseError(
+            f"output {name!r}: {text[:80]!r} is no {_shown(annotation)}: {why}"
+        ) from error
 
 
 def _read(annotation: Any, metadata: Sequence[Any], text: str, shape: Shape, cut: bool) -> Any:

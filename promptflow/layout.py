@@ -28,6 +28,7 @@ FOLDER = Path(__file__).resolve().parent / "layouts"
 REASONING = frozenset({"reasoning", "rationale"})
 """Outputs with a budget of their own, ``reasoning_tokens``."""
 
+GREEDY = Sampling()
 Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
 
@@ -35,10 +36,13 @@ Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 class Decoding:
     """How slots are decoded. Tokens are per slot; a constrained slot takes what its type needs."""
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     max_tokens: int = 256
     reasoning_tokens: int = 256
     logprobs: int | None = None
+
+
+_DECODING = Decoding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,9 @@ class _Markers:
                 counts[int(piece)] += 1
                 yield self.meanings[int(piece)]
             elif self.secret in piece:
-                raise TemplateError(f"layout {layout!r} changes a value; write {{{{ field.value }}}}")
+                raise TemplateError(
+                    f"layout {layout!r} changes a value; write {{{{ field.value }}}}"
+                )
             else:
                 yield piece
         for meaning, count in zip(self.meanings, counts, strict=True):
@@ -114,21 +120,28 @@ def render(
     scaffold: Scaffold,
     *,
     layout: str | Path = DEFAULT,
-    decoding: Decoding = Decoding(),
+    decoding: Decoding = _DECODING,
+    until: str | None = None,
 ) -> tuple[Part, ...]:
     """Return a prompt with slots for the outputs that ``inputs`` does not hold.
 
-    ``layout`` is a bundled name or the path of a .jinja file. Raises UnsupportedType, UnknownField
-    and TemplateError.
+    ``layout`` is a bundled name or the path of a .jinja file; ``until`` the last output to write.
+    Raises UnsupportedType, UnknownField and TemplateError.
     """
     markers = _Markers()
-    outputs = signature.output_fields
+    outputs = list(signature.output_fields.items())
+    names = [name for name, _ in outputs]
+    if until is not None and until not in names:
+        raise UnknownField(f"there is no output {until!r} to stop after; the outputs are {names}")
+    written = outputs if until is None else outputs[: names.index(until) + 1]
     slots = _Slots(signature, inputs, decoding, markers)
     made = {
         "instructions": "" if has_default_instructions(signature) else signature.instructions,
         "inputs": _shown_fields(signature.input_fields, inputs, markers),
         "demos": [d for demo in demos if (d := _demo(signature, demo, markers))],
-        "outputs": tuple(slots.field(name, info) for name, info in outputs.items()),
+        "outputs": tuple(slots.field(name, info) for name, info in written),
+        "fields": tuple(_described(name, info) for name, info in outputs),
+        "reasons": bool(REASONING & set(names)),
         "turn": lambda role: markers.mark(_Turn(role)),
     }
     text, stop = _rendered(str(layout), made)
@@ -142,7 +155,7 @@ def read(signature: Any, completion: Completion) -> dict[str, Any]:
         raise completion.error
     outputs = signature.output_fields
     fills = completion.fills
-    return {name: fields.read_fill(name, outputs[name], fills[name]) for name in outputs if name in fills}
+    return {n: fields.read_fill(n, outputs[n], fills[n]) for n in outputs if n in fills}
 
 
 def find_layout(layout: str | Path) -> Path:
@@ -190,14 +203,20 @@ class _Slots:
         return tuple(f"\n{label}" for label in labels if label)
 
 
+def _described(name: str, info: Any) -> Field:
+    """Return an output without a value, for the part of a prompt that says what is wanted."""
+    shape = fields.shape_of(name, info.annotation, info.metadata)
+    return _field(name, info, "", None, shape)
+
+
 def _field(
-    name: str, info: Any, value: str | Slot, markers: _Markers, shape: fields.Shape
+    name: str, info: Any, value: str | Slot, markers: _Markers | None, shape: fields.Shape
 ) -> Field:
     return Field(
         name,
         label_of(info),
         description_of(name, info),
-        markers.mark(value),
+        markers.mark(value) if markers else "",
         isinstance(value, str) and "\n" in value,
         shape.kind,
         shape.options,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pydantic_core
 
@@ -81,12 +81,15 @@ def bounded(schema: Mapping[str, Any], where: str, budget: int) -> tuple[Schema,
     Where even the tightest do not fit, the type's own limits are larger, and they win. Raises
     UnsupportedType naming ``where``.
     """
+    made: Schema | None = None
+    cost = 0
     for limits in TIGHTER:
         made = _Bounding(schema.get("$defs", {}), where, limits).visit(schema, ())
         if made is None:
             raise UnsupportedType(f"{where}: its values contain themselves without end")
         if (cost := tokens(made)) <= budget:
             break
+    assert made is not None
     return made, cost
 
 
@@ -205,7 +208,7 @@ def _limits(schema: Mapping[str, Any]) -> Schema:
     return made
 
 
-def tokens(schema: Any) -> int:
+def tokens(schema: Schema | Literal[False]) -> int:
     """Return how many tokens a value can take, at one a character of text."""
     if schema is False:
         return 0
@@ -221,7 +224,8 @@ def tokens(schema: Any) -> int:
         case "array":
             first = schema.get("prefixItems", [])
             rest = schema["maxItems"] - len(first)
-            return 2 + sum(tokens(s) + 1 for s in first) + rest * (tokens(schema["items"]) + 1)
+            each = tokens(schema["items"]) + 1
+            return 2 + sum(tokens(s) + 1 for s in first) + int(rest) * each
         case "object":
             fixed = sum(len(n) // 2 + 4 + tokens(s) for n, s in schema["properties"].items())
             free = max((tokens(s) for s in schema.get("patternProperties", {}).values()), default=0)

@@ -128,7 +128,7 @@ def dump_document(document: Document) -> str:
         tables["layout"] = document.layout
     tables["inputs"] = {name: _field_text(name, f) for name, f in made.input_fields.items()}
     tables["outputs"] = {name: _field_text(name, f) for name, f in made.output_fields.items()}
-    labels = {n: label_of(f) for n, f in made.fields.items() if label_of(f) != _plain_label(n)}
+    labels = {n: label_of(f) for n, f in made.fields.items() if label_of(f) != plain_label(n)}
     if labels:
         tables["labels"] = labels
     tables |= document.extra
@@ -158,7 +158,8 @@ def has_default_instructions(made: Any) -> bool:
     return not made.instructions or bool(_DEFAULT_INSTRUCTIONS.fullmatch(made.instructions))
 
 
-def _plain_label(name: str) -> str:
+def plain_label(name: str) -> str:
+    """Return the label that a field has where nobody wrote one: ``Answer:``."""
     from dspy.signatures.signature import infer_prefix
 
     return f"{infer_prefix(name)}:"
@@ -211,6 +212,16 @@ def _described(name: str, text: Any, types: Mapping[str, Any]) -> tuple[Any, str
     """Split ``type: description`` at the first colon outside brackets and quotes."""
     if not isinstance(text, str):
         raise SignatureError(f"field {name!r}: expected text as in 'str: what it is', got {text!r}")
+    end = _top_level_colon(text)
+    source, description = text[:end].strip(), text[end + 1 :].strip()
+    try:
+        tree = ast.parse(source or "str", mode="eval").body
+    except SyntaxError as error:
+        raise SignatureError(f"field {name!r}: cannot read the type {source!r}") from error
+    return _type(tree, types), description
+
+
+def _top_level_colon(text: str) -> int:
     depth, quote = 0, ""
     for position, char in enumerate(text):
         if quote:
@@ -222,15 +233,8 @@ def _described(name: str, text: Any, types: Mapping[str, Any]) -> tuple[Any, str
         elif char in "])":
             depth -= 1
         elif char == ":" and not depth:
-            break
-    else:
-        position = len(text)
-    source, description = text[:position].strip(), text[position + 1 :].strip()
-    try:
-        tree = ast.parse(source or "str", mode="eval").body
-    except SyntaxError as error:
-        raise SignatureError(f"field {name!r}: cannot read the type {source!r}") from error
-    return _type(tree, types), description
+            return position
+    return len(text)
 
 
 def _made(
@@ -321,7 +325,8 @@ def _subscript(outer: Any, inside: ast.expr, named: Mapping[str, Any]) -> Any:
     if outer is Literal:
         return Literal[tuple(ast.literal_eval(node) for node in nodes)]
     if outer is Quote:
-        return Quote[nodes[0].id if isinstance(nodes[0], ast.Name) else ast.literal_eval(nodes[0])]
+        named_field = nodes[0].id if isinstance(nodes[0], ast.Name) else ast.literal_eval(nodes[0])
+        return Annotated[str, Quote(named_field)]
     arms = tuple(
         ... if isinstance(n, ast.Constant) and n.value is ... else _type(n, named) for n in nodes
     )

@@ -1,5 +1,17 @@
 """Techniques as modules: each is an ordinary DSPy module whose work is a flow."""
 
+from promptflow.modules.judge import Judge
 from promptflow.modules.predict import Predict
+from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
+from promptflow.modules.tree import TreeOfThoughts
+from promptflow.modules.voting import BestOf, SelfConsistency
 
-__all__ = ["Predict"]
+__all__ = [
+    "BestOf",
+    "ChainOfThought",
+    "Judge",
+    "Predict",
+    "SelfConsistency",
+    "TreeOfThoughts",
+    "ZeroShotCoT",
+]

@@ -17,11 +17,12 @@ from promptflow.lm import sampling_of, seed_of
 from promptflow.signature import document_of
 
 
-class Predict(dspy.Predict):  # type: ignore[misc]
+class Predict(dspy.Predict):
     """A ``dspy.Predict`` whose output cannot fail to parse, and which costs one call.
 
     ``signature`` is a string, the name or path of a document, or a class. ``sampling`` and
-    ``layout`` left out come from the document, then from the LM. Raises SignatureError.
+    ``layout`` left out come from the document, then from the LM. Outputs after ``until`` are not
+    written. Raises SignatureError.
 
     >>> predict = Predict("question -> answer, sure: bool")
     >>> sorted(predict.signature.output_fields)
@@ -37,6 +38,7 @@ class Predict(dspy.Predict):  # type: ignore[misc]
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         reasoning_tokens: int | None = None,
+        until: str | None = None,
         **config: Any,
     ) -> None:
         document = document_of(signature)
@@ -46,6 +48,7 @@ class Predict(dspy.Predict):  # type: ignore[misc]
         self.sampling = sampling
         self.max_tokens = max_tokens
         self.reasoning_tokens = reasoning_tokens
+        self.until = until
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings as JSON data, without signature and demos."""
@@ -54,6 +57,7 @@ class Predict(dspy.Predict):  # type: ignore[misc]
             "sampling": to_wire(self.sampling),
             "max_tokens": self.max_tokens,
             "reasoning_tokens": self.reasoning_tokens,
+            "until": self.until,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -1,0 +1,23 @@
+"""Flows: programs written as generators, and the loop that answers them in batches.
+
+A flow yields a list of calls and is sent the list of their predictions; what it returns is the
+result. Many flows advance in lockstep: the calls that all of them wait for go to the engine as one
+batch, so the composition of a batch follows from the inputs and the seed alone.
+"""
+
+from promptflow.flow.call import Attempts, Call, Order, Prediction, answer, request_of
+from promptflow.flow.drive import Flow, Module, run, run_many, together
+
+__all__ = [
+    "Attempts",
+    "Call",
+    "Flow",
+    "Module",
+    "Order",
+    "Prediction",
+    "answer",
+    "request_of",
+    "run",
+    "run_many",
+    "together",
+]

@@ -1,0 +1,25 @@
+"""Local models as DSPy language models: the only package that knows DSPy's LM contract."""
+
+from promptflow.lm.adapter import SlotAdapter, configure
+from promptflow.lm.local import LocalLM, load
+from promptflow.lm.record import (
+    decoding_of,
+    prompt_text,
+    record_call,
+    sampling_of,
+    seed_of,
+    trace_call,
+)
+
+__all__ = [
+    "LocalLM",
+    "SlotAdapter",
+    "configure",
+    "decoding_of",
+    "load",
+    "prompt_text",
+    "record_call",
+    "sampling_of",
+    "seed_of",
+    "trace_call",
+]

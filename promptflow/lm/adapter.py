@@ -1,0 +1,113 @@
+"""``SlotAdapter``: plain DSPy modules on local models, through the same layouts as our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from promptflow import layout
+from promptflow.engine.request import Completion, Part, Request
+from promptflow.errors import ContextOverflow
+from promptflow.lm.local import LocalLM, load
+from promptflow.lm.record import decoding_of, record_call, seed_of
+
+
+class SlotAdapter(dspy.Adapter):
+    """The DSPy adapter whose answers cannot fail to parse, with one model call each.
+
+    Falls back to ``dspy.ChatAdapter`` for LMs that are not local.
+    """
+
+    def __init__(self, layout: str | Path = layout.DEFAULT, callbacks: Any = None) -> None:
+        super().__init__(callbacks=callbacks)
+        self.layout = layout
+
+    def __call__(
+        self,
+        lm: Any,
+        lm_kwargs: dict[str, Any],
+        signature: Any,
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Fill the outputs of a signature, ``n`` times where ``lm_kwargs`` says so."""
+        if not isinstance(lm, LocalLM):
+            plain: list[dict[str, Any]] = dspy.ChatAdapter()(
+                lm, lm_kwargs, signature, demos, inputs
+            )
+            return plain
+        config = {**lm.kwargs, **lm_kwargs}
+        signature, demos, inputs = _without_history(signature, demos, inputs)
+        known = {k: v for k, v in inputs.items() if k in signature.input_fields}
+        for name in signature.input_fields:
+            known.setdefault(name, None)
+        parts = layout.render(
+            signature,
+            demos,
+            known,
+            lm.text_engine.scaffold,
+            layout=self.layout,
+            decoding=decoding_of(config),
+        )
+        return [layout.read(signature, done) for done in _samples(lm, parts, config)]
+
+    async def acall(
+        self,
+        lm: Any,
+        lm_kwargs: dict[str, Any],
+        signature: Any,
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Do the same in a thread; the context's settings go with it."""
+        if not isinstance(lm, LocalLM):
+            plain: list[dict[str, Any]] = await dspy.ChatAdapter().acall(
+                lm, lm_kwargs, signature, demos, inputs
+            )
+            return plain
+        return await asyncio.to_thread(self, lm, lm_kwargs, signature, demos, inputs)
+
+
+def configure(lm: LocalLM | str | Path) -> LocalLM:
+    """Make a model and ``SlotAdapter`` DSPy's defaults, and return the LM.
+
+    DSPy's disk cache is switched off: it pickles, and it cannot tell engines apart.
+    """
+    chosen = lm if isinstance(lm, LocalLM) else load(lm)
+    dspy.configure_cache(enable_disk_cache=False)
+    dspy.configure(lm=chosen, adapter=SlotAdapter())
+    return chosen
+
+
+def _samples(lm: LocalLM, parts: tuple[Part, ...], config: Mapping[str, Any]) -> list[Completion]:
+    n = config.get("n") or 1
+    seed = seed_of(config.get("seed"), config.get("rollout_id"))
+    requests = [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]
+    completions = lm.text_engine.generate(requests)
+    for request, completion in zip(requests, completions, strict=True):
+        if isinstance(completion.error, ContextOverflow):
+            # ReAct shortens its history on this one.
+            raise dspy.ContextWindowExceededError(
+                model=lm.model, message=str(completion.error)
+            ) from completion.error
+        if completion.error is not None:
+            raise completion.error
+        record_call(lm, request, completion)
+    return completions
+
+
+def _without_history(
+    signature: Any, demos: Sequence[Any], inputs: Mapping[str, Any]
+) -> tuple[Any, list[Any], dict[str, Any]]:
+    """Turn a ``dspy.History`` input into demos: the turns before this one."""
+    for name, info in signature.input_fields.items():
+        if info.annotation is dspy.History:
+            past = inputs.get(name)
+            rest = {key: value for key, value in inputs.items() if key != name}
+            turns = list(past.messages) if past is not None else []
+            return signature.delete(name), [*demos, *turns], rest
+    return signature, list(demos), dict(inputs)

@@ -1,0 +1,109 @@
+"""``LocalLM``: an engine in this process as a ``dspy.LM``, loaded once and shared by all copies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy import lm15
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+
+from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.request import TextEngine
+from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
+
+
+class LocalLM(dspy.LM):
+    """A DSPy LM on an engine in this process; greedy unless ``temperature`` says otherwise.
+
+    A sampled call is a function of its prompt, ``seed`` and ``rollout_id``: the same three give the
+    same text. ``source`` is the model that ``load`` was given; without one the LM cannot be saved.
+    """
+
+    def __init__(self, engine: TextEngine, *, source: str = "", **kwargs: Any) -> None:
+        chat = ChatEngine(engine)
+        self.text_engine = engine
+        self.source = source
+        kwargs.setdefault("cache", False)
+        super().__init__(
+            f"promptflow/{engine.info.identity}",
+            engine=chat,
+            async_engine=AsyncChatEngine(chat),
+            **kwargs,
+        )
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Call the model as DSPy does; unknown options raise."""
+        return super().__call__(prompt, messages=messages, **self._options(prompt, kwargs))
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Call the model from async code."""
+        options = self._options(prompt, kwargs)
+        return await super().acall(prompt, messages=messages, **options)
+
+    def _options(self, prompt: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Move what DSPy drops or refuses into ``metadata``, which it passes on."""
+        if isinstance(prompt, lm15.Request):
+            return dict(kwargs)
+        given = {**self.kwargs, **kwargs}
+        own = {name: given[name] for name in _OWN_OPTIONS if given.get(name) is not None}
+        hidden = {name: None for name in _REFUSED if name in given}
+        if not own:
+            return {**kwargs, **hidden}
+        return {**kwargs, **hidden, "metadata": {**(given.get("metadata") or {}), CHANNEL: own}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalLM:
+        """Return itself: copies of a program share the model."""
+        return self
+
+    def dump_state(self) -> dict[str, Any]:
+        """Return what ``load_state`` needs: the model's name or path, options and settings."""
+        if not self.source:
+            raise TypeError("this LM was made around an engine; save the program without it")
+        options = getattr(self.text_engine, "options", DEFAULTS)
+        return {
+            LM_CLASS_STATE_KEY: f"{type(self).__module__}.{type(self).__qualname__}",
+            "source": self.source,
+            "options": asdict(options),
+            "identity": self.text_engine.info.identity,
+            "kwargs": {k: v for k, v in self.kwargs.items() if v is not None},
+        }
+
+    @classmethod
+    def load_state(
+        cls, state: Mapping[str, Any], *, allow_custom_lm_class: bool = False
+    ) -> LocalLM:
+        """Return the LM that ``dump_state`` described; one engine serves all that are equal."""
+        loaded = load(state["source"], options=EngineOptions(**state["options"]))
+        copied: LocalLM = loaded.copy(**state["kwargs"])
+        return copied
+
+
+_REFUSED = ("min_p", "repetition_penalty")
+_OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
+
+DEFAULTS = EngineOptions()
+_loaded: dict[tuple[str, EngineOptions], LocalLM] = {}
+_loading = threading.Lock()
+
+
+def load(
+    model: str | Path, *, options: EngineOptions = DEFAULTS, engine: TextEngine | None = None
+) -> LocalLM:
+    """Return the LM of a catalogue name or of a GGUF file; equal arguments share one engine.
+
+    ``engine`` takes the place of loading. Raises ModelNotFound and ModelInvalid.
+    """
+    if engine is not None:
+        return LocalLM(engine, source=str(model))
+    path = Path(model).expanduser()
+    key = (str(path.resolve()) if path.exists() else str(model), options)
+    with _loading:
+        held = _loaded.get(key)
+        if held is None or getattr(held.text_engine, "closed", False):
+            _loaded[key] = held = LocalLM(Engine(model, options), source=str(model))
+        return held

@@ -1,0 +1,101 @@
+"""What DSPy's keyword arguments ask for, and what its own calls leave behind.
+
+Usage goes to the usage tracker, the call to the histories, and a step to the trace, so that DSPy's
+optimizers and ``inspect_history`` see calls that did not go through ``dspy.LM``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import dspy
+from dspy.clients.base_lm import record_history
+
+from promptflow import layout
+from promptflow.engine.request import Completion, Fill, Part, Request, Sampling, Slot, Text
+
+
+def sampling_of(config: Mapping[str, Any]) -> Sampling:
+    """Return the sampling that DSPy's keyword arguments describe; greedy where they are silent."""
+    names = Sampling.__dataclass_fields__
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    if (bias := given.get("logit_bias")) is not None:
+        given["logit_bias"] = tuple((int(token), float(value)) for token, value in bias.items())
+    return Sampling(**given)
+
+
+def decoding_of(config: Mapping[str, Any]) -> layout.Decoding:
+    """Return the decoding that DSPy's keyword arguments describe."""
+    decoding = layout.Decoding(sampling=sampling_of(config))
+    if max_tokens := config.get("max_tokens"):
+        decoding = replace(decoding, max_tokens=int(max_tokens), reasoning_tokens=int(max_tokens))
+    return decoding
+
+
+def seed_of(*path: int | str | None) -> int:
+    """Return a 63-bit seed that depends on every step of a path, and on nothing else."""
+    digest = hashlib.sha256(repr(path).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def record_call(lm: Any, request: Request, completion: Completion) -> dict[str, Any]:
+    """Leave a call in DSPy's usage tracker and histories; return its usage by model."""
+    settings = dspy.settings
+    usage = completion.usage
+    written = usage.generated + usage.forced
+    entry = {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": written,
+        "total_tokens": usage.prompt + written,
+        "prompt_tokens_details": {"cached_tokens": usage.reused},
+    }
+    if settings.usage_tracker:
+        settings.usage_tracker.add_usage(lm.model, entry)
+    if not settings.disable_history:
+        first = next(i for i, part in enumerate(request.parts) if isinstance(part, Slot))
+        record_history(
+            lm,
+            {
+                "prompt": prompt_text(request.parts),
+                "messages": [{"role": "user", "content": prompt_text(request.parts)}],
+                "kwargs": {"seed": request.seed},
+                "response": completion,
+                "outputs": [prompt_text(request.parts[first:], completion.fills)],
+                "usage": entry,
+                "cost": None,
+                "timestamp": datetime.datetime.now().isoformat(),
+                "uuid": str(uuid.uuid4()),
+                "model": lm.model,
+                "response_model": lm.model,
+                "model_type": "chat",
+            },
+        )
+    return {lm.model: entry}
+
+
+def prompt_text(parts: Sequence[Part], fills: Mapping[str, Fill] | None = None) -> str:
+    """Return the text of parts, slots as ``{name}`` or as what was filled in."""
+    pieces = []
+    for part in parts:
+        if isinstance(part, Text):
+            pieces.append(part.text)
+        elif fills is not None and part.name in fills:
+            pieces.append(part.lead + fills[part.name].text)
+        else:
+            pieces.append(f"{part.lead}{{{part.name}}}")
+    return "".join(pieces)
+
+
+def trace_call(predictor: Any, inputs: Mapping[str, Any], prediction: Any) -> None:
+    """Append a call to ``dspy.settings.trace`` as ``dspy.Predict`` does."""
+    trace = dspy.settings.trace
+    if trace is None or dspy.settings.max_trace_size <= 0:
+        return
+    if len(trace) >= dspy.settings.max_trace_size:
+        trace.pop(0)
+    trace.append((predictor, dict(inputs), prediction))
