@@ -1,0 +1,185 @@
+"""Model judges: rubric scores weighted by token probability, and pairs judged in both orders.
+
+G-Eval (Liu et al. 2023) weighs each level by the probability of its token, which gives fine scores
+from one call. A pair is judged twice, with the answers exchanged: what changes with the order is
+no preference but position bias (Zheng et al. 2023), and counts as a tie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from promptflow.engine.request import Fill, Sampling
+from promptflow.errors import PromptflowError, SignatureError
+from promptflow.flow import Call, Flow, Module, Prediction
+from promptflow.modules.predict import Predict
+from promptflow.storage import find_document
+
+ALTERNATIVES = 20
+"""Alternatives asked for at each token: a level outside them is too unlikely to matter."""
+
+
+def option_probabilities(fill: Fill, options: Sequence[str]) -> dict[str, float]:
+    """Return the probability of each option at the token where the model chose one, summing to 1.
+
+    Alternatives count for the one option that they begin. Without reported alternatives the option
+    that was chosen has probability 1.
+    """
+    for token in fill.logprobs:
+        mass = dict.fromkeys(options, 0.0)
+        for text, logprob in token.top:
+            begun = [option for option in options if text.strip() and _begins(text, option)]
+            if len(begun) == 1:
+                mass[begun[0]] += math.exp(logprob)
+        total = math.fsum(mass.values())
+        if total > 0:
+            return {option: share / total for option, share in mass.items()}
+    return {option: float(option == fill.text.strip()) for option in options}
+
+
+def _begins(token: str, option: str) -> bool:
+    return option.startswith(token.strip())
+
+
+class Judge(Module):
+    """Score an answer against a rubric with the probabilities of the levels.
+
+    ``rubric`` is the criterion in words. The last output of ``signature`` (left out: the bundled
+    ``judge``) is the score: a Literal of ascending numbers. Raises SignatureError for any other.
+    """
+
+    def __init__(self, rubric: str, signature: str | Path | type[Any] | None = None) -> None:
+        super().__init__()
+        self.rubric = rubric
+        self.score = Predict(signature or _own("judge"), sampling=Sampling())
+        self.levels = _levels(self.score.signature)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the rubric."""
+        return {"rubric": self.rubric}
+
+    def flow(self, **inputs: Any) -> Flow:
+        """Return ``score`` (the expected level), ``unit``, ``level`` and ``probabilities``.
+
+        ``inputs`` are the signature's without the rubric. ``unit`` is the score on a scale from 0
+        to 1, ``level`` the level that the model wrote.
+        """
+        call = self.score.call(rubric=self.rubric, **inputs)
+        [prediction] = yield [dataclasses.replace(call, logprobs=ALTERNATIVES)]
+        field = list(self.score.signature.output_fields)[-1]
+        texts = [str(level) for level in self.levels]
+        shares = option_probabilities(prediction.fills[field], texts)
+        weighted = dict(zip(self.levels, shares.values(), strict=True))
+        expected = math.fsum(level * share for level, share in weighted.items())
+        low, high = self.levels[0], self.levels[-1]
+        return Prediction(
+            **{
+                **dict(prediction.items()),
+                "score": expected,
+                "unit": (expected - low) / (high - low),
+                "level": prediction[field],
+                "probabilities": weighted,
+            }
+        )
+
+
+def _levels(signature: Any) -> tuple[float, ...]:
+    name, info = list(signature.output_fields.items())[-1]
+    options = typing.get_args(info.annotation)
+    numbers = [o for o in options if isinstance(o, int | float) and not isinstance(o, bool)]
+    if len(numbers) < 2 or len(numbers) < len(options) or sorted(numbers) != numbers:
+        raise SignatureError(
+            f"a judge's last output must be a Literal of ascending numbers, and {name!r} is not; "
+            f'write {name} = "Literal[1, 2, 3, 4, 5]"'
+        )
+    return tuple(numbers)
+
+
+class PairJudge(Module):
+    """Say which of two answers is better, judged in both orders.
+
+    The last output of ``signature`` (left out: the bundled ``judge_pair``) is the verdict: ``A``,
+    ``B`` or ``tie`` for its inputs ``answer_a`` and ``answer_b``.
+    """
+
+    def __init__(self, signature: str | Path | type[Any] | None = None) -> None:
+        super().__init__()
+        self.compare = Predict(signature or _own("judge_pair"), sampling=Sampling())
+
+    def flow(self, *, first: str, second: str, **inputs: Any) -> Flow:
+        """Return ``winner`` (first, second or tie), ``consistent``, ``verdicts``, ``preference``.
+
+        ``verdicts`` are the winners in the given and in the exchanged order; different ones are a
+        tie. ``preference`` is the mean probability that ``first`` is better, ties counting half.
+        """
+        orders: list[tuple[str, str, dict[str, str]]] = [
+            (first, second, {"A": "first", "B": "second"}),
+            (second, first, {"A": "second", "B": "first"}),
+        ]
+        calls = [self._call(a, b, inputs) for a, b, _ in orders]
+        predictions = yield calls
+        field = list(self.compare.signature.output_fields)[-1]
+        verdicts, preferences = [], []
+        for prediction, (_, _, names) in zip(predictions, orders, strict=True):
+            shares = option_probabilities(prediction.fills[field], ("A", "B", "tie"))
+            won = {names.get(option, option): share for option, share in shares.items()}
+            verdicts.append(names.get(prediction[field], "tie"))
+            preferences.append(won["first"] + won["tie"] / 2)
+        consistent = verdicts[0] == verdicts[1]
+        return Prediction(
+            winner=verdicts[0] if consistent else "tie",
+            consistent=consistent,
+            verdicts=tuple(verdicts),
+            preference=math.fsum(preferences) / len(preferences),
+        )
+
+    def _call(self, a: str, b: str, inputs: Mapping[str, Any]) -> Call:
+        call = self.compare.call(answer_a=a, answer_b=b, **inputs)
+        return dataclasses.replace(call, logprobs=ALTERNATIVES)
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """How often a pairwise judge kept its verdict when the answers were exchanged.
+
+    Of ``n`` judged pairs ``consistent`` kept it, ``first`` went to whichever answer stood first,
+    ``second`` to whichever stood second, the rest to a tie in one order. ``failed`` pairs gave no
+    verdict and are not in ``n``.
+    """
+
+    n: int
+    consistent: int
+    first: int
+    second: int
+    failed: int
+
+    @property
+    def rate(self) -> float:
+        """Return the share of consistent pairs, 0 where none was judged."""
+        return self.consistent / self.n if self.n else 0.0
+
+
+def consistency(predictions: Iterable[Prediction | PromptflowError]) -> Consistency:
+    """Count what ``PairJudge`` returned over many pairs."""
+    judged = list(predictions)
+    verdicts = [tuple(p.verdicts) for p in judged if isinstance(p, dspy.Prediction)]
+    return Consistency(
+        n=len(verdicts),
+        consistent=sum(given == exchanged for given, exchanged in verdicts),
+        first=verdicts.count(("first", "second")),
+        second=verdicts.count(("second", "first")),
+        failed=len(judged) - len(verdicts),
+    )
+
+
+def _own(name: str) -> Path:
+    """Return promptflow's own document, which no document of the project's replaces."""
+    return find_document("signatures", name, bundled_only=True)
