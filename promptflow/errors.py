@@ -31,6 +31,7 @@
     ├── DocumentRejected           a document that could not be read
     ├── EmptyCorpus                a folder without a readable document
     ├── DataError                  evaluation data that cannot be read
+    ├── MetricError                a metric that raised instead of scoring
     ├── ProgramError               a program that cannot be loaded or built
     ├── ResumeMismatch             a journal written by another run
     ├── BudgetExceeded             a budget too small for one evaluation
@@ -156,6 +157,10 @@ class EmptyCorpus(PromptflowError):
 
 class DataError(PromptflowError):
     """Evaluation data could not be read."""
+
+
+class MetricError(PromptflowError):
+    """A metric raised instead of returning a score."""
 
 
 class ProgramError(PromptflowError):

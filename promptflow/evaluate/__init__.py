@@ -1,0 +1,44 @@
+"""Scores with intervals: metrics, evaluation of a program on data, paired comparison."""
+
+from promptflow.evaluate.data import load_data, split
+from promptflow.evaluate.evaluate import (
+    Comparison,
+    Evaluation,
+    compare,
+    evaluate,
+    input_fields,
+    read_examples,
+)
+from promptflow.evaluate.metrics import (
+    METRICS,
+    Metric,
+    cited,
+    contains,
+    exact_match,
+    f1,
+    find_metric,
+    numeric,
+    retrieved,
+)
+from promptflow.evaluate.scoring import Record
+
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "Evaluation",
+    "Metric",
+    "Record",
+    "cited",
+    "compare",
+    "contains",
+    "evaluate",
+    "exact_match",
+    "f1",
+    "find_metric",
+    "input_fields",
+    "load_data",
+    "numeric",
+    "read_examples",
+    "retrieved",
+    "split",
+]

@@ -1,0 +1,279 @@
+"""Score a program on data with an interval, and compare two scores example by example.
+
+Runs go to the engine in chunks; with a journal a chunk that is finished is never run again. What
+could not be scored is counted beside the score, never in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from promptflow.engine.request import Usage
+from promptflow.errors import DataError
+from promptflow.evaluate.data import load_data
+from promptflow.evaluate.identity import (
+    data_hash,
+    hash_of,
+    language_model,
+    metric_hash,
+    metric_name,
+    model_identity,
+    program_state,
+    versions,
+)
+from promptflow.evaluate.metrics import Metric, find_metric
+from promptflow.evaluate.progress import bar
+from promptflow.evaluate.scoring import CHUNK, Job, Outcome, Record, check_excluded, score_jobs
+from promptflow.evaluate.stats import bootstrap_interval, paired_interval, permutation_p
+from promptflow.storage import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A mean score with its 95 % interval, and what each run gave.
+
+    ``n`` runs were scored; ``errors`` more were left out because the engine or the metric failed.
+    ``seconds`` is wall time, of resumed runs the time of both. ``about`` says what the score
+    belongs to: model, metric, hashes of program and data, seed, versions.
+    """
+
+    score: float
+    low: float
+    high: float
+    n: int
+    errors: int
+    records: tuple[Record, ...]
+    usage: Usage
+    seconds: float
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self, *, records: bool = False) -> dict[str, Any]:
+        """Return the evaluation as JSON data, with its records if asked."""
+        data: dict[str, Any] = {
+            "score": self.score,
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "errors": self.errors,
+            "tokens": asdict(self.usage),
+            "seconds": round(self.seconds, 3),
+            "about": self.about,
+        }
+        if records:
+            data["records"] = [record.to_json() for record in self.records]
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The paired difference of two scores, first minus second, over the ``n`` examples of both.
+
+    ``low`` and ``high`` bound it at 95 %; ``p`` is the two-sided sign-flip test's. ``better`` needs
+    both to say so: the bootstrap alone is too sure of itself on few examples.
+    """
+
+    difference: float
+    low: float
+    high: float
+    n: int
+    p: float
+    wins: int
+    losses: int
+
+    @property
+    def ties(self) -> int:
+        """Return the number of examples with equal scores."""
+        return self.n - self.wins - self.losses
+
+    @property
+    def better(self) -> bool:
+        """Say whether the first is better beyond chance."""
+        return self.low > 0.0 and self.p <= 0.05
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON data."""
+        return {**asdict(self), "ties": self.ties, "better": self.better}
+
+
+def evaluate(
+    program: Any,
+    data: Sequence[dspy.Example],
+    metric: Metric | str,
+    *,
+    lm: Any = None,
+    seed: int = 0,
+    journal: Journal | str | Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Run ``program`` on every example and return the mean score with its interval.
+
+    ``metric`` is a function or a name of ``METRICS``. ``journal`` keeps finished chunks: the same
+    call with the same journal continues. Raises the commonest failure's type when more than 2 % of
+    the runs have no score, and DataError for no data.
+    """
+    if not data:
+        raise DataError("evaluate: there are no examples; pass a list of dspy.Example")
+    metric = find_metric(metric) if isinstance(metric, str) else metric
+    about = describe(program, data, metric, lm=lm, seed=seed)
+    outcomes: list[Outcome] = []
+    seconds = 0.0
+    with _opened(journal) as kept, bar("evaluate", len(data), progress) as advance:
+        for start in range(0, len(data), CHUNK):
+            chunk = list(enumerate(data))[start : start + CHUNK]
+            key = f"evaluate/{hash_of(about)}/{start}"
+            known = {} if kept is None else (kept.get(key) or {})
+            found, spent = _chunk(program, chunk, metric, known, (lm, seed, advance))
+            seconds += spent
+            outcomes += found
+            scored = [o.record.to_json() for o in found if o.record.score is not None]
+            if kept is not None and len(scored) > len(known.get("records", ())):
+                kept.append(key, {"records": scored, "seconds": spent})
+            advance(start + len(chunk), _running_score(outcomes))
+            check_excluded(outcomes, len(data), _remedy(kept))
+    return summarize([outcome.record for outcome in outcomes], seconds, about)
+
+
+def _chunk(
+    program: Any,
+    chunk: Sequence[tuple[int, dspy.Example]],
+    metric: Metric,
+    known: dict[str, Any],
+    how: tuple[Any, int, Any],
+) -> tuple[list[Outcome], float]:
+    """Score what of a chunk is not known yet; return all of it and the seconds both times took."""
+    lm, seed, advance = how
+    records = [Record.from_json(data) for data in known.get("records", ())]
+    outcomes = {record.index: Outcome(record) for record in records}
+    jobs = [Job(0, index, example) for index, example in chunk if index not in outcomes]
+    if not jobs:
+        return list(outcomes.values()), float(known["seconds"])
+    first, count = chunk[0][0], len(jobs)
+    began = time.perf_counter()
+    fresh = score_jobs(
+        [program],
+        jobs,
+        metric,
+        lm=lm,
+        seed=seed,
+        progress=lambda share: advance(first + share * count, ""),
+    )
+    outcomes.update({outcome.record.index: outcome for outcome in fresh})
+    spent = time.perf_counter() - began + float(known.get("seconds", 0.0))
+    return [outcomes[index] for index, _ in chunk], spent
+
+
+def _running_score(outcomes: Sequence[Outcome]) -> str:
+    scores = [o.record.score for o in outcomes if o.record.score is not None]
+    return f"score {sum(scores) / len(scores):.3f}" if scores else ""
+
+
+def _remedy(journal: Journal | None) -> str:
+    if journal is None:
+        return "Pass journal=PATH to keep what is finished, and run again."
+    return f"What is finished is kept in {journal.path}: run the same again to continue."
+
+
+@contextmanager
+def _opened(journal: Journal | str | Path | None) -> Iterator[Journal | None]:
+    if journal is None or isinstance(journal, Journal):
+        yield journal
+        return
+    with Journal(journal) as opened:
+        yield opened
+
+
+def describe(
+    program: Any, data: Sequence[dspy.Example], metric: Metric, *, lm: Any, seed: int
+) -> dict[str, Any]:
+    """Return what a score belongs to, as JSON data; equal descriptions may share results."""
+    return {
+        "model": model_identity(language_model(lm)),
+        "program": hash_of(program_state(program)),
+        "data": data_hash(data),
+        "metric": metric_name(metric),
+        "metric_source": metric_hash(metric),
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def summarize(records: Sequence[Record], seconds: float, about: dict[str, Any]) -> Evaluation:
+    """Return the evaluation of finished records; the interval is seeded by ``about['seed']``."""
+    scores = [record.score for record in records if record.score is not None]
+    interval = bootstrap_interval(scores, seed=about.get("seed", 0))
+    return Evaluation(
+        score=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        errors=len(records) - interval.n,
+        records=tuple(records),
+        usage=reduce(add, (record.usage for record in records), Usage()),
+        seconds=seconds,
+        about=about,
+    )
+
+
+def compare(a: Evaluation, b: Evaluation, *, seed: int = 0) -> Comparison:
+    """Return the paired difference ``a - b`` over the examples that both scored.
+
+    Raises DataError if the two were not scored on the same data by the same metric.
+    """
+    for key, what in (("data", "data"), ("metric_source", "metric")):
+        if a.about.get(key) != b.about.get(key):
+            raise DataError(
+                f"compare: the evaluations differ in their {what} ({a.about.get(key)!s:.20} and "
+                f"{b.about.get(key)!s:.20}); evaluate both programs on the same"
+            )
+    return compare_scores(scores_of(a.records), scores_of(b.records), seed=seed)
+
+
+def scores_of(records: Sequence[Record]) -> dict[int, float]:
+    """Return the score of each example that has one, by the example's number."""
+    return {record.index: record.score for record in records if record.score is not None}
+
+
+def compare_scores(a: dict[int, float], b: dict[int, float], *, seed: int = 0) -> Comparison:
+    """Return the paired difference ``a - b`` over the examples that both have."""
+    both = sorted(a.keys() & b.keys())
+    first, second = [a[i] for i in both], [b[i] for i in both]
+    interval = paired_interval(first, second, seed=seed)
+    pairs = list(zip(first, second, strict=True))
+    return Comparison(
+        difference=interval.mean if both else math.nan,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        p=permutation_p(first, second, seed=seed),
+        wins=sum(x > y for x, y in pairs),
+        losses=sum(x < y for x, y in pairs),
+    )
+
+
+def input_fields(program: Any) -> list[str] | None:
+    """Return the fields that a program takes from outside, or None if it has no predictor.
+
+    They are the inputs of its predictors that none of them puts out.
+    """
+    signatures = [predictor.signature for _, predictor in program.named_predictors()]
+    made = {name for signature in signatures for name in signature.output_fields}
+    asked = [name for signature in signatures for name in signature.input_fields]
+    return [name for name in dict.fromkeys(asked) if name not in made] or None
+
+
+def read_examples(path: str | Path, program: Any) -> list[dspy.Example]:
+    """Read the examples of a file with the inputs that ``program`` takes, as far as it has them."""
+    examples = load_data(path)
+    wanted = input_fields(program) or []
+    names = [name for name in wanted if name in examples[0]]
+    return [example.with_inputs(*names) for example in examples] if names else examples

@@ -1,0 +1,227 @@
+"""Run programs on examples in one engine batch and score what comes back.
+
+An engine's failure is tried again, then left without a score; it is never a wrong answer. Output
+that does not fit its fields is a wrong answer. Seeds follow from the example's number alone, so
+that every program meets the same chance and nothing depends on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import dspy
+
+from promptflow.engine.request import Usage
+from promptflow.errors import (
+    Cancelled,
+    ConstraintDeadEnd,
+    ConstraintError,
+    ContextOverflow,
+    EngineError,
+    ForkedUse,
+    MetricError,
+    ParseError,
+    PromptflowError,
+)
+from promptflow.evaluate.data import plain
+from promptflow.evaluate.metrics import Metric
+from promptflow.flow import Flow, Module, run_many
+from promptflow.lm import seed_of
+
+CHUNK = 64
+"""Runs that go to the engine together, and that an interruption can lose."""
+
+RETRIES = 2
+EXCLUDED = 0.02
+"""The share of runs that may stay without a score."""
+
+LASTING = (ContextOverflow, ConstraintError, ConstraintDeadEnd, ForkedUse, Cancelled)
+"""Engine errors that the same request would meet again."""
+
+Progress = Callable[[float], None]
+Trace = tuple[tuple[Any, Mapping[str, Any], Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run: which program, on which example, which has number ``index`` in its data."""
+
+    program: int
+    index: int
+    example: dspy.Example
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One run's inputs, gold values, predicted fields and score, all JSON data.
+
+    ``score`` is None where ``error`` kept the run from being scored; a wrong answer that could not
+    be read has both. ``seconds`` is the run's share of its batch's wall time.
+    """
+
+    index: int
+    inputs: dict[str, Any]
+    gold: dict[str, Any]
+    fields: dict[str, Any]
+    score: float | None
+    error: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    calls: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """Return the record that ``to_json`` gave."""
+        return cls(**{**data, "usage": Usage(**data["usage"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A record with what does not go to disk: the calls that led to it, and its failure."""
+
+    record: Record
+    trace: Trace = ()
+    failure: PromptflowError | None = None
+
+
+class _Pool(Module):
+    """Several programs, run by number, so that their calls share engine batches."""
+
+    def __init__(self, programs: Sequence[Any], seed: int) -> None:
+        super().__init__()
+        self.programs = list(programs)
+        self.seed = seed
+        self.traces: dict[tuple[int, int], Trace] = {}
+
+    def flow(self, job: Job) -> Flow:  # type: ignore[override]
+        program = self.programs[job.program]
+        inputs = dict(job.example.inputs())
+        if hasattr(program, "flow"):
+            return (yield from _seeded(program.flow(**inputs), self.seed, job.index))
+        with dspy.context(trace=[]):
+            prediction = program(**inputs)
+            self.traces[job.program, job.index] = tuple(dspy.settings.trace)
+        return prediction
+
+
+def _seeded(flow: Flow, seed: int, index: int) -> Flow:
+    """Pass a flow through with its calls seeded by the example's number, not by the batch."""
+    step = 0
+    answers: list[Any] | None = None
+    error: Exception | None = None
+    while True:
+        try:
+            calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return stop.value
+        error = None
+        path = (seed, index, step)
+        try:
+            answers = yield type(calls)(
+                call if call.seed is not None else replace(call, seed=seed_of(*path, position))
+                for position, call in enumerate(calls)
+            )
+        except PromptflowError as caught:
+            error = caught
+        step += 1
+
+
+def score_jobs(
+    programs: Sequence[Any],
+    jobs: Sequence[Job],
+    metric: Metric,
+    *,
+    lm: Any = None,
+    seed: int = 0,
+    traced: bool = False,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Run each job and score it, all jobs in one batch a step; the outcomes are in order.
+
+    ``traced`` hands the calls to the metric, which tells it that demos are being collected.
+    ``progress`` is given the share of the calls known so far that are answered, 0 to 1.
+    """
+    pool = _Pool(programs, seed)
+    start = time.perf_counter()
+    results: list[Any] = [None] * len(jobs)
+    pending = list(range(len(jobs)))
+    for _ in range(1 + RETRIES):
+        answers = run_many(
+            pool,
+            [{"job": jobs[place]} for place in pending],
+            lm=lm,
+            seed=seed,
+            progress=None if progress is None else lambda done, known: progress(done / known),
+        )
+        for place, answer in zip(pending, answers, strict=True):
+            results[place] = answer
+        pending = [place for place in pending if _passing(results[place])]
+        if not pending:
+            break
+    share = (time.perf_counter() - start) / max(len(jobs), 1)
+    outcomes = []
+    for job, result in zip(jobs, results, strict=True):
+        trace = pool.traces.get((job.program, job.index)) or getattr(result, "trace", ())
+        outcomes.append(_outcome(job, result, metric, trace if traced else None, share))
+    return outcomes
+
+
+def _passing(result: Any) -> bool:
+    return isinstance(result, EngineError) and not isinstance(result, LASTING)
+
+
+def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds: float) -> Outcome:
+    example = job.example
+    record = Record(
+        index=job.index,
+        inputs=plain(example.inputs()),
+        gold=plain(example.labels()),
+        fields={},
+        score=None,
+        seconds=seconds,
+    )
+    if isinstance(result, PromptflowError):
+        wrong = isinstance(result, ParseError)
+        record = replace(record, score=0.0 if wrong else None, error=_shown(result))
+        return Outcome(record, failure=None if wrong else result)
+    record = replace(
+        record, fields=plain(result), usage=result.usage, calls=max(1, len(result.trace))
+    )
+    try:
+        score = float(metric(example, result, trace))
+        if not math.isfinite(score):
+            raise ValueError(f"the score is {score}")
+    except Exception as error:
+        failure = MetricError(f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return Outcome(replace(record, error=_shown(failure)), failure=failure)
+    return Outcome(replace(record, score=score), trace or ())
+
+
+def _shown(error: PromptflowError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def check_excluded(outcomes: Sequence[Outcome], total: int, kept: str) -> None:
+    """Raise the commonest failure's type if more than 2 % of ``total`` runs have no score.
+
+    ``kept`` ends the message: what is kept, and what to type next.
+    """
+    failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+    if len(failures) <= EXCLUDED * total:
+        return
+    [(kind, _)] = Counter(map(type, failures)).most_common(1)
+    number, first = next((o.record.index, o.failure) for o in outcomes if type(o.failure) is kind)
+    raise kind(
+        f"{len(failures)} of {total} runs have no score (at most {EXCLUDED:.0%} may be left out). "
+        f"The first, on example {number}: {first}. {kept}"
+    ) from first

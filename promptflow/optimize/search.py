@@ -1,0 +1,338 @@
+"""Search for a better prompt: demo sets and instructions, raced, then confirmed on held-out data.
+
+Three disjoint parts of the data: a pool that demos are taken from, a part that candidates race on,
+and a held-out part that is touched once. The winner of the race replaces the start only if it is
+better there beyond chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+import numpy as np
+
+from promptflow.errors import DataError, SignatureError
+from promptflow.evaluate.data import plain, split
+from promptflow.evaluate.evaluate import Comparison, Evaluation, describe, summarize
+from promptflow.evaluate.identity import (
+    data_hash,
+    hash_of,
+    language_model,
+    metric_hash,
+    metric_name,
+    model_identity,
+    program_state,
+)
+from promptflow.evaluate.metrics import Metric, find_metric
+from promptflow.evaluate.progress import bar
+from promptflow.optimize.demos import Bootstrap, Pool, bootstrap, draw, labelled
+from promptflow.optimize.instructions import additions, propose, with_addition
+from promptflow.optimize.plan import LEAST, Plan, fitting, make_plan
+from promptflow.optimize.race import Candidate, Scorer, compared, race
+from promptflow.optimize.study import UNLIMITED, Budget, Spent, Study
+from promptflow.optimize.variant import Variant, copied, start_of
+from promptflow.signature import Document, dump_document
+from promptflow.storage import toml_dumps
+
+SHARES = (0.3, 0.4, 0.3)
+"""Pool, race and held-out part where no dev data is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is searched, and how it shows.
+
+    ``candidates`` counts challengers of the start. ``demos`` are the numbers of demos to try.
+    ``proposals`` asks the model for that many instructions a predictor. ``announce`` is told the
+    plan before anything is spent.
+    """
+
+    candidates: int = 12
+    demos: tuple[int, ...] = (1, 2, 4, 8)
+    instructions: bool = True
+    proposals: int = 0
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    lm: Any = None
+    progress: bool = True
+    announce: Callable[[Plan], None] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON data."""
+        return {
+            "candidates": self.candidates,
+            "demos": list(self.demos),
+            "instructions": self.instructions,
+            "proposals": self.proposals,
+            "bootstrap": asdict(self.bootstrap),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Optimization:
+    """A search's result. ``program`` is the winner, or the start where ``kept_start``.
+
+    ``start`` and ``winner`` are scored on held-out data, the winner being the race's best
+    even where it was not taken; ``reason`` says which and why. ``compiled`` is the table that its
+    documents get.
+    """
+
+    program: Any
+    start: Evaluation
+    winner: Evaluation
+    comparison: Comparison
+    kept_start: bool
+    reason: str
+    candidates: tuple[Candidate, ...]
+    plan: Plan
+    spent: Spent
+    compiled: dict[str, Any]
+    prompts: tuple[dict[str, str], dict[str, str]]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON data, without the per-example records."""
+        return {
+            "kept_start": self.kept_start,
+            "reason": self.reason,
+            "start": self.start.to_json(),
+            "winner": self.winner.to_json(),
+            "comparison": self.comparison.to_json(),
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+            "plan": asdict(self.plan),
+            "spent": asdict(self.spent),
+            "compiled": self.compiled,
+            "about": self.about,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    pool: list[dspy.Example]
+    race: list[dspy.Example]
+    held: list[dspy.Example]
+
+
+def optimize(
+    program: Any,
+    train: Sequence[dspy.Example],
+    dev: Sequence[dspy.Example] | None = None,
+    metric: Metric | str = "exact_match",
+    *,
+    budget: Budget = UNLIMITED,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    search: Search = Search(),
+) -> Optimization:
+    """Search for demos and instructions that score better, and confirm them on held-out data.
+
+    ``dev`` is held out; without it a seeded part of ``train`` is. ``journal`` keeps every finished
+    step: the same call continues a killed run and ends as it would have. Raises BudgetExceeded for
+    a budget below the smallest search, ResumeMismatch for a journal of another run, DataError for
+    too few examples.
+    """
+    metric = find_metric(metric) if isinstance(metric, str) else metric
+    lm = language_model(search.lm)
+    start = start_of(program)
+    parts = _parts(train, dev, seed)
+    sizes = (len(parts.pool), len(parts.race), len(parts.held))
+    estimate = make_plan(sizes, search.candidates, search.bootstrap.limit, budget)
+    if search.announce is not None:
+        search.announce(estimate)
+    fingerprint = {
+        "model": model_identity(lm),
+        "program": hash_of(program_state(program)),
+        "train": data_hash(train),
+        "dev": None if dev is None else data_hash(dev),
+        "metric": [metric_name(metric), metric_hash(metric)],
+        "settings": {"seed": seed, "budget": asdict(budget), **search.settings()},
+    }
+    shown = bar("optimize", estimate.calls, search.progress)
+    with Study(journal, fingerprint, budget) as study, shown as advance:
+        scorer = Scorer(study, program, metric, lm, seed, estimate.calls, advance)
+        challengers = _challengers(scorer, start, parts.pool, search, estimate)
+        runs = study.affordable()
+        keep = min(2 * len(parts.held), max(2 * LEAST, runs / 3))
+        rungs = fitting(len(challengers), len(parts.race), runs - keep) if challengers else []
+        candidates = race(scorer, start, challengers, parts.race, rungs, 2 * LEAST)
+        best = next((c.variant for c in candidates[1:] if c.rungs and not c.unfit), start)
+        count = int(min(len(parts.held), study.affordable() // 2))
+        # Examples outside, variants inside: a budget that ends early leaves whole pairs.
+        pairs = [(variant, index) for index in range(count) for variant in (start, best)]
+        scorer.score("held", parts.held, pairs)
+        return _result(scorer, (start, best), parts.held[:count], candidates, estimate)
+
+
+def _parts(train: Sequence[dspy.Example], dev: Sequence[dspy.Example] | None, seed: int) -> _Parts:
+    """Cut the data; an example whose inputs stand twice is used once, in ``dev`` if it is there."""
+    held = _distinct(dev or (), set())
+    train = _distinct(train, {hash_of(example.inputs()) for example in held})
+    least = 2 + LEAST if dev is not None else 2 + 2 * LEAST
+    if len(train) < least or (dev is not None and len(held) < LEAST):
+        raise DataError(
+            f"{len(train)} different training examples"
+            + ("" if dev is None else f" and {len(held)} held-out ones")
+            + f" are too few to search on: give at least {least}"
+            + ("" if dev is None else f" and {LEAST}")
+        )
+    if dev is not None:
+        pool, raced = split(train, [share / sum(SHARES[:2]) for share in SHARES[:2]], seed)
+        return _Parts(pool, raced, split(held, [1.0], seed)[0])
+    return _Parts(*split(train, SHARES, seed))
+
+
+def _distinct(data: Sequence[dspy.Example], seen: set[str]) -> list[dspy.Example]:
+    kept = []
+    for example in data:
+        key = hash_of(example.inputs())
+        if key not in seen:
+            seen.add(key)
+            kept.append(example)
+    return kept
+
+
+def _challengers(
+    scorer: Scorer, start: Variant, pool: list[dspy.Example], search: Search, estimate: Plan
+) -> list[Variant]:
+    """Return the variants to race, all different, the kinds in turn."""
+    settings = replace(search.bootstrap, limit=estimate.bootstrap)
+    study, program, lm, seed = scorer.study, scorer.program, scorer.lm, scorer.seed
+    made = bootstrap(
+        study, program, pool, scorer.metric, settings, lm=lm, seed=seed, advance=scorer.advance
+    )
+    pools = {"bootstrapped": made, "labelled": labelled(program, pool)}
+    wordings = []
+    if search.instructions:
+        wordings = [(f"+{n}", with_addition(start.instructions, t)) for n, t in additions().items()]
+    if search.proposals:
+        proposed = propose(study, program, pool, search.proposals, lm=lm, seed=seed)
+        for number, one in enumerate(proposed, 1):
+            wordings.append((f"proposed {number}", {**start.instructions, **one}))
+    usable = {kind: demos for kind, demos in pools.items() if any(demos.values())}
+    return _combined(start, usable, wordings, search, np.random.default_rng(seed))
+
+
+def _combined(
+    start: Variant,
+    pools: Mapping[str, Pool],
+    wordings: Sequence[tuple[str, dict[str, str]]],
+    search: Search,
+    random: np.random.Generator,
+) -> list[Variant]:
+    """Return up to ``search.candidates`` different combinations of demos and instructions."""
+    found = {start.key: start}
+    for attempt in range(20 * search.candidates):
+        if len(found) > search.candidates:
+            break
+        label, instructions, demos = "", dict(start.instructions), dict(start.demos)
+        # Demos matter most to a small model: only every third challenger leaves them alone.
+        if pools and not (wordings and attempt % 3 == 2):
+            kind = list(pools)[attempt % len(pools)]
+            size = search.demos[int(random.integers(len(search.demos)))]
+            demos = draw(pools[kind], size, random)
+            label = f"{max(map(len, demos.values()))} {kind}"
+        if wordings and (not label or attempt % 4 == 3):
+            name, instructions = wordings[int(random.integers(len(wordings)))]
+            label = f"{label} {name}".strip()
+        variant = Variant(label or start.label, instructions, demos)
+        if variant.key not in found:
+            taken = sum(other.label.split(" #")[0] == label for other in found.values())
+            again = replace(variant, label=f"{label} #{taken + 1}")
+            found[variant.key] = again if taken else variant
+    return [variant for key, variant in found.items() if key != start.key]
+
+
+def _result(
+    scorer: Scorer,
+    pair: tuple[Variant, Variant],
+    held: list[dspy.Example],
+    candidates: list[Candidate],
+    estimate: Plan,
+) -> Optimization:
+    start, best = pair
+    comparison = compared(scorer, best, start, "held")
+    taken = best.key != start.key and comparison.better
+    programs = [copied(scorer.program), best.apply(scorer.program)]
+    evaluations = []
+    for variant, program in zip(pair, programs, strict=True):
+        about = describe(program, held, scorer.metric, lm=scorer.lm, seed=scorer.seed)
+        records = scorer.of(variant, "held")
+        evaluations.append(summarize(records, sum(r.seconds for r in records), about))
+    return Optimization(
+        program=programs[1 if taken else 0],
+        start=evaluations[0],
+        winner=evaluations[1],
+        comparison=comparison,
+        kept_start=not taken,
+        reason=_reason(pair, comparison, taken),
+        candidates=tuple(candidates),
+        plan=estimate,
+        spent=scorer.study.spent,
+        compiled=_compiled(scorer, held, evaluations, comparison) if taken else {},
+        prompts=(prompts_of(programs[0]), prompts_of(programs[1])),
+        about={**evaluations[0].about, "budget": asdict(scorer.study.budget)},
+    )
+
+
+def _reason(pair: tuple[Variant, Variant], comparison: Comparison, taken: bool) -> str:
+    start, best = pair
+    if best.key == start.key:
+        return "The start is kept: no candidate could be raced within the budget."
+    if comparison.n < LEAST:
+        return (
+            f"The start is kept: the budget ended before {best.label!r}, the best of the race, "
+            "could be confirmed."
+        )
+    shown = (
+        f"{comparison.difference:+.3f} on {comparison.n} held-out examples (95 % interval "
+        f"{comparison.low:+.3f} to {comparison.high:+.3f}, p {comparison.p:.3f})"
+    )
+    if taken:
+        return f"{best.label!r} is better than the start by {shown}."
+    return f"The start is kept: {best.label!r}, the best of the race, differs by {shown}."
+
+
+def _compiled(
+    scorer: Scorer,
+    held: list[dspy.Example],
+    evaluations: Sequence[Evaluation],
+    comparison: Comparison,
+) -> dict[str, Any]:
+    """Return the ``[compiled]`` table, without times: equal searches write equal bytes."""
+    start, best = (
+        {
+            "score": round(one.score, 4),
+            "low": round(one.low, 4),
+            "high": round(one.high, 4),
+            "n": one.n,
+        }
+        for one in evaluations
+    )
+    return {
+        "optimizer": "race",
+        "model": model_identity(scorer.lm),
+        "metric": metric_name(scorer.metric),
+        "seed": scorer.seed,
+        "data": data_hash(held)[:12],
+        "start": start,
+        "dev": best,
+        "gain": {
+            name: round(getattr(comparison, name), 4) for name in ("difference", "low", "high", "p")
+        },
+    }
+
+
+def prompts_of(program: Any) -> dict[str, str]:
+    """Return the signature document of each predictor as text, for people to compare."""
+    texts = {}
+    for name, predictor in program.named_predictors():
+        demos = tuple(plain(dict(demo)) for demo in predictor.demos)
+        try:
+            texts[name] = dump_document(Document(predictor.signature, demos))
+        except SignatureError:
+            tables = {"instructions": predictor.signature.instructions, "demos": list(demos)}
+            texts[name] = toml_dumps(tables)
+    return texts

@@ -1,0 +1,115 @@
+"""A variant: what a search changes in a program, by predictor name, as JSON data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+from pydantic import TypeAdapter
+
+from promptflow.errors import ProgramError
+from promptflow.evaluate.data import plain
+from promptflow.evaluate.identity import hash_of
+
+Demos = tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Instructions and demos of each predictor, and in a few words where they come from."""
+
+    label: str
+    instructions: Mapping[str, str]
+    demos: Mapping[str, Demos] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Return 16 characters of the content's hash; the label is not part of it."""
+        return hash_of([dict(self.instructions), dict(self.demos)])[:16]
+
+    @property
+    def size(self) -> int:
+        """Return the number of demos of all predictors."""
+        return sum(len(demos) for demos in self.demos.values())
+
+    def apply(self, program: Any) -> Any:
+        """Return a copy of ``program`` with these instructions and demos.
+
+        Predictors are matched by name; raises ProgramError for one that is missing. What is not a
+        module (an index, say) is shared with the original.
+        """
+        twin = copied(program)
+        predictors = dict(twin.named_predictors())
+        missing = [name for name in self.instructions if name not in predictors]
+        if missing:
+            raise ProgramError(
+                f"{type(program).__name__} has no predictor {missing[0]!r}; it has "
+                f"{', '.join(predictors)}"
+            )
+        for name, instructions in self.instructions.items():
+            predictor = predictors[name]
+            if instructions != predictor.signature.instructions:
+                predictor.signature = predictor.signature.with_instructions(instructions)
+            predictor.demos = [
+                dspy.Example(**typed(predictor.signature, demo))
+                for demo in self.demos.get(name, ())
+            ]
+        return twin
+
+
+def start_of(program: Any) -> Variant:
+    """Return the variant that a program is. Raises ProgramError if it has no predictor."""
+    predictors = dict(program.named_predictors())
+    if not predictors:
+        raise ProgramError(
+            f"{type(program).__name__} has no predictor to optimize: keep its pf.Predict modules "
+            "in attributes"
+        )
+    return Variant(
+        "start",
+        {name: predictor.signature.instructions for name, predictor in predictors.items()},
+        {name: tuple(plain(dict(d)) for d in p.demos) for name, p in predictors.items()},
+    )
+
+
+def typed(signature: Any, demo: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a demo's JSON values as the types of its fields, where they fit."""
+    values = {}
+    for name, value in demo.items():
+        field = signature.fields.get(name)
+        values[name] = value if field is None else _typed(field.annotation, value)
+    return values
+
+
+def _typed(annotation: Any, value: Any) -> Any:
+    if isinstance(value, str) and annotation is str:
+        return value
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except Exception:  # a type pydantic knows nothing of keeps the JSON value
+        return value
+
+
+def copied(program: Any) -> Any:
+    """Return a copy of a module whose sub-modules are copies too, and whose other parts are shared.
+
+    ``dspy.Module.deepcopy`` would copy an index with every variant.
+    """
+    return _copied(program, {})
+
+
+def _copied(value: Any, seen: dict[int, Any]) -> Any:
+    if isinstance(value, dspy.Module):
+        if id(value) not in seen:
+            seen[id(value)] = twin = copy.copy(value)
+            for name, item in vars(value).items():
+                vars(twin)[name] = _copied(item, seen)
+        return seen[id(value)]
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, seen) for item in value)
+    if type(value) is dict:
+        return {key: _copied(item, seen) for key, item in value.items()}
+    return value
