@@ -41,12 +41,12 @@ if TYPE_CHECKING:
         Evaluation,
         compare,
         contains,
-        evaluate,
         exact_match,
         f1,
         load_data,
         numeric,
     )
+    from promptflow.evaluate.evaluate import evaluate  # from the package, mypy takes the module
     from promptflow.fields import Quote
     from promptflow.flow import Call, Module, Prediction, run, run_many, together
     from promptflow.lm import LocalLM, SlotAdapter, configure, load

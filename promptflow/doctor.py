@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,10 @@ PROMPT_WORDS, TOKENS, BRANCHES = 192, 24, 8
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a model was loaded; ``survives``: whether the default way did a probe decode."""
+    """How a model was loaded: ``survives`` says whether the default way did a probe decode.
+
+    ``path`` is the way that was chosen, ``features`` what this build uses of the processor.
+    """
 
     model: str
     sha256: str
@@ -50,7 +54,7 @@ class Load:
     context: int
     survives: bool
     path: str
-    features: str
+    features: list[str]
     seconds: float
 
 
@@ -124,7 +128,7 @@ class Report:
 def _load_rows(load: Load) -> list[tuple[str, str]]:
     default = "survives the probe decode" if load.survives else "does not survive a probe decode"
     return [
-        ("cpu features", load.features),
+        ("cpu features", " ".join(load.features)),
         ("model", f"{load.model} ({load.architecture}, {load.context:,} tokens of context)"),
         ("default load path", default),
         ("loaded", f"{load.path}, in {load.seconds:.1f} s"),
@@ -212,7 +216,7 @@ def _load(engine: TextEngine, seconds: float) -> Load:
         context=info.context,
         survives=info.load == "default",
         path=info.load,
-        features=info.features,
+        features=re.findall(r"(\w+) = 1", info.features),
         seconds=round(seconds, 2),
     )
 
