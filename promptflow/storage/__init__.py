@@ -8,6 +8,7 @@ one, never a part; what a journal has accepted survives the death of the process
 from promptflow.storage.database import Cache, Journal, connect, sqlite_errors
 from promptflow.storage.documents import bundled_folder, document_names, find_document
 from promptflow.storage.files import (
+    appending,
     cache_dir,
     canonical,
     config_dir,
@@ -32,6 +33,7 @@ from promptflow.storage.toml import toml_dumps
 __all__ = [
     "Cache",
     "Journal",
+    "appending",
     "bundled_folder",
     "cache_dir",
     "canonical",

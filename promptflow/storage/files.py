@@ -121,6 +121,28 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def appending(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a binary file placed at its end, whose content is kept however the block ends."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        operation()
+        file = io.BufferedWriter(_CountedFile(path, "ab"), 1 << 20)
+    try:
+        yield file
+        with disk_errors(path):
+            file.flush()
+            operation()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in FULL:
+            raise _store_error(path, error) from error
+        raise
+    finally:
+        _discard(file)
+
+
 def _discard(file: io.BufferedWriter[_CountedFile]) -> None:
     try:
         file.close()
