@@ -226,7 +226,7 @@ def _json_shape(
         whole |= {"maxLength": limits["max_length"]} if "max_length" in limits else {}
     made, cost = schemas.bounded(whole, where, BUDGET)
     made = {**made, "x-guidance": {"json_allowed_escapes": 'nrt"\\'}}
-    constraint = Json(json.dumps(made, ensure_ascii=False, sort_keys=True))
+    constraint = Json(json.dumps(made, ensure_ascii=False))
     if (kind := made.get("type")) in ("integer", "number"):
         low, high = _bound(limits, "ge", "gt"), _bound(limits, "le", "lt")
         return Shape(constraint, cost, low=low, high=high, kind=kind)

@@ -256,8 +256,10 @@ def sketch(schema: Any) -> str:
 
 
 def closed(text: str) -> Any:
-    """Return the value of JSON text that was cut off, without its last unfinished part.
+    """Return the value of JSON text that was cut off, without a number at its end.
 
-    Raises ValueError where nothing can be read.
+    A string at its end stays as far as it goes. Raises ValueError where nothing can be read.
     """
-    return pydantic_core.from_json(text.rstrip(",: -.eE+"), allow_partial="trailing-strings")
+    inside = text[:1] in ("[", "{")  # a cut number may be another number
+    text = text.rstrip("0123456789.eE+-" if inside else ".eE+-").rstrip(", :")
+    return pydantic_core.from_json(text, allow_partial="trailing-strings")
