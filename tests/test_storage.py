@@ -237,6 +237,54 @@ print("done")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_what_is_appended_is_kept_however_the_block_ends(tmp_path):
+    def half():
+        with storage.appending(tmp_path / "deep" / "file") as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half()
+    with storage.appending(tmp_path / "deep" / "file") as file:
+        assert file.tell() == 4
+        file.write(b"whole")
+    assert (tmp_path / "deep" / "file").read_bytes() == b"halfwhole"
+
+
+def test_a_move_takes_the_place_of_a_file_or_a_folder(tmp_path):
+    for name in ("new file", "old file"):
+        (tmp_path / name).write_text(name)
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    storage.move(tmp_path / "new file", tmp_path / "old file")
+    storage.move(tmp_path / "new", tmp_path / "old")
+    storage.move(tmp_path / "old", tmp_path / "deep" / "other")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"old file", "deep", "deep/other", "deep/other/new"}
+    assert (tmp_path / "old file").read_text() == "new file"
+
+
+def test_a_scratch_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
+    code = """
+import os, signal
+from promptflow import storage
+with storage.scratch_folder("scratch") as folder:
+    (folder / "file").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    python(code, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    with storage.scratch_folder(tmp_path / "scratch") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_free_bytes_are_those_of_the_nearest_folder(tmp_path):
+    free = storage.free_bytes(tmp_path / "not" / "there")
+    assert 0 < free <= shutil.disk_usage(tmp_path).total
+
+
 def test_a_folder_may_be_removed_twice(tmp_path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     storage.remove_folder(tmp_path / "folder")
@@ -285,6 +333,8 @@ def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     assert storage.cache_dir() == tmp_path
     monkeypatch.delenv("PROMPTFLOW_CACHE")
     assert storage.cache_dir().name == "promptflow"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert storage.config_dir() == tmp_path / "promptflow"
 
 
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
@@ -430,7 +480,7 @@ def test_a_cache_file_that_is_no_database_is_started_anew(tmp_path):
 
 def test_a_document_is_found_in_the_project_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name = "grounded_qa"
+    name = "zero_shot_cot"
     assert name in storage.document_names("signatures")
     bundled = storage.find_document("signatures", name)
     assert bundled == storage.bundled_folder("signatures") / f"{name}.toml"

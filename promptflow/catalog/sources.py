@@ -64,8 +64,8 @@ def _staged(model: Model, staging: Path, progress: bool) -> tuple[Path, str]:
     told = "\n".join(failures)
     if wrong:
         raise HashMismatch(
-            f"{model.name} was not kept, since the {wrong} has other bytes than the catalogue "
-            f"says:\n{told}\nIf they are the ones you want, name their sha256 in ./models.toml."
+            f"{model.name} was not kept: the source {wrong!r} has other bytes than the catalogue "
+            f"says.\n{told}\nIf they are the ones you want, name their sha256 in ./models.toml."
         )
     get = f"`promptflow models get {model.name}`"
     raise ModelNotFound(
