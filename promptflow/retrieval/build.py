@@ -231,7 +231,9 @@ def _corpus(
 def _write_segments(
     draft: Draft, recipe: Recipe, embedder: TextEmbedder, bar: Bar
 ) -> tuple[int, int]:
-    vectors, embedded, reused = _embed(draft, recipe.built / "embeddings.sqlite", embedder, bar)
+    vectors, embedded, reused = _embed(
+        draft, recipe.built / "embeddings" / "vectors.sqlite", embedder, bar
+    )
     draft.write(DENSE, build_dense(vectors, recipe.factory))
     blocks = range(0, draft.counts["chunks"], BLOCK)
     texts = (text for first in blocks for text in draft.embedded_texts(first, BLOCK))

@@ -12,7 +12,8 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,7 +105,8 @@ class Embedder:
     def count(self, text: str) -> int:
         """Return the length of ``text`` in tokens, at least one for every 12 characters."""
         if self._count is None:
-            self._count = _token_counter(self.path)
+            with _loading(self.path):
+                self._count = _token_counter(self.path)
         return max(self._count(text), math.ceil(len(text) / WIDEST))
 
     def encode(self, texts: Sequence[str], *, progress: Progress | None = None) -> Array:
@@ -125,7 +127,8 @@ class Embedder:
         """Return the unit vector (dimension,) of one text, without torch where that can be."""
         with self._lock:
             if self._query is None and is_plain_bert(self.path):
-                self._query = Bert(self.path, self.max_tokens + 2)
+                with _loading(self.path):
+                    self._query = Bert(self.path, self.max_tokens + 2)
             if self._query is not None:
                 return self._query.encode(text)
         vector: Array = self.encode([text])[0]
@@ -158,15 +161,23 @@ def _load(path: Path) -> SentenceTransformer:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelInvalid(
-            f"{path}: sentence-transformers cannot load it ({error}). "
-            "Get it again: promptflow models get all-minilm-l6-v2"
-        ) from error
+        with _loading(path):
+            return SentenceTransformer(str(path), device="cpu", local_files_only=True)
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Each loader has exceptions of its own for a broken file; tokenizers raises Exception.
+        raise ModelInvalid(
+            f"{path}: cannot be loaded ({error}). "
+            "Get it again: promptflow models get all-minilm-l6-v2"
+        ) from error
 
 
 def _encoded(model: SentenceTransformer | None, texts: list[str]) -> Array:

@@ -60,7 +60,7 @@ class Sparse:
                 self.number = int(arrays["number"])
                 names = json.loads(arrays["vocabulary"].tobytes())
                 scores = {name: arrays[name] for name in ("data", "indices", "indptr")}
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise StoreCorrupt(f"not a BM25 segment: {error}") from error
         self._vocabulary = {word: at for at, word in enumerate(names)}
         self._scores, self._texts, self._first = scores.values()

@@ -6,7 +6,7 @@
     generation-000003/chunks.sqlite   documents, chunks with character offsets, rejected files
     generation-000003/dense.faiss     vectors
     generation-000003/sparse.bm25     words
-    embeddings.sqlite                 vectors kept for the next build; may be deleted
+    embeddings/vectors.sqlite         vectors kept for the next build; may be deleted
     lock                              held by the one writer
 
 Writing the manifest is the commit: one atomic replace. A generation is complete and synced before,

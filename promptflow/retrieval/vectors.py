@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.errors import StoreCorrupt
-from promptflow.storage import connect, sqlite_errors
+from promptflow.storage import connect, remove_folder, sqlite_errors
 
 Array = NDArray[np.float32]
 
@@ -29,16 +29,15 @@ def _check(key: bytes, value: bytes) -> bytes:
 
 
 class KeptVectors:
-    """The file ``embeddings.sqlite`` of one index. Its user holds the writer's lock."""
+    """The file ``embeddings/vectors.sqlite`` of one index. Its user holds the writer's lock."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or start it anew if it is damaged."""
+        """Open the file, alone in its folder, or start both anew if it is damaged."""
         self.path = path
         try:
             self._rows = self._open()
         except StoreCorrupt:
-            for end in ("", "-wal", "-shm"):
-                path.with_name(path.name + end).unlink(missing_ok=True)
+            remove_folder(path.parent)
             self._rows = self._open()
 
     def _open(self) -> sqlite3.Connection:

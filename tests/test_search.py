@@ -1,0 +1,258 @@
+"""Searching by meaning, by words and by both; filters; reranking; quotes that are checked."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptflow.errors import PromptflowError, StoreCorrupt
+from promptflow.retrieval import (
+    Index,
+    Passage,
+    build_index,
+    locate_quote,
+    verify_quote,
+)
+from promptflow.retrieval.search import MODES, fuse
+from promptflow.retrieval.sparse import Sparse, build_sparse, words
+
+DOCUMENTS = {
+    "metals/osmium.md": "# Osmium\n\nOsmium is the densest metal.\n",
+    "metals/gold.md": "# Gold\n\nGold is a soft yellow metal.\n",
+    "prompts/beam.txt": "A beam keeps the best thoughts at each level of the tree.\n",
+    "prompts/votes.txt": "Samples vote, and the most common answer wins.\n",
+}
+RECIPE = """
+documents = "docs"
+embedder = "hashing-128"
+[[metadata]]
+glob = "metals/**"
+topic = "chemistry"
+year = 2024
+[[metadata]]
+glob = "**/gold.md"
+year = 2026
+tags = ["soft", "yellow"]
+"""
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    monkeypatch.chdir(tmp_path)
+    for name, text in DOCUMENTS.items():
+        path = tmp_path / "docs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    recipe = tmp_path / "indexes" / "k" / "index.toml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text(RECIPE)
+    with build_index("k") as built:
+        yield built
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_finds_the_passage_with_its_place(index: Index, mode: str) -> None:
+    found = index.search("what is the densest metal", 2, mode=mode)  # type: ignore[arg-type]
+    first = found[0]
+    assert (first.document, first.heading) == ("metals/osmium.md", "Osmium")
+    assert DOCUMENTS[first.document][first.start : first.end] == first.text
+    assert first.score >= found[1].score
+    assert first.metadata == {
+        "kind": "markdown",
+        "title": "Osmium",
+        "topic": "chemistry",
+        "year": 2024,
+    }
+
+
+def test_words_that_no_passage_has_find_nothing(index: Index) -> None:
+    assert index.search("qwertz", mode="sparse") == []
+    assert index.search("the of and", mode="sparse") == []
+    assert len(index.search("qwertz", mode="hybrid")) > 0
+
+
+@pytest.mark.parametrize(
+    ("where", "documents"),
+    [
+        ({"topic": "chemistry"}, {"metals/osmium.md", "metals/gold.md"}),
+        ({"year": 2026}, {"metals/gold.md"}),
+        ({"year": [2024, 2026]}, {"metals/osmium.md", "metals/gold.md"}),
+        ({"kind": "text"}, {"prompts/beam.txt", "prompts/votes.txt"}),
+        ({"document": "prompts/*"}, {"prompts/beam.txt", "prompts/votes.txt"}),
+        ({"document": ["**/gold.md", "**/beam.txt"]}, {"metals/gold.md", "prompts/beam.txt"}),
+        ({"kind": "text", "year": 2024}, set()),
+        (lambda m: m.get("year", 0) < 2025 and "metal" in m["document"], {"metals/osmium.md"}),
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_filters_hold_in_every_mode(
+    index: Index, where: object, documents: set[str], mode: str
+) -> None:
+    query = "metal thoughts vote gold densest answer"
+    found = index.search(query, 10, where, mode=mode)  # type: ignore[arg-type]
+    assert {passage.document for passage in found} == documents
+
+
+def test_a_filter_on_a_key_that_no_document_has_is_refused(index: Index) -> None:
+    with pytest.raises(PromptflowError, match="no document has 'yaer'"):
+        index.search("gold", where={"yaer": 2024})
+
+
+def test_a_reranker_decides_the_order_among_more_candidates(index: Index) -> None:
+    seen: list[int] = []
+
+    def shortest(query: str, passages: Sequence[Passage]) -> list[float]:
+        assert query == "metal"
+        seen.append(len(passages))
+        return [-len(passage.text) for passage in passages]
+
+    found = index.search("metal", 1, rerank=shortest)
+    assert seen == [4]
+    assert found[0].score == max(-len(passage.text) for passage in index.search("metal", 4))
+    with pytest.raises(PromptflowError, match="1 scores for 4 passages"):
+        index.search("metal", 1, rerank=lambda query, passages: [1.0])
+
+
+def test_a_passage_of_a_pdf_knows_its_page(index: Index, tmp_path: Path) -> None:
+    from test_documents import pdf
+
+    (tmp_path / "docs" / "two.pdf").write_bytes(pdf("alpha " * 8, "omega " * 8))
+    recipe = tmp_path / "indexes" / "k" / "index.toml"
+    recipe.write_text(f"chunk_size = 8\n{RECIPE}")
+    with build_index("k") as again:
+        pages = {
+            word: again.search(word, 1, {"kind": "pdf"})[0].metadata["page"]
+            for word in ("alpha", "omega")
+        }
+        assert pages == {"alpha": 1, "omega": 2}
+        assert "pages" not in again.search("alpha", 1)[0].metadata
+
+
+def test_fusion_adds_reciprocal_ranks() -> None:
+    fused = fuse([[(3, 0.9), (1, 0.5)], [(1, 7.0), (2, 6.0), (3, 1.0)]], 2)
+    assert fused == [(1, 1 / 62 + 1 / 61), (3, 1 / 61 + 1 / 63)]
+
+
+@given(st.lists(st.permutations(range(6)).map(lambda order: order[:4]), max_size=3))
+def test_fusion_orders_by_score_and_id(orders: list[list[int]]) -> None:
+    fused = fuse([[(chunk, 0.0) for chunk in order] for order in orders], 10)
+    expected = Counter[int]()
+    for order in orders:
+        for rank, chunk in enumerate(order, 1):
+            expected[chunk] += 1 / (60 + rank)  # type: ignore[assignment]
+    assert {chunk for chunk, _ in fused} == set(expected)
+    assert fused == sorted(fused, key=lambda item: (-item[1], item[0]))
+
+
+def bm25(texts: list[str], query: str, k1: float = 1.5, b: float = 0.75) -> list[float]:
+    """Return Lucene's BM25 score of every text, word by word."""
+    counts = [Counter(found) for found in words(texts)]
+    mean = sum(c.total() for c in counts) / len(counts)
+    scores = [0.0] * len(texts)
+    for word in words([query])[0]:
+        having = sum(word in c for c in counts)
+        idf = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
+        for at, c in enumerate(counts):
+            scores[at] += idf * c[word] / (c[word] + k1 * (1 - b + b * c.total() / mean))
+    return scores
+
+
+WORDS = st.lists(st.sampled_from(["tree", "beam", "vote", "gold", "metal"]), max_size=8)
+TEXTS = st.lists(WORDS.map(" ".join), min_size=1, max_size=8)
+
+
+@given(TEXTS, WORDS.map(" ".join), st.sets(st.integers(0, 7)))
+def test_scores_by_words_are_bm25(texts: list[str], query: str, allowed: set[int]) -> None:
+    sparse = Sparse(build_sparse(texts))
+    assert sparse.number == len(texts)
+    if not any(texts):
+        assert sparse.search(query, 10) == []
+        return
+    expected = bm25(texts, query)
+    found = sparse.search(query, 10)
+    assert [at for at, _ in found] == sorted(
+        (at for at, score in enumerate(expected) if score > 0),
+        key=lambda at: (-dict(found)[at], at),
+    )
+    assert [score for _, score in found] == pytest.approx(
+        [expected[at] for at, _ in found], rel=1e-4
+    )
+    some = sorted(at for at in allowed if at < len(texts))
+    assert {at for at, _ in sparse.search(query, 10, some)} == {at for at, _ in found} & set(some)
+
+
+def test_a_segment_of_words_is_the_same_bytes_every_time() -> None:
+    texts = list(DOCUMENTS.values())
+    assert build_sparse(texts) == build_sparse(texts)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\0" * 100])
+def test_bytes_that_are_no_segment_of_words_are_refused(data: bytes) -> None:
+    with pytest.raises(StoreCorrupt, match="not a BM25 segment"):
+        Sparse(data)
+
+
+def test_a_quote_is_located_in_its_document(index: Index) -> None:
+    [passage] = index.search("densest", 1, mode="sparse")
+    quote = "the densest metal"
+    span = locate_quote(passage, quote)
+    assert span is not None
+    assert DOCUMENTS[passage.document][slice(*span)] == quote
+    assert verify_quote(index, passage.document, *span, quote)
+    assert verify_quote(index.store, passage.document, *span, quote)
+
+
+@pytest.mark.parametrize("quote", ["the Densest metal", "", " ", "densest  metal", "Gold"])
+def test_what_is_not_in_the_passage_has_no_place(index: Index, quote: str) -> None:
+    [passage] = index.search("densest", 1, mode="sparse")
+    assert locate_quote(passage, quote) is None
+
+
+@pytest.mark.parametrize(
+    ("document", "start", "end", "quote"),
+    [
+        ("metals/osmium.md", 2, 8, "osmium"),
+        ("metals/osmium.md", 3, 9, "Osmium"),
+        ("metals/osmium.md", -6, 0, "Osmium"),
+        ("metals/osmium.md", 2, 2, ""),
+        ("metals/osmium.md", 8, 9, "\n"),
+        ("metals/osmium.md", 2, 10**9, "Osmium"),
+        ("metals/gold.md", 2, 8, "Osmium"),
+        ("metals/lead.md", 2, 8, "Osmium"),
+    ],
+)
+def test_a_wrong_citation_is_not_verified(
+    index: Index, document: str, start: int, end: int, quote: str
+) -> None:
+    assert verify_quote(index, "metals/osmium.md", 2, 8, "Osmium")
+    assert not verify_quote(index, document, start, end, quote)
+
+
+@given(st.text(min_size=1), st.data())
+def test_every_span_of_a_passage_is_located(text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    quote = text[start:end]
+    passage = Passage("d", 0, 100, 100 + len(text), text, 1.0)
+    span = locate_quote(passage, quote)
+    if quote.strip():
+        assert span is not None
+        assert text[span[0] - 100 : span[1] - 100] == quote
+    else:
+        assert span is None
+
+
+def test_one_index_serves_several_threads(index: Index) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    queries = ["densest metal", "soft yellow", "beam level tree", "vote common answer"] * 10
+    alone = [index.search(query, 3, mode="hybrid") for query in queries]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda query: index.search(query, 3, mode="hybrid"), queries))
+    assert together == alone

@@ -1,0 +1,357 @@
+"""The built folder: commits survive every death, damage is named, one writer, many readers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from promptflow import storage
+from promptflow.errors import StoreBusy, StoreCorrupt, StoreError, StoreNotFound
+from promptflow.retrieval import HashingEmbedder, Index, build_index, verify_index
+from promptflow.retrieval.store import SEGMENTS, Manifest, Store, commit, read_manifest
+
+EMBEDDER = HashingEmbedder(64)
+REBUILD = "promptflow index build k"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder, which is the current one, with three documents and the index k."""
+    monkeypatch.chdir(tmp_path)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.txt").write_text("alpha beta gamma\n" * 30)
+    (docs / "b.md").write_text("# Title\n\ndelta epsilon\n\n## Part\n\nzeta\n")
+    (docs / "c.txt").write_bytes(b"\xff\xff")
+    build_index("k", "docs", embedder=EMBEDDER).close()
+    return tmp_path
+
+
+def built(project: Path) -> Path:
+    return project / "indexes" / "k" / "built"
+
+
+def leftovers(project: Path) -> set[str]:
+    """What is in the built folder beside one whole generation."""
+    names = {path.name for path in built(project).iterdir()}
+    generation = read_manifest(built(project), REBUILD).generation
+    return names - {"manifest.json", "lock", "embeddings", f"generation-{generation:06d}"}
+
+
+def test_the_store_gives_back_what_was_put_in(project: Path) -> None:
+    with Index.open("k") as index:
+        store = index.store
+        rows = list(store.chunks())
+        assert [row.id for row in rows] == list(range(index.manifest.counts["chunks"]))
+        for row in rows:
+            source = (project / "docs" / row.document).read_text()
+            assert store.text(row.document) == source
+            assert source[row.start : row.end] == row.text
+        assert [row.heading for row in rows if row.document == "b.md"] == ["Title", "Title > Part"]
+        assert [entry["path"] for entry in store.documents()] == ["a.txt", "b.md"]
+        assert [entry.path for entry in store.rejected()] == ["c.txt"]
+        assert store.chunk(rows[-1].id) == rows[-1]
+        with pytest.raises(StoreNotFound, match="no chunk 999"):
+            store.chunk(999)
+        with pytest.raises(StoreNotFound, match="no document 'z'"):
+            store.text("z")
+
+
+def test_the_manifest_says_what_was_built(project: Path) -> None:
+    manifest = read_manifest(built(project), REBUILD)
+    assert (manifest.name, manifest.generation, manifest.schema) == ("k", 1, 1)
+    assert manifest.embedder["sha256"] == EMBEDDER.sha256
+    assert manifest.settings["factory"] == "Flat"
+    assert manifest.counts["documents"] == 2
+    assert manifest.counts["rejected"] == 1
+    for name, stated in manifest.segments.items():
+        data = (built(project) / "generation-000001" / name).read_bytes()
+        assert stated == {"bytes": len(data), "sha256": storage.sha256_bytes(data)}
+
+
+Damage = Callable[[bytes, random.Random], bytes]
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+
+
+DAMAGE: dict[str, Damage] = {
+    "flipped": flipped,
+    "truncated": lambda data, rng: data[: rng.randrange(len(data))],
+    "extended": lambda data, rng: data + bytes([rng.randrange(256)]),
+    "emptied": lambda data, rng: b"",
+    "zeroed": lambda data, rng: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("name", [*SEGMENTS, "manifest.json"])
+def test_every_damage_is_named_with_the_command_that_rebuilds(project: Path, name: str) -> None:
+    folder = built(project)
+    path = folder / name if name == "manifest.json" else folder / "generation-000001" / name
+    whole = path.read_bytes()
+    rng = random.Random(name)
+    for kind, times in {
+        "flipped": 60,
+        "truncated": 20,
+        "extended": 2,
+        "emptied": 1,
+        "zeroed": 1,
+    }.items():
+        for _ in range(times):
+            damaged = DAMAGE[kind](whole, rng)
+            if name == "manifest.json" and damaged.strip() == whole.strip():
+                continue
+            path.write_bytes(damaged)
+            with pytest.raises(StoreCorrupt) as caught:
+                Index.open("k")
+            assert str(path) in str(caught.value), kind
+            assert REBUILD in str(caught.value), kind
+    path.write_bytes(whole)
+    Index.open("k").close()
+
+
+@pytest.mark.parametrize("name", [*SEGMENTS, "manifest.json"])
+def test_a_missing_file_is_named(project: Path, name: str) -> None:
+    folder = built(project)
+    path = folder / name if name == "manifest.json" else folder / "generation-000001" / name
+    path.unlink()
+    with pytest.raises(StoreError, match=REBUILD) as caught:
+        Index.open("k")
+    assert str(path) in str(caught.value)
+
+
+def test_files_of_another_index_or_generation_are_refused(project: Path) -> None:
+    (project / "docs" / "a.txt").write_text("other words\n" * 30)
+    build_index("other", "docs", embedder=EMBEDDER).close()
+    folder = built(project)
+    other = project / "indexes" / "other" / "built"
+    for name in SEGMENTS:
+        path = folder / "generation-000001" / name
+        whole = path.read_bytes()
+        shutil.copy(other / "generation-000001" / name, path)
+        with pytest.raises(StoreCorrupt, match=REBUILD) as caught:
+            Index.open("k")
+        assert str(path) in str(caught.value)
+        path.write_bytes(whole)
+    swapped = folder / "generation-000001" / SEGMENTS[0]
+    swapped.write_bytes((folder / "generation-000001" / SEGMENTS[1]).read_bytes())
+    with pytest.raises(StoreCorrupt):
+        Index.open("k")
+
+
+def test_an_old_manifest_put_back_is_refused(project: Path) -> None:
+    old = (built(project) / "manifest.json").read_bytes()
+    build_index("k", embedder=EMBEDDER, force=True).close()
+    (built(project) / "manifest.json").write_bytes(old)
+    with pytest.raises(StoreCorrupt, match="generation-000001"):
+        Index.open("k")
+
+
+def test_counts_that_do_not_agree_are_refused(project: Path) -> None:
+    manifest = read_manifest(built(project), REBUILD)
+    wrong = {**manifest.counts, "chunks": manifest.counts["chunks"] + 1}
+    facts = {key: getattr(manifest, key) for key in Manifest.__slots__} | {"counts": wrong}
+    commit(built(project), Manifest(**facts))
+    with pytest.raises(StoreCorrupt, match=r"holds \d chunks, the manifest says"):
+        Store.open(built(project), REBUILD)
+
+
+def test_another_schema_is_refused_in_words(project: Path) -> None:
+    path = built(project) / "manifest.json"
+    table = json.loads(path.read_text()) | {"schema": 2}
+    del table["sha256"]
+    table["sha256"] = storage.sha256_bytes(storage.canonical(table).encode())
+    path.write_text(json.dumps(table))
+    with pytest.raises(StoreError, match="written with schema 2, this version reads 1"):
+        Index.open("k")
+
+
+def test_a_build_repairs_any_damage_and_reuses_the_vectors(project: Path) -> None:
+    for name in [*SEGMENTS, "manifest.json"]:
+        [path] = built(project).rglob(name)
+        path.write_bytes(b"damaged")
+        with build_index("k", embedder=EMBEDDER) as index:
+            assert index.report is not None
+            assert index.report.embedded == 0
+            assert index.report.reused > 0
+        assert verify_index("k", embedder=EMBEDDER).ok
+        assert not leftovers(project)
+
+
+def test_kept_vectors_that_are_damaged_are_computed_again(project: Path) -> None:
+    path = built(project) / "embeddings" / "vectors.sqlite"
+    data = bytearray(path.read_bytes())
+    with Index.open("k") as index:
+        vector = EMBEDDER.encode([next(iter(index.store.chunks())).embedded()])[0].tobytes()
+    at = data.index(vector)
+    data[at] ^= 1
+    for content in (bytes(data), b"not a database", data[: len(data) // 2]):
+        path.write_bytes(content)
+        with build_index("k", embedder=EMBEDDER, force=True) as index:
+            assert index.report is not None
+            assert index.report.embedded >= 1
+        path.read_bytes()
+        assert verify_index("k", embedder=EMBEDDER).ok
+
+
+class Builder:
+    """The program tests/index_builds.py, fed one build at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "index_builds.py")],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def build(self, *, kill_at: int = 0, limit: int = 0) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{kill_at} {limit}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture
+def builder(project: Path) -> Iterator[Builder]:
+    made = Builder(project)
+    yield made
+    made.process.communicate(timeout=60)
+
+
+def test_a_build_killed_at_any_operation_leaves_a_whole_index(
+    project: Path, builder: Builder
+) -> None:
+    number, deaths, generations = 0, 0, set()
+    while True:
+        number += 1
+        # Every build has something to do: a document that no build before has seen.
+        (project / "docs" / "new.txt").write_text(f"new words {number}")
+        status = builder.build(kill_at=number)
+        with Index.open("k", embedder=EMBEDDER) as index:
+            generations.add(index.manifest.generation)
+            [found] = index.search("alpha beta", 1)
+            assert found.document == "a.txt"
+            new = index.search("new words", 1, {"document": "new.txt"}) if number > 1 else []
+            assert all(passage.text.startswith("new words") for passage in new)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        deaths += 1
+    assert deaths > 40
+    assert len(generations) > 1
+    assert verify_index("k", embedder=EMBEDDER).ok
+    assert not leftovers(project)
+
+
+def test_the_first_build_killed_at_any_operation_is_finished_by_the_next(
+    project: Path, builder: Builder
+) -> None:
+    number, status = 0, -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        number += 1
+        shutil.rmtree(project / "indexes", ignore_errors=True)
+        status = builder.build(kill_at=number)
+        if status == -signal.SIGKILL and number % 7 == 0:
+            with build_index("k", "docs", embedder=EMBEDDER) as index:
+                assert index.search("alpha", 1)
+            assert not leftovers(project)
+    assert status == 0
+    assert number > 40
+
+
+def test_a_full_disk_leaves_the_old_generation(project: Path, builder: Builder) -> None:
+    size = max(path.stat().st_size for path in built(project).rglob("*") if path.is_file())
+    (project / "docs" / "big.txt").write_text("one two three four\n" * 4000)
+    statuses = {builder.build(limit=limit) for limit in (1, 2000, size // 2, size, 3 * size)}
+    assert statuses == {28}
+    with Index.open("k", embedder=EMBEDDER) as index:
+        assert index.manifest.generation == 1
+        assert index.search("alpha", 1)[0].document == "a.txt"
+    assert not leftovers(project)
+
+
+class Interrupting:
+    """An embedder whose user presses Ctrl-C while it works."""
+
+    name, sha256, dimension, max_tokens = "interrupting", "0" * 64, 64, 1000
+
+    def count(self, text: str) -> int:
+        return EMBEDDER.count(text)
+
+    def encode(self, texts: Sequence[str], *, progress: object = None) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGINT)
+        return EMBEDDER.encode(texts)
+
+    def encode_query(self, text: str) -> np.ndarray:
+        return EMBEDDER.encode_query(text)
+
+
+def test_an_interrupted_build_leaves_the_old_generation(project: Path) -> None:
+    before = (built(project) / "manifest.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        build_index("k", embedder=Interrupting())
+    assert (built(project) / "manifest.json").read_bytes() == before
+    assert not leftovers(project)
+    with Index.open("k", embedder=EMBEDDER) as index:
+        assert index.search("alpha", 1)[0].document == "a.txt"
+    build_index("k", embedder=EMBEDDER, force=True).close()
+
+
+def test_a_second_writer_is_told_who_writes(project: Path) -> None:
+    with storage.lock(built(project) / "lock"):
+        with pytest.raises(StoreBusy, match=f"process {os.getpid()}"):
+            build_index("k", embedder=EMBEDDER, force=True)
+        Index.open("k").close()
+    build_index("k", embedder=EMBEDDER, force=True).close()
+
+
+def test_readers_see_whole_generations_while_a_writer_commits(project: Path) -> None:
+    done = threading.Event()
+    seen: list[int] = []
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                with Index.open("k", embedder=EMBEDDER) as index:
+                    assert index.search("alpha", 1)[0].document == "a.txt"
+                    seen.append(index.manifest.generation)
+        except BaseException as error:
+            errors.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(15):
+        build_index("k", embedder=EMBEDDER, force=True).close()
+    done.set()
+    reader.join()
+    assert not errors
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 1
+
+
+def test_an_open_index_outlives_its_generation(project: Path) -> None:
+    with Index.open("k", embedder=EMBEDDER) as index:
+        build_index("k", embedder=EMBEDDER, force=True).close()
+        assert not (built(project) / "generation-000001").exists()
+        [found] = index.search("alpha", 1)
+        assert index.text(found.document)[found.start : found.end] == found.text
