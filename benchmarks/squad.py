@@ -173,7 +173,9 @@ def measure(arm: str, data: list[dspy.Example], lm: Any) -> tuple[Result, list[f
     ), scores
 
 
-def report(model: str, results: dict[str, Result], scores: dict[str, list[float]]) -> dict[str, Any]:
+def report(
+    model: str, results: dict[str, Result], scores: dict[str, list[float]]
+) -> dict[str, Any]:
     """Return the results with b against the better adapter: paired difference and token ratio."""
     made: dict[str, Any] = {
         "model": model,

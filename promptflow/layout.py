@@ -110,7 +110,9 @@ class _Markers:
                     "write {{ field.value }} once for each field of outputs"
                 )
             if isinstance(meaning, str) and not count:
-                raise TemplateError(f"layout {layout!r} leaves out the value {meaning[:40]!r}")
+                raise TemplateError(
+                    f"layout {layout!r} leaves out or changes the value {meaning[:40]!r}"
+                )
 
 
 def render(

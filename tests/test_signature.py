@@ -69,7 +69,7 @@ def test_custom_types_are_passed_by_name():
     made = signature("a -> b: Weight", types={"Weight": float})
     assert made.model_fields["b"].annotation is float
     assert signature(Wombat) is Wombat
-    with pytest.raises(SignatureError, match="dspy.Signature"):
+    with pytest.raises(SignatureError, match=r"dspy\.Signature"):
         signature(int)
 
 

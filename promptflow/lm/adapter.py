@@ -9,17 +9,18 @@ from typing import Any
 
 import dspy
 
-from promptflow import layout
+from promptflow import fields, layout
 from promptflow.engine.request import Completion, Part, Request
 from promptflow.errors import ContextOverflow
 from promptflow.lm.local import LocalLM, load
 from promptflow.lm.record import decoding_of, record_call, seed_of
+from promptflow.signature import label_of
 
 
-class SlotAdapter(dspy.Adapter):
+class SlotAdapter(dspy.ChatAdapter):
     """The DSPy adapter whose answers cannot fail to parse, with one model call each.
 
-    Falls back to ``dspy.ChatAdapter`` for LMs that are not local.
+    For LMs that are not local it is a ``dspy.ChatAdapter``.
     """
 
     def __init__(self, layout: str | Path = layout.DEFAULT, callbacks: Any = None) -> None:
@@ -36,9 +37,7 @@ class SlotAdapter(dspy.Adapter):
     ) -> list[dict[str, Any]]:
         """Fill the outputs of a signature, ``n`` times where ``lm_kwargs`` says so."""
         if not isinstance(lm, LocalLM):
-            plain: list[dict[str, Any]] = dspy.ChatAdapter()(
-                lm, lm_kwargs, signature, demos, inputs
-            )
+            plain: list[dict[str, Any]] = super().__call__(lm, lm_kwargs, signature, demos, inputs)
             return plain
         config = {**lm.kwargs, **lm_kwargs}
         signature, demos, inputs = _without_history(signature, demos, inputs)
@@ -65,11 +64,27 @@ class SlotAdapter(dspy.Adapter):
     ) -> list[dict[str, Any]]:
         """Do the same in a thread; the context's settings go with it."""
         if not isinstance(lm, LocalLM):
-            plain: list[dict[str, Any]] = await dspy.ChatAdapter().acall(
+            plain: list[dict[str, Any]] = await super().acall(
                 lm, lm_kwargs, signature, demos, inputs
             )
             return plain
         return await asyncio.to_thread(self, lm, lm_kwargs, signature, demos, inputs)
+
+    def format_user_message_content(
+        self,
+        signature: Any,
+        inputs: dict[str, Any],
+        prefix: str = "",
+        suffix: str = "",
+        main_request: bool = False,
+    ) -> str:
+        """Return labelled inputs as our layouts write them: DSPy's agents build on this."""
+        lines = [
+            f"{label_of(info)} {fields.to_text(inputs[name])}"
+            for name, info in signature.input_fields.items()
+            if name in inputs
+        ]
+        return "\n".join(text for text in (prefix, *lines, suffix) if text)
 
 
 def configure(lm: LocalLM | str | Path) -> LocalLM:

@@ -10,10 +10,10 @@ from typing import Any
 
 import dspy
 
-from promptflow.engine.request import Sampling, Slot, to_wire
+from promptflow.engine.request import Sampling, to_wire
 from promptflow.errors import UnknownField
 from promptflow.flow import Call, Flow, Order, Prediction, request_of, run
-from promptflow.lm import sampling_of, seed_of
+from promptflow.lm import prompt_text, sampling_of, seed_of
 from promptflow.signature import document_of
 
 
@@ -108,9 +108,8 @@ class Predict(dspy.Predict):
         order = Order.of(self.call(**inputs), lm, (0, 0, 0, 0))
         parts = request_of(order).parts
         engine = order.lm.text_engine
-        text = "".join(f"{{{p.name}}}" if isinstance(p, Slot) else p.text for p in parts)
-        tokens = engine.pieces(parts)
-        _print(text, tokens)
+        text = prompt_text(parts)
+        _print(text, engine.pieces(parts))
         return text
 
 

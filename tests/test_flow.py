@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+import pytest
+
+import promptflow as pf
+from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.request import Sampling, Slot, Usage
+from promptflow.errors import (
+    ContextOverflow,
+    EngineLost,
+    ParseError,
+    ProgramError,
+    PromptflowError,
+    UnknownField,
+)
+from promptflow.flow import Attempts, Call, Module, Prediction, run, run_many, together
+
+
+def scripted(answer: Callable[[str, Slot], str]) -> tuple[pf.LocalLM, ScriptedEngine]:
+    engine = ScriptedEngine(answer)
+    return pf.load("scripted", engine=engine), engine
+
+
+def last_word(text: str, slot: Slot) -> str:
+    """Answer with the last word of the last input, counted on."""
+    question = text.rsplit("Question: ", 1)[1].split("<|im_end|>")[0]
+    return question.split()[-1] + "'"
+
+
+class Twice(Module):
+    """Ask, then ask about the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = pf.Predict("question -> answer")
+
+    def flow(self, question: str) -> Any:
+        [draft] = yield [self.predict.call(question=question)]
+        [final] = yield [self.predict.call(question=draft.answer)]
+        return Prediction(answer=final.answer)
+
+
+class Sometimes(Twice):
+    """Ask as often as the question is long."""
+
+    def flow(self, question: str) -> Any:
+        answer = question
+        for _ in range(len(question)):
+            [prediction] = yield [self.predict.call(question=answer)]
+            answer = prediction.answer
+        return dspy.Prediction(answer=answer)
+
+
+def test_a_flow_runs_to_its_prediction():
+    lm, engine = scripted(last_word)
+    prediction = run(Twice(), lm=lm, question="a")
+    assert prediction.answer == "a''"
+    assert engine.batches == [1, 1]
+    assert isinstance(prediction, Prediction)
+    assert prediction.usage.generated == 2
+    assert [step[1]["question"] for step in prediction.trace] == ["a", "a'"]
+
+
+def test_many_flows_share_a_batch_at_every_step():
+    lm, engine = scripted(last_word)
+    results = run_many(Twice(), [{"question": str(n)} for n in range(5)], lm=lm)
+    assert [r.answer for r in results] == [f"{n}''" for n in range(5)]
+    assert engine.batches == [5, 5]
+
+
+def test_flows_of_different_length_leave_when_they_are_done():
+    lm, engine = scripted(last_word)
+    results = run_many(Sometimes(), [{"question": "x" * n} for n in (3, 0, 1)], lm=lm)
+    assert [r.answer for r in results] == ["xxx'''", "", "x'"]
+    assert engine.batches == [2, 1, 1]
+    assert results[1].usage == Usage()
+
+
+def test_progress_counts_calls():
+    lm, _ = scripted(last_word)
+    seen: list[tuple[int, int]] = []
+    inputs = [{"question": "a"}, {"question": "b"}]
+    run_many(Twice(), inputs, lm=lm, progress=lambda done, known: seen.append((done, known)))
+    assert seen == [(1, 2), (2, 2), (3, 4), (4, 4)]
+
+
+def failing(text: str, slot: Slot) -> str:
+    if "bad" in text:
+        raise EngineLost("gone")
+    return last_word(text, slot)
+
+
+def test_an_error_is_a_value_in_its_place():
+    lm, _ = scripted(failing)
+    results = run_many(Twice(), [{"question": q} for q in ("a", "bad", "b")], lm=lm)
+    assert [type(r) for r in results] == [Prediction, EngineLost, Prediction]
+    with pytest.raises(EngineLost, match="gone"):
+        run(Twice(), lm=lm, question="bad")
+
+
+def test_a_flow_may_handle_its_error():
+    class Careful(Twice):
+        def flow(self, question: str) -> Any:
+            try:
+                [prediction] = yield [self.predict.call(question=question)]
+            except EngineLost:
+                [prediction] = yield [self.predict.call(question="plan B")]
+            return prediction
+
+    lm, _ = scripted(failing)
+    assert run(Careful(), lm=lm, question="bad").answer == "B'"
+
+
+def test_attempts_get_their_failures_as_values():
+    class Some(Twice):
+        def flow(self, **inputs: Any) -> Any:
+            calls = Attempts(self.predict.call(question=q) for q in ("a", "bad", "c"))
+            results = yield calls
+            return Prediction(kinds=[isinstance(r, PromptflowError) for r in results])
+
+    lm, _ = scripted(failing)
+    assert run(Some(), lm=lm).kinds == [False, True, False]
+
+
+def test_together_advances_inner_flows_as_one_batch():
+    class Outer(Twice):
+        def flow(self, questions: list[str]) -> Any:
+            inner = Twice()
+            inner.predict = self.predict
+            results = yield from together(inner.flow(question=q) for q in questions)
+            return Prediction(results=results)
+
+    lm, engine = scripted(failing)
+    outer = Outer()
+    one, two = run_many(outer, [{"questions": ["a", "bad"]}, {"questions": ["b"]}], lm=lm)
+    assert engine.batches == [3, 2]
+    assert one.results[0].answer == "a''"
+    assert isinstance(one.results[1], EngineLost)
+    assert two.results[0].answer == "b''"
+    assert one.usage.generated == 2
+
+
+def test_a_mistake_in_a_flow_is_raised_by_run_and_a_value_of_run_many():
+    class Broken(Twice):
+        def flow(self, question: str) -> Any:
+            yield [self.predict.call(question=question)]
+            raise KeyError("oops")
+
+    lm, _ = scripted(last_word)
+    with pytest.raises(KeyError):
+        run(Broken(), lm=lm, question="a")
+    [result] = run_many(Broken(), [{"question": "a"}], lm=lm)
+    assert isinstance(result, ProgramError)
+    assert isinstance(result.__cause__, KeyError)
+
+
+def test_a_flow_must_return_a_prediction():
+    class Silent(Twice):
+        def flow(self, question: str) -> Any:
+            yield [self.predict.call(question=question)]
+
+    lm, _ = scripted(last_word)
+    with pytest.raises(ProgramError, match="NoneType"):
+        run(Silent(), lm=lm, question="a")
+
+
+def test_wrong_inputs_are_an_error_of_their_flow():
+    lm, _ = scripted(last_word)
+    good, bad = run_many(pf.Predict("question -> answer"), [{"question": "a"}, {"q": "a"}], lm=lm)
+    assert isinstance(good, Prediction)
+    assert isinstance(bad, UnknownField)
+
+
+def test_a_plain_dspy_module_runs_too():
+    class Plain(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.predict = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            if question == "bad":
+                raise ValueError("no")
+            return self.predict(question=question)
+
+    lm, _ = scripted(last_word)
+    with dspy.context(adapter=pf.SlotAdapter()):
+        good, bad = run_many(Plain(), [{"question": "a"}, {"question": "bad"}], lm=lm)
+    assert good.answer == "a'"
+    assert isinstance(bad, ProgramError)
+
+
+def test_seeds_depend_on_the_place_and_not_on_the_batch():
+    seeds: dict[str, list[int]] = {}
+
+    class Watched(ScriptedEngine):
+        def generate(self, requests, on_done=None):
+            for request in requests:
+                seeds.setdefault(name, []).append(request.seed)
+            return super().generate(requests, on_done)
+
+    lm = pf.load("watched", engine=Watched(last_word))
+    inputs = [{"question": "same"}] * 3
+    for case, chosen, seed in (("all", inputs, 0), ("two", inputs[:2], 0), ("other", inputs, 1)):
+        name = case
+        run_many(Twice(), chosen, lm=lm, seed=seed)
+    assert len({*seeds["all"], *seeds["other"]}) == 12
+    assert seeds["two"] == [*seeds["all"][:2], *seeds["all"][3:5]]
+    name = "rollout"
+    run(Twice(), lm=lm.copy(rollout_id=1, temperature=1.0), question="same")
+    assert not set(seeds["rollout"]) & set(seeds["all"])
+
+
+def test_what_a_call_leaves_out_comes_from_predictor_then_lm():
+    asked: list[Slot] = []
+
+    def watch(text: str, slot: Slot) -> str:
+        asked.append(slot)
+        return "x"
+
+    lm, _ = scripted(watch)
+    warm = lm.copy(temperature=0.9, max_tokens=7)
+    predict = pf.Predict("question -> answer")
+    run(predict, lm=lm, question="a")
+    run(predict, lm=warm, question="a")
+    fixed = pf.Predict("question -> answer", sampling=Sampling(temperature=0.2), max_tokens=5)
+    run(fixed, lm=warm, question="a")
+
+    class Hot(Twice):
+        def flow(self, **inputs: Any) -> Any:
+            call = fixed.call(question="a")
+            hot = Sampling(temperature=1.5)
+            [prediction] = yield [Call(call.predictor, call.inputs, hot, max_tokens=3)]
+            return prediction
+
+    run(Hot(), lm=warm)
+    assert [slot.sampling.temperature for slot in asked] == [0.0, 0.9, 0.2, 1.5]
+    assert [slot.max_tokens for slot in asked] == [256, 7, 5, 3]
+
+
+def test_a_predictor_keeps_its_own_lm():
+    lm, _ = scripted(last_word)
+    other, _ = scripted(lambda text, slot: "other")
+    program = Twice()
+    program.predict.lm = other
+    assert run(program, lm=lm, question="a").answer == "other"
+
+
+def test_no_model_says_how_to_configure_one():
+    with dspy.context(lm=None), pytest.raises(ProgramError, match=r"pf\.configure"):
+        run(Twice(), question="a")
+
+
+def test_an_lm_that_is_not_local_is_asked_through_dspys_adapter():
+    other = dspy.utils.DummyLM([{"answer": "4"}])
+    with dspy.context(adapter=dspy.ChatAdapter()):
+        prediction = run(pf.Predict("question -> answer: int"), lm=other, question="2+2")
+    assert prediction.answer == 4
+    assert isinstance(prediction, Prediction)
+
+
+def test_traces_are_those_of_dspy():
+    lm, _ = scripted(last_word)
+    program = Twice()
+    with dspy.context(lm=lm, trace=[], adapter=pf.SlotAdapter()):
+        program(question="a")
+        ours = dspy.settings.trace
+        with dspy.context(trace=[]):
+            dspy.Predict("question -> answer")(question="a")
+            theirs = dspy.settings.trace
+    assert [len(step) for step in ours] == [3, 3]
+    assert ours[0][0] is program.predict
+    assert ours[0][1] == theirs[0][1]
+    assert dict(ours[0][2]) == dict(theirs[0][2])
+
+
+def test_usage_reaches_dspys_tracker_and_history():
+    lm, _ = scripted(last_word)
+    with dspy.context(lm=lm, track_usage=True):
+        prediction = Twice()(question="a")
+    [usage] = prediction.get_lm_usage().values()
+    assert usage["completion_tokens"] == prediction.usage.generated == 2
+    assert usage["prompt_tokens"] == prediction.usage.prompt
+    assert len(lm.history) == 2
+    with dspy.context(lm=lm, disable_history=True):
+        Twice()(question="a")
+    assert len(lm.history) == 2
+    lm.inspect_history(1)
+
+
+def test_a_prompt_that_is_too_long_says_by_how_much():
+    engine = pf.Engine(FakeModel(context=512))
+    lm = pf.load("fake", engine=engine)
+    predict = pf.Predict("question -> answer", layout="completion")
+    with pytest.raises(ContextOverflow, match=r"\d+ over the context of 512"):
+        run(predict, lm=lm, question="x " * 300)
+    engine.close()
+
+
+def test_random_text_under_constraints_always_parses():
+    engine = pf.Engine(FakeModel(context=8192))
+    lm = pf.load("fake", engine=engine)
+    predict = pf.Predict(
+        "q -> level: Literal['low', 'high'], year: int, share: float(ge=0, le=1), day: date, "
+        "tags: list[str](max_length=3), extra: dict[str, int], note: str(max_length=12)",
+        max_tokens=8,
+        layout="completion",
+    )
+    results = run_many(predict, [{"q": str(n)} for n in range(12)], lm=lm)
+    engine.close()
+    assert [r for r in results if isinstance(r, ParseError)] == []
+    assert all(isinstance(r, Prediction) for r in results), results
+    assert all(0 <= r.share <= 1 and len(r.tags) <= 3 for r in results)

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import io
+import json
+from contextlib import redirect_stdout
+from typing import Any, Literal
+
+import dspy
+import pytest
+from pydantic import BaseModel
+
+import promptflow as pf
+from promptflow.engine import Engine
+from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.request import Slot
+from promptflow.errors import SignatureError, UnknownField
+
+
+def scripted(answer: Any = lambda text, slot: "x") -> tuple[pf.LocalLM, ScriptedEngine]:
+    engine = ScriptedEngine(answer)
+    return pf.load("scripted", engine=engine), engine
+
+
+def test_a_signature_is_a_string_a_document_or_a_class():
+    class Ask(dspy.Signature):
+        """Answer."""
+
+        question: str = dspy.InputField()
+        answer: str = dspy.OutputField()
+
+    assert pf.Predict("question -> answer").signature.signature == "question -> answer"
+    assert pf.Predict(Ask).signature is Ask
+    document = pf.Predict("question_answer")
+    assert document.signature.instructions == "Answer the question."
+    with pytest.raises(SignatureError):
+        pf.Predict("question -> ")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"qestion": "x", "passage": "p"}, "has no field 'qestion' and needs 'question'"),
+        ({"passage": "p"}, "needs 'question'"),
+        ({"passage": "p", "question": "q", "k": 1}, "has no field 'k'"),
+    ],
+)
+def test_wrong_inputs_name_field_and_signature(inputs: dict, says: str):
+    lm, engine = scripted()
+    with dspy.context(lm=lm), pytest.raises(UnknownField, match=says) as caught:
+        pf.Predict("passage, question -> answer")(**inputs)
+    assert "passage, question -> answer" in str(caught.value)
+    assert engine.batches == []
+
+
+def test_inputs_with_a_default_or_none_may_be_left_out():
+    class Ask(dspy.Signature):
+        question: str = dspy.InputField()
+        tone: str = dspy.InputField(default="dry")
+        hint: str | None = dspy.InputField()
+        answer: str = dspy.OutputField()
+
+    lm, engine = scripted()
+    with dspy.context(lm=lm):
+        pf.Predict(Ask)(question="q")
+    assert "Tone: dry\nHint: none" in engine.prompts[0]
+
+
+def test_demos_are_turns_in_the_prompt():
+    lm, engine = scripted()
+    demos = [{"question": "1+1?", "answer": 2}, dspy.Example(question="2+2?", answer=4)]
+    with dspy.context(lm=lm):
+        pf.Predict("question -> answer", demos=demos)(question="3+3?")
+        pf.Predict("question -> answer")(question="3+3?", demos=demos[:1])
+    assert (
+        "Question: 1+1?<|im_end|>\n<|im_start|>assistant\nAnswer: 2<|im_end|>"
+        in (engine.prompts[0])
+    )
+    assert "2+2?" in engine.prompts[0]
+    assert "2+2?" not in engine.prompts[1]
+    assert "1+1?" in engine.prompts[1]
+
+
+def test_show_prints_the_exact_prompt_without_a_call():
+    lm, engine = scripted(lambda text, slot: "yes" if slot.constraint else "x")
+    predict = pf.Predict("question -> answer, sure: bool")
+    out = io.StringIO()
+    with redirect_stdout(out):
+        text = predict.show(lm=lm, question="why?")
+    assert engine.batches == []
+    assert f"{engine.count(parts_of(predict, lm, question='why?'))} prompt tokens" in out.getvalue()
+    assert text in out.getvalue()
+    predict(lm=lm, question="why?")
+    assert engine.prompts[0] == text.replace("{answer}", "x").replace("{sure}", "yes")
+
+
+def parts_of(predict: Any, lm: Any, **inputs: Any) -> Any:
+    from promptflow.flow import Order, request_of
+
+    return request_of(Order.of(predict.call(**inputs), lm, (0,))).parts
+
+
+def test_config_is_dspys():
+    asked: list[Slot] = []
+
+    def watch(text: str, slot: Slot) -> str:
+        asked.append(slot)
+        return "x"
+
+    lm, engine = scripted(watch)
+    predict = pf.Predict("question -> answer", temperature=0.3)
+    with dspy.context(lm=lm):
+        predict(question="a")
+        predict(question="a", config={"temperature": 0.8, "max_tokens": 4, "rollout_id": 1})
+        many = predict(question="a", config={"n": 3})
+    assert [slot.sampling.temperature for slot in asked] == [0.3, 0.8, 0.3, 0.3, 0.3]
+    assert asked[1].max_tokens == 4
+    assert engine.batches == [1, 1, 3]
+    assert len(many.completions) == 3
+
+
+def test_several_samples_need_a_temperature():
+    temperatures: list[float] = []
+
+    def watch(text: str, slot: Slot) -> str:
+        temperatures.append(slot.sampling.temperature)
+        return "x"
+
+    lm, _ = scripted(watch)
+    with dspy.context(lm=lm):
+        pf.Predict("question -> answer", n=2)(question="a")
+    assert temperatures == [0.7, 0.7]
+
+
+def test_state_saves_and_loads(tmp_path: Any):
+    lm, _ = scripted()
+    predict = pf.Predict("question -> answer: int", demos=[{"question": "1+1", "answer": 2}])
+    predict.signature = predict.signature.with_instructions("Count.")
+    predict.save(tmp_path / "state.json")
+    again = pf.Predict("question -> answer: int")
+    again.load(tmp_path / "state.json")
+    assert again.signature.instructions == "Count."
+    assert again.show(lm=lm, question="x") == predict.show(lm=lm, question="x")
+
+
+def test_a_copy_is_a_predictor_of_its_own():
+    predict = pf.Predict("question -> answer", layout="completion", max_tokens=9)
+    copied = predict.deepcopy()
+    copied.demos.append(dspy.Example(question="a", answer="b"))
+    assert predict.demos == []
+    assert (copied.layout, copied.max_tokens) == ("completion", 9)
+    assert predict.reset_copy().demos == []
+
+
+def test_settings_are_json():
+    predict = pf.Predict("a -> b", sampling=pf.Sampling(temperature=0.5), max_tokens=3)
+    settings = json.loads(json.dumps(predict.settings()))
+    assert settings["max_tokens"] == 3
+    assert settings["sampling"]["temperature"] == 0.5
+
+
+def test_optimizers_find_and_fill_it():
+    def answer(text: str, slot: Slot) -> str:
+        question = text.rsplit("Question: ", 1)[1].split("<|im_end|>")[0]
+        return str(int(question) * 2)
+
+    lm, _ = scripted(answer)
+    train = [
+        dspy.Example(question=str(n), answer=2 * n if n % 2 else -1).with_inputs("question")
+        for n in range(1, 7)
+    ]
+    program = pf.Predict("question -> answer: int")
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        compiled = dspy.BootstrapFewShot(
+            metric=lambda example, prediction, trace=None: example.answer == prediction.answer,
+            max_bootstrapped_demos=3,
+            max_labeled_demos=0,
+        ).compile(program, trainset=train)
+    assert [(demo.question, demo.answer) for demo in compiled.demos] == [
+        ("1", 2),
+        ("3", 6),
+        ("5", 10),
+    ]
+
+
+class Place(BaseModel):
+    city: str
+    country: str
+
+
+class Person(BaseModel):
+    name: str
+    born: int
+    home: Place
+    tags: list[str]
+
+
+SUBJECTS = ["cats", "the Moon", "Napoléon", "«guillemets»", "日本", "C++", "a\nb", "{}", "", "42"]
+QUESTIONS = ["When did {} begin?", "Who made {}?", "Is {} good?", "{}", "Why {} ..."]
+
+
+def varied() -> list[str]:
+    return [question.format(subject) for question in QUESTIONS for subject in SUBJECTS]
+
+
+def test_typed_fields_of_a_small_model_always_parse(smollm: Engine):
+    lm = pf.load("smollm2-135m", engine=smollm)
+    predict = pf.Predict(
+        "question -> answer: str, confidence: Literal['low','medium','high'], year: int",
+        max_tokens=24,
+    )
+    before = smollm.stats().requests
+    results = pf.run_many(predict, [{"question": question} for question in varied()], lm=lm)
+    assert [r for r in results if isinstance(r, Exception)] == []
+    assert {r.confidence for r in results} <= {"low", "medium", "high"}
+    assert all(type(r.year) is int for r in results)
+    assert smollm.stats().requests - before == len(results) == 50
+
+
+def test_nested_models_of_a_small_model_always_parse(smollm: Engine):
+    lm = pf.load("smollm2-135m", engine=smollm).copy(temperature=1.0)
+
+    class Describe(dspy.Signature):
+        """Describe the person."""
+
+        text: str = dspy.InputField()
+        person: Person = dspy.OutputField()
+        mood: Literal["good", "bad"] | None = dspy.OutputField()
+
+    before = smollm.stats().requests
+    inputs = [{"text": question} for question in varied()]
+    results = pf.run_many(pf.Predict(Describe), inputs, lm=lm)
+    assert [r for r in results if isinstance(r, Exception)] == []
+    assert all(isinstance(r.person, Person) for r in results)
+    assert smollm.stats().requests - before == len(results) == 50
+
+
+def test_dspys_own_tools_run_on_a_model(smollm: Engine):
+    lm = pf.load("smollm2-135m", engine=smollm)
+    data = [
+        dspy.Example(question=f"What is {n} plus 1?", answer=str(n + 1)).with_inputs("question")
+        for n in range(4)
+    ]
+    before = smollm.stats().requests
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        plain = dspy.Predict("question -> answer")
+        assert isinstance(plain(question="Who?").answer, str)
+        evaluate = dspy.Evaluate(
+            devset=data,
+            metric=lambda example, prediction, trace=None: bool(prediction.answer),
+            num_threads=4,
+            display_progress=False,
+        )
+        assert evaluate(pf.Predict("question -> answer", max_tokens=8)).score == 100.0
+        compiled = dspy.BootstrapFewShot(
+            metric=lambda *_: True, max_bootstrapped_demos=2, max_labeled_demos=1
+        ).compile(dspy.ChainOfThought("question -> answer: int"), trainset=data[:2])
+    demos = compiled.predictors()[0].demos
+    assert len(demos) == 2
+    assert all(type(demo.answer) is int and demo.reasoning for demo in demos)
+    assert smollm.stats().requests - before == 1 + 4 + 2
+
+
+@pytest.mark.parametrize("level", ["low", "high"])
+def test_a_literal_comes_back_as_itself(level: Literal["low", "high"]):
+    lm, _ = scripted(lambda text, slot: level)
+    with dspy.context(lm=lm):
+        assert pf.Predict("q -> level: Literal['low', 'high']")(q="x").level == level
