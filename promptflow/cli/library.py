@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from promptflow.cli.console import Json, commands, print_json, print_rows
 from promptflow.errors import PromptflowError, StoreError
+
+if TYPE_CHECKING:
+    from promptflow.retrieval.search import Mode
 
 models = commands(help="Models by name.")
 index = commands(help="Indexes over folders of documents.")
@@ -88,39 +92,60 @@ def models_verify(names: Annotated[list[str] | None, typer.Argument()] = None) -
 
 
 @index.command("list")
-def index_list() -> None:
+def index_list(as_json: Json = False) -> None:
     """List the indexes.
 
     The project's own and the bundled ones.
     """
-    from promptflow.storage import document_names
+    from promptflow.retrieval import index_list
 
-    print_rows(["name", "document"], document_names("indexes").items())
+    found = index_list()
+    if as_json:
+        print_json(found)
+        return
+    columns = ["name", "state", "documents", "chunks", "embedder", "recipe"]
+    print_rows(columns, [[entry.get(column, "") for column in columns] for entry in found])
 
 
 @index.command("build")
 def index_build(
     name: Name,
     documents: Annotated[
-        Path | None, typer.Argument(help="The documents' folder; else what index.toml names.")
+        Path | None, typer.Option(help="The documents' folder; else what index.toml names.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build it even if up to date.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Build or update an index."""
-    from promptflow.retrieval import build_index
+    from promptflow.retrieval import index_build
 
-    print_rows(["", ""], build_index(name, documents).info().items())
+    built = index_build(name, documents, force=force)
+    if as_json:
+        print_json(built)
+        return
+    done = "up to date" if built["unchanged"] else f"built in {built['seconds']:.1f} s"
+    print(f"{built['name']}: {done}, {built['documents']} documents, {built['chunks']} chunks")
+    _print_rejected(built["rejected"])
+
+
+def _print_rejected(rejected: Sequence[Mapping[str, str]]) -> None:
+    for one in rejected:
+        typer.echo(f"not read: {one['path']}: {one['reason']}", err=True)
 
 
 @index.command("info")
 def index_info(name: Name, as_json: Json = False) -> None:
     """Show what an index holds."""
-    from promptflow.retrieval import Index
+    from promptflow.retrieval import index_info
 
-    info = Index.open(name).info()
+    info = index_info(name)
     if as_json:
         print_json(info)
-    else:
-        print_rows(["", ""], info.items())
+        return
+    counts = [(name, number) for name, number in info["counts"].items()]
+    shown = [(name, info[name]) for name in ("name", "recipe", "folder", "generation")]
+    print_rows(["", ""], [*shown, ("embedder", info["embedder"]["name"]), *counts])
+    _print_rejected(info["rejected"])
 
 
 @index.command("search")
@@ -128,27 +153,41 @@ def index_search(
     name: Name,
     query: str,
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
+    mode: Annotated[str, typer.Option(help="dense, sparse or hybrid.")] = "dense",
     as_json: Json = False,
 ) -> None:
     """Print the nearest passages."""
-    from promptflow.retrieval import Index
+    from promptflow.retrieval import index_search
 
-    passages = Index.open(name).search(query, k=k)
+    passages = index_search(name, query, k, mode=cast("Mode", mode))
     if as_json:
-        print_json([dataclasses.asdict(passage) for passage in passages])
+        print_json(passages)
         return
     for p in passages:
-        print(f"{p.score:.3f}  {p.document}:{p.start}-{p.end}")
-        print(f"       {' '.join(p.text.split())[:200]}")
+        print(f"{p['score']:.3f}  {p['document']}:{p['start']}-{p['end']}")
+        print(f"       {' '.join(p['text'].split())[:200]}")
 
 
 @index.command("verify")
-def index_verify(name: Name) -> None:
-    """Check an index by sha256."""
-    from promptflow.retrieval import verify_index
+def index_verify(name: Name, as_json: Json = False) -> None:
+    """Check every file of an index.
 
-    verify_index(name)
-    print(f"{name}: every segment is as its manifest says")
+    Hashes, chunks, vectors and words; exit code 2 if one is damaged.
+    """
+    from promptflow.retrieval import index_verify
+
+    found = index_verify(name)
+    if as_json:
+        print_json(found)
+    else:
+        state = "intact" if found["ok"] else "damaged"
+        print(f"{found['name']}: {state}, {found['documents']} documents, {found['chunks']} chunks")
+        for note in found["notes"]:
+            typer.echo(f"note: {note}", err=True)
+        for problem in found["problems"]:
+            typer.echo(f"error: {problem}", err=True)
+    if not found["ok"]:
+        raise typer.Exit(2)
 
 
 @signatures.command("list")

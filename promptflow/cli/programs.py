@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptflow.cli.console import Json, print_json
-from promptflow.errors import DataError, PromptflowError
+from promptflow.errors import BudgetExceeded, DataError, PromptflowError
 
 if TYPE_CHECKING:
     from promptflow.engine.request import Usage
+    from promptflow.evaluate import Evaluation
+    from promptflow.optimize import Budget
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b"
 
@@ -168,6 +170,9 @@ def evaluate(
     metric: Metric = "f1",
     model: Model = DEFAULT_MODEL,
     seed: Seed = 0,
+    journal: Annotated[
+        Path | None, typer.Option(help="Keep finished runs here; the same call continues.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -175,14 +180,15 @@ def evaluate(
 
     The score comes with its 95 % interval.
     """
-    from promptflow import evaluate as scored
     from promptflow.evaluate import read_examples
+    from promptflow.evaluate.evaluate import evaluate
     from promptflow.lm import configure
     from promptflow.program import resolve_program
 
     resolved = resolve_program(program)
     examples = read_examples(data, resolved)
-    result = scored(resolved, examples, metric, lm=configure(model), seed=seed)
+    lm = configure(model)
+    result = evaluate(resolved, examples, metric, lm=lm, seed=seed, journal=journal)
     if report is not None:
         from promptflow.report import write_report
 
@@ -190,5 +196,77 @@ def evaluate(
     if as_json:
         print_json(result.to_json())
     else:
-        print(f"{metric} {result.score:.3f} ({result.low:.3f} to {result.high:.3f}), n={result.n}")
-        print(f"{result.errors} errors, {result.seconds:.1f} s, tokens {_tokens(result.usage)}")
+        print(f"{metric} {_score(result)}")
+        print(f"{result.errors} errors, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
+
+
+def _score(result: Evaluation) -> str:
+    return f"{result.score:.3f} ({result.low:.3f} to {result.high:.3f}, n={result.n})"
+
+
+def _budget(text: str) -> Budget:
+    """Return the budget of text like ``calls=300,seconds=600``."""
+    from promptflow.optimize import Budget
+
+    limits: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.partition("=")
+        try:
+            limits[name.strip()] = float(value) if name.strip() == "seconds" else int(value)
+        except ValueError:
+            raise BudgetExceeded(f"--budget {pair!r}: expected a number, as in calls=300") from None
+    try:
+        return Budget(**limits)
+    except TypeError:
+        raise BudgetExceeded(
+            f"--budget {text!r}: the limits are calls, tokens and seconds, as in calls=300"
+        ) from None
+
+
+def optimize(
+    program: Program,
+    train: Annotated[Path, typer.Argument(help="Examples to search on.")],
+    dev: Annotated[
+        Path | None, typer.Option(help="Held-out examples; else a seeded part of TRAIN.")
+    ] = None,
+    metric: Metric = "f1",
+    model: Model = DEFAULT_MODEL,
+    budget: Annotated[
+        str, typer.Option(help="calls=N, tokens=N, seconds=N, or several with commas between.")
+    ] = "calls=300",
+    seed: Seed = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the program, report and journal that are written.")
+    ] = Path("runs/optimize"),
+) -> None:
+    """Search for a better prompt.
+
+    Demos and instructions are raced, and the winner is confirmed on held-out data. A run that was
+    killed continues with the same command.
+    """
+    from promptflow.evaluate import read_examples
+    from promptflow.lm import configure
+    from promptflow.optimize import Search
+    from promptflow.optimize.search import optimize
+    from promptflow.program import resolve_program, save_program
+    from promptflow.report import write_report
+    from promptflow.storage import write_json
+
+    resolved = resolve_program(program)
+    result = optimize(
+        resolved,
+        read_examples(train, resolved),
+        None if dev is None else read_examples(dev, resolved),
+        metric,
+        budget=_budget(budget),
+        seed=seed,
+        journal=out / "journal.sqlite",
+        search=Search(lm=configure(model), announce=lambda plan: typer.echo(str(plan), err=True)),
+    )
+    save_program(result.program, out / "program")
+    write_json(out / "result.json", result.to_json())
+    write_report(out / "report.html", result)
+    print(f"start  {_score(result.start)}")
+    print(f"winner {_score(result.winner)}")
+    print(result.reason)
+    print(f"program {out / 'program'}, report {out / 'report.html'}")

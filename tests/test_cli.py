@@ -1,0 +1,259 @@
+"""The command line: exit codes, streams, JSON shapes; models only where a command needs one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner, Result
+
+import promptflow
+from promptflow.cli import app
+from promptflow.cli.console import commands, print_rows
+from promptflow.errors import ModelNotFound, PromptflowError
+
+MODEL = ("--model", "smollm2-135m")
+
+
+def call(*arguments: str | Path, code: int = 0) -> Result:
+    """Run a command in this process and check its exit code."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exit_code not in (0, 1, 2) and result.exception is not None:
+        raise result.exception
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def failing(error: BaseException) -> Any:
+    """A group with one command that raises ``error``."""
+    group = commands()
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    @group.command()
+    def other() -> None:
+        print("done")
+
+    return group
+
+
+def test_version():
+    assert call("--version").stdout == f"promptflow {promptflow.__version__}\n"
+
+
+def test_help_names_every_command_and_exits_0():
+    text = call("--help").stdout
+    for name in ("ask", "doctor", "eval", "index", "models", "optimize", "run", "show"):
+        assert f"\n  {name} " in text
+
+
+def test_no_command_is_a_usage_error():
+    assert "Usage: " in call(code=2).output
+
+
+def test_error_is_one_line_on_stderr_and_exit_code_2():
+    result = CliRunner().invoke(failing(ModelNotFound("no model 'x'. Known: y")), ["fail"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: no model 'x'. Known: y\n"
+    assert result.stdout == ""
+
+
+def test_ctrl_c_is_a_plain_line_and_exit_code_130():
+    result = CliRunner().invoke(failing(KeyboardInterrupt()), ["fail"])
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROMPTFLOW_DEBUG", "1")
+    result = CliRunner().invoke(failing(PromptflowError("why")), ["fail"])
+    assert isinstance(result.exception, PromptflowError)
+
+
+def test_a_bug_is_not_dressed_as_an_error():
+    result = CliRunner().invoke(failing(ZeroDivisionError("ours")), ["fail"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_module_is_the_command_line():
+    """``python -m promptflow`` prints no traceback for an error of the project."""
+    done = subprocess.run(
+        [sys.executable, "-m", "promptflow", "signatures", "show", "nothing_like_it"],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "PROMPTFLOW_DEBUG"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no signature named 'nothing_like_it'")
+    assert "Traceback" not in done.stderr
+
+
+def test_rows_are_tab_separated_away_from_a_terminal(capsys: pytest.CaptureFixture[str]):
+    print_rows(["a", "b"], [["[red]1", "x"], ["2", "y" * 200]])
+    assert capsys.readouterr().out == f"[red]1\tx\n2\t{'y' * 200}\n"
+
+
+def test_signatures_are_listed_and_shown():
+    listed = dict(line.split("\t") for line in call("signatures", "list").stdout.splitlines())
+    assert {path.stem for path in (ROOT / "signatures").glob("*.toml")} <= set(listed)
+    shown = call("signatures", "show", "grounded_qa").stdout
+    assert shown == Path(listed["grounded_qa"]).read_text(encoding="utf-8")
+
+
+def test_signature_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    original = call("signatures", "show", "grounded_qa").stdout
+    call("signatures", "copy", "grounded_qa")
+    copy = tmp_path / "signatures" / "grounded_qa.toml"
+    assert copy.read_text() == original
+    copy.write_text(f"{original}\n# mine\n")
+    assert "is there already" in call("signatures", "copy", "grounded_qa", code=2).stderr
+    assert call("signatures", "show", "grounded_qa").stdout.endswith("# mine\n")
+
+
+def test_models_are_listed():
+    listed = json.loads(call("models", "list", "--json").stdout)
+    names = [model["name"] for model in listed]
+    assert {"qwen2.5-coder-0.5b", "smollm2-135m", "all-minilm-l6-v2"} <= set(names)
+    rows = [line.split("\t")[0] for line in call("models", "list").stdout.splitlines()]
+    assert rows == names
+
+
+def test_model_path_is_where_the_file_is():
+    path = Path(call("models", "path", "smollm2-135m").stdout.strip())
+    assert path.suffix == ".gguf"
+    assert path.is_file()
+    assert call("models", "get", "smollm2-135m").stdout.strip() == str(path)
+
+
+def test_unknown_model_names_close_ones():
+    stderr = call("models", "path", "smollm2-135", code=2).stderr
+    assert "smollm2-135m" in stderr
+
+
+def test_models_are_verified_each(tmp_path: Path):
+    assert call("models", "verify", "smollm2-135m").stdout == "smollm2-135m: as published\n"
+    result = call("models", "verify", "no-such-model", "smollm2-135m", code=2)
+    assert "as published" in result.stdout
+    assert "no-such-model" in result.stderr
+
+
+def test_doctor_prints_json():
+    report = json.loads(call("doctor", *MODEL, "--json").stdout)
+    assert report["load"]["model"] == "smollm2-135m"
+    assert report["speed"]["branches"] == 8
+
+
+def test_run_prints_fields_as_their_types():
+    signature = "numbers: list[int] -> largest: int, sure: Literal['yes', 'no']"
+    given = ("-i", "numbers=[3, 9, 4]", *MODEL)
+    result = json.loads(call("run", signature, *given, "--json").stdout)
+    assert isinstance(result["largest"], int)
+    assert result["sure"] in ("yes", "no")
+    assert result["tokens"]["prefilled"] > 0
+    lines = call("run", signature, *given).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["largest", "sure"]
+
+
+def test_run_refuses_a_wrong_input():
+    assert "question" in call("run", "question -> answer", "-i", "q=1", *MODEL, code=2).stderr
+    assert "name=value" in call("run", "question -> answer", "-i", "q", *MODEL, code=2).stderr
+
+
+def test_show_prints_the_prompt_and_generates_nothing():
+    text = call("show", "question -> answer", "-i", "question=Who was Ada?", *MODEL).stdout
+    assert "Who was Ada?" in text
+    assert "{answer}" in text
+    assert "prompt tokens" in text
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm: Path) -> Path:
+    """A project with one index over two short documents, built by the command line."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "ada.md").write_text("# Ada\n\nAda Lovelace wrote the first published program.\n")
+    (folder / "alan.md").write_text("# Alan\n\nAlan Turing described a universal machine.\n")
+    call("index", "build", "people", "--documents", folder)
+    return tmp_path
+
+
+def test_index_is_built_searched_and_verified(corpus: Path):
+    found = json.loads(
+        call("index", "search", "people", "Who wrote a program?", "-k", "1", "--json").stdout
+    )
+    assert [passage["document"] for passage in found] == ["ada.md"]
+    [passage] = found
+    text = (corpus / "texts" / "ada.md").read_text()
+    assert text[passage["start"] : passage["end"]] == passage["text"]
+    call("index", "verify", "people")
+    assert call("index", "info", "people").stdout
+    assert json.loads(call("index", "info", "people", "--json").stdout)
+
+
+def test_ask_prints_what_a_script_needs(corpus: Path):
+    result = json.loads(
+        call("ask", "Who wrote a program?", "--index", "people", *MODEL, "--json").stdout
+    )
+    assert set(result) == {"answer", "citations", "verified", "abstained", "tokens", "seconds"}
+    assert set(result["tokens"]) == {"prefilled", "reused", "generated", "forced"}
+    for citation in result["citations"]:
+        assert set(citation) == {"document", "chunk", "start", "end", "quote"}
+        text = (corpus / "texts" / citation["document"]).read_text()
+        assert text[citation["start"] : citation["end"]] == citation["quote"]
+
+
+def test_ask_without_an_index_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "nowhere" in call("ask", "Why?", "--index", "nowhere", *MODEL, code=2).stderr
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    rows = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(24)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_eval_gives_a_score_with_its_interval(questions: Path, tmp_path: Path):
+    report = tmp_path / "report.html"
+    program = ("question -> answer: int", questions, "--metric", "exact_match", *MODEL)
+    result = json.loads(call("eval", *program, "--report", report, "--json").stdout)
+    assert 0 <= result["low"] <= result["score"] <= result["high"] <= 1
+    assert (result["n"], result["errors"]) == (24, 0)
+    assert report.read_text().startswith("<!")
+    assert "http" not in report.read_text().split("<script")[-1].split("src=")[-1][:10]
+
+
+def test_eval_names_what_it_cannot_read(tmp_path: Path):
+    stderr = call("eval", "question -> answer", tmp_path / "no.jsonl", *MODEL, code=2).stderr
+    assert "no.jsonl" in stderr
+
+
+def test_optimize_writes_a_program_that_runs(questions: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    program = ("question -> answer: int", questions, "--metric", "exact_match", *MODEL)
+    text = call("optimize", *program, "--budget", "calls=40", "--out", out).stdout
+    assert "start" in text
+    assert json.loads((out / "result.json").read_text())["reason"] in text
+    assert (out / "report.html").is_file()
+    answered = call("run", out / "program", "-i", "question=What is 2 + 2?", *MODEL).stdout
+    assert answered.startswith("answer: ")
+
+
+@pytest.mark.parametrize("budget", ["calls=many", "hours=1", "calls=0"])
+def test_optimize_refuses_a_budget_it_cannot_read(questions: Path, tmp_path: Path, budget: str):
+    program = ("question -> answer", questions, *MODEL, "--out", tmp_path / "out")
+    stderr = call("optimize", *program, "--budget", budget, code=2).stderr
+    assert "budget" in stderr.lower()
+    assert not (tmp_path / "out" / "program").exists()
