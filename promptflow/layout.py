@@ -19,11 +19,11 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptflow import fields
-from promptflow.engine.request import Completion, Part, Sampling, Slot, Text
+from promptflow.engine.request import Completion, Part, Sampling, Slot, Text, TextEngine
 from promptflow.errors import TemplateError, UnknownField
-from promptflow.signature import DEFAULT_LAYOUT, description_of, has_default_instructions, label_of
+from promptflow.signature import description_of, has_default_instructions, label_of
 
-DEFAULT = DEFAULT_LAYOUT
+CHAT, COMPLETION = "chat", "completion"
 FOLDER = Path(__file__).resolve().parent / "layouts"
 REASONING = frozenset({"reasoning", "rationale"})
 """Outputs with a budget of their own, ``reasoning_tokens``."""
@@ -121,7 +121,7 @@ def render(
     inputs: Mapping[str, Any],
     scaffold: Scaffold,
     *,
-    layout: str | Path = DEFAULT,
+    layout: str | Path = CHAT,
     decoding: Decoding = _DECODING,
     until: str | None = None,
 ) -> tuple[Part, ...]:
@@ -158,6 +158,19 @@ def read(signature: Any, completion: Completion) -> dict[str, Any]:
     outputs = signature.output_fields
     fills = completion.fills
     return {n: fields.read_fill(n, outputs[n], fills[n]) for n in outputs if n in fills}
+
+
+def layout_for(engine: TextEngine, chosen: str | Path | None = None) -> str:
+    """Return ``chosen``, or the layout of a model: chat, or completion without a chat template."""
+    if chosen:
+        return str(chosen)
+    if engine.info.template:
+        return CHAT
+    try:
+        engine.scaffold(("user",))
+    except TemplateError:
+        return COMPLETION
+    return CHAT
 
 
 def find_layout(layout: str | Path) -> Path:

@@ -28,7 +28,6 @@ from pydantic import Field
 from promptflow import storage
 from promptflow.errors import SignatureError
 
-DEFAULT_LAYOUT = "chat"
 TABLES = frozenset({"instructions", "layout", "inputs", "outputs", "labels", "demos", "compiled"})
 
 
@@ -47,12 +46,13 @@ class Quote:
 class Document:
     """A signature with what is kept beside it: demos, layout, and what an optimizer wrote.
 
-    ``extra`` holds the tables that promptflow gives no meaning to.
+    An empty ``layout`` leaves the choice to the model; ``extra`` holds the tables that promptflow
+    gives no meaning to.
     """
 
     signature: Any
     demos: tuple[dict[str, Any], ...] = ()
-    layout: str = DEFAULT_LAYOUT
+    layout: str = ""
     compiled: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
@@ -124,7 +124,7 @@ def dump_document(document: Document) -> str:
     tables: dict[str, Any] = {}
     if not has_default_instructions(made):
         tables["instructions"] = made.instructions + "\n"
-    if document.layout != DEFAULT_LAYOUT:
+    if document.layout:
         tables["layout"] = document.layout
     tables["inputs"] = {name: _field_text(name, f) for name, f in made.input_fields.items()}
     tables["outputs"] = {name: _field_text(name, f) for name, f in made.output_fields.items()}
@@ -202,7 +202,7 @@ def _document(tables: Mapping[str, Any], types: Mapping[str, Any]) -> Document:
     return Document(
         made,
         tuple(demos),
-        tables.get("layout", DEFAULT_LAYOUT),
+        tables.get("layout", ""),
         tables.get("compiled", {}),
         {name: value for name, value in tables.items() if name not in TABLES},
     )

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 import promptflow as pf
 from promptflow.engine import Engine
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.fake import FakeModel, ScriptedEngine
 from promptflow.engine.request import Slot
-from promptflow.errors import SignatureError, UnknownField
+from promptflow.errors import SignatureError, TemplateError, UnknownField
 
 
 def scripted(answer: Any = lambda text, slot: "x") -> tuple[pf.LocalLM, ScriptedEngine]:
@@ -63,6 +63,19 @@ def test_inputs_with_a_default_or_none_may_be_left_out():
     with dspy.context(lm=lm):
         pf.Predict(Ask)(question="q")
     assert "Tone: dry\nHint: none" in engine.prompts[0]
+
+
+def test_a_model_without_a_chat_template_completes():
+    engine = Engine(FakeModel(context=2048))
+    lm = pf.load("fake", engine=engine)
+    predict = pf.Predict("question -> level: Literal['low', 'high']")
+    assert predict.show(lm=lm, question="x").endswith("Question: x\nLevel: {level}")
+    assert predict(lm=lm, question="x").level in {"low", "high"}
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        assert dspy.Predict(predict.signature)(question="x").level in {"low", "high"}
+    with pytest.raises(TemplateError, match="chat template"):
+        pf.Predict("question -> answer", layout="chat")(lm=lm, question="x")
+    engine.close()
 
 
 def test_demos_are_turns_in_the_prompt():

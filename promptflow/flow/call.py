@@ -109,7 +109,7 @@ def request_of(order: Order) -> Request:
         own.demos if call.demos is None else call.demos,
         call.inputs,
         order.lm.text_engine.scaffold,
-        layout=getattr(own, "layout", None) or layout.DEFAULT,
+        layout=layout.layout_for(order.lm.text_engine, getattr(own, "layout", None)),
         until=call.until or getattr(own, "until", None),
         decoding=order.decoding,
     )
@@ -164,7 +164,8 @@ def _elsewhere(order: Order) -> Prediction:
     """Ask an LM that is not ours, through DSPy's own adapter for it."""
     call, own = order.call, order.call.predictor
     demos = own.demos if call.demos is None else call.demos
-    config = {"temperature": order.decoding.sampling.temperature}
+    chosen = call.sampling or getattr(own, "sampling", None)
+    config = {} if chosen is None else {"temperature": chosen.temperature}
     try:
         plain = dspy.Predict.forward(
             own,

@@ -23,7 +23,7 @@ class SlotAdapter(dspy.ChatAdapter):
     For LMs that are not local it is a ``dspy.ChatAdapter``.
     """
 
-    def __init__(self, layout: str | Path = layout.DEFAULT, callbacks: Any = None) -> None:
+    def __init__(self, layout: str | Path | None = None, callbacks: Any = None) -> None:
         super().__init__(callbacks=callbacks)
         self.layout = layout
 
@@ -49,7 +49,7 @@ class SlotAdapter(dspy.ChatAdapter):
             demos,
             known,
             lm.text_engine.scaffold,
-            layout=self.layout,
+            layout=layout.layout_for(lm.text_engine, self.layout),
             decoding=decoding_of(config),
         )
         return [layout.read(signature, done) for done in _samples(lm, parts, config)]

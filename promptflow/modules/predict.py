@@ -20,9 +20,9 @@ from promptflow.signature import document_of
 class Predict(dspy.Predict):
     """A ``dspy.Predict`` whose output cannot fail to parse, and which costs one call.
 
-    ``signature`` is a string, the name or path of a document, or a class. ``sampling`` and
-    ``layout`` left out come from the document, then from the LM. Outputs after ``until`` are not
-    written. Raises SignatureError.
+    ``signature`` is a string, the name or path of a document, or a class. What is left out comes
+    from the document, then from the LM; ``layout`` is then chat, or completion for a model without
+    a chat template. Outputs after ``until`` are not written. Raises SignatureError.
 
     >>> predict = Predict("question -> answer, sure: bool")
     >>> sorted(predict.signature.output_fields)
@@ -44,7 +44,7 @@ class Predict(dspy.Predict):
         document = document_of(signature)
         super().__init__(document.signature, **config)
         self.demos = [dspy.Example(**demo) for demo in (*document.demos, *demos)]
-        self.layout = str(layout or document.layout)
+        self.layout = str(layout or document.layout) or None
         self.sampling = sampling
         self.max_tokens = max_tokens
         self.reasoning_tokens = reasoning_tokens
