@@ -1,0 +1,47 @@
+"""Every example runs as its docstring says, on the smallest model and the smallest size."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FOLDER = ROOT / "examples"
+MODEL = ("--model", "smollm2-135m")
+RUNS = {
+    "game_of_24.py": (*MODEL, "--puzzles", "1"),
+}
+"""The arguments with which each example is run here."""
+
+
+def test_every_example_is_run():
+    assert {path.name for path in FOLDER.glob("*.py")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_example_says_how_it_is_called(name: str):
+    text = ast.get_docstring(ast.parse((FOLDER / name).read_text(encoding="utf-8"))) or ""
+    assert f"python examples/{name}" in text
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_example_runs(name: str, tmp_path: Path):
+    """In a folder of its own: an example finds its documents by name and leaves nothing behind."""
+    data = os.environ.get("PROMPTFLOW_DATA") or str(ROOT.parent / "shared" / "data")
+    before = sorted(FOLDER.iterdir())
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name), *RUNS[name]],
+        cwd=tmp_path,
+        env={**os.environ, "PROMPTFLOW_DATA": data, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert sorted(FOLDER.iterdir()) == before
