@@ -166,6 +166,8 @@ def test_run_prints_fields_as_their_types():
 def test_run_refuses_a_wrong_input():
     assert "question" in call("run", "question -> answer", "-i", "q=1", *MODEL, code=2).stderr
     assert "name=value" in call("run", "question -> answer", "-i", "q", *MODEL, code=2).stderr
+    wrong = ("-i", "numbers=three", *MODEL)
+    assert "JSON" in call("run", "numbers: list[int] -> answer", *wrong, code=2).stderr
 
 
 def test_show_prints_the_prompt_and_generates_nothing():

@@ -103,8 +103,6 @@ def _print_cited(question: str, record: dict[str, Any]) -> None:
 
 def _given(pairs: Sequence[str], program: Any) -> dict[str, Any]:
     """Return the inputs of ``name=value`` pairs, each value read as its field's type."""
-    from promptflow.fields import from_text
-
     types = {
         name: field.annotation
         for _, predictor in program.named_predictors()
@@ -115,8 +113,24 @@ def _given(pairs: Sequence[str], program: Any) -> dict[str, Any]:
         name, sign, value = pair.partition("=")
         if not sign:
             raise DataError(f"--input {pair!r}: expected name=value, as in question='Who?'")
-        inputs[name] = from_text(name, types[name], value) if name in types else value
+        inputs[name] = _value(name, types.get(name, str), value)
     return inputs
+
+
+def _value(name: str, annotation: Any, text: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    if annotation is str:
+        return text
+    adapter = TypeAdapter(annotation)
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        try:
+            return adapter.validate_python(text)  # an option or a date needs no quotes
+        except ValidationError:
+            fault = error.errors()[0]["msg"]
+            raise DataError(f"--input {name}={text!r}: {fault}; give its value as JSON") from None
 
 
 def run(
