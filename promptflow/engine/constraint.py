@@ -8,7 +8,9 @@ ConstraintError here.
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llguidance
@@ -85,18 +87,23 @@ def _lark_pattern(pattern: str) -> str:
 
 
 def _check_size(text: str, limit: int) -> None:
-    size = len(text.encode("utf-8", "surrogatepass"))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ConstraintError(f"a constraint holds half a character: {error}") from None
     if size > limit:
         raise ConstraintError(f"a constraint of {size:,} bytes is over the limit of {limit:,}")
 
 
-def _styled_schema(text: str) -> dict[str, Any] | bool:
+def _styled_schema(text: str) -> dict[str, Any]:
     """Return the schema with our JSON style, after checking size, depth and references."""
     _check_size(text, MAX_BYTES)
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConstraintError(f"the JSON Schema is not JSON: {error}") from None
+    if schema is True:
+        schema = {}
     if not isinstance(schema, dict):
         raise ConstraintError(f"a JSON Schema is an object, got {type(schema).__name__}")
     nodes, stack = 0, [(schema, 1)]
@@ -117,11 +124,31 @@ def _styled_schema(text: str) -> dict[str, Any] | bool:
     return {**schema, "x-guidance": {**_JSON_STYLE, **schema.get("x-guidance", {})}}
 
 
+class Clock:
+    """Seconds spent in matchers and in compiling constraints: ``with clock: ...`` adds to them."""
+
+    def __init__(self) -> None:
+        """Start at 0."""
+        self.seconds = 0.0
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        """Start measuring."""
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        """Add what has passed."""
+        self.seconds += time.perf_counter() - self._begun
+
+
 class Matcher:
     """Where a slot stands in its constraint: what may follow, what must."""
 
-    def __init__(self, matcher: Any, vocabulary: int, lead: int, needs_content: bool) -> None:
+    def __init__(
+        self, matcher: Any, vocabulary: int, lead: int, needs_content: bool, clock: Clock
+    ) -> None:
         """Follow ``matcher``; content starts after ``lead`` bytes."""
+        self.clock = clock
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
@@ -130,34 +157,44 @@ class Matcher:
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return a flag for each id that may follow; raise ConstraintDeadEnd where none may."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        if self._matcher.is_error():
-            raise ConstraintError(f"the constraint failed: {self._matcher.get_error()[:300]}")
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary]
-        flags = bits.view(np.bool_)
-        if not flags.any():
-            raise ConstraintDeadEnd("the constraint allows no token here")
-        return flags
+        with self.clock:
+            self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+            self._check()
+            bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+            return bits[: self._vocabulary].view(np.bool_)
 
     def consume(self, token: int) -> None:
-        """Move past ``token``."""
-        if not self._matcher.consume_token(token):
-            raise ConstraintError(f"the constraint failed: {self._matcher.get_error()[:300]}")
+        """Move past ``token``; raise ConstraintError where it may not follow."""
+        with self.clock:
+            self._matcher.consume_token(token)
+            self._check()
 
     def forced(self) -> list[int]:
         """Return the tokens that must follow, without moving."""
-        tokens: list[int] = self._matcher.compute_ff_tokens()
-        return tokens
+        with self.clock:
+            tokens: list[int] = self._matcher.compute_ff_tokens()
+            return tokens
 
     def can_end(self, length: int) -> bool:
         """Return whether text of ``length`` bytes so far, its lead included, is complete."""
         if self._needs_content and length <= self._lead:
             return False
-        return bool(self._matcher.is_accepting())
+        with self.clock:
+            return bool(self._matcher.is_accepting())
 
     def must_end(self) -> bool:
         """Return whether nothing can follow."""
-        return bool(self._matcher.is_stopped())
+        with self.clock:
+            return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        """Raise what llguidance holds against what was done; it never raises by itself."""
+        if not self._matcher.is_error():
+            return
+        reason = self._matcher.get_error().partition("<state>")[0].strip()[:300]
+        if self._matcher.stop_reason() in ("NoExtension", "NoExtensionBias"):
+            raise ConstraintDeadEnd(f"the constraint allows no token here ({reason})")
+        raise ConstraintError(f"the constraint failed: {reason}")
 
 
 class Constraints:
@@ -165,12 +202,24 @@ class Constraints:
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         """Use an ``llguidance.LLTokenizer``."""
+        self.clock = Clock()
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._compiled: OrderedDict[tuple[Constraint, str], Any] = OrderedDict()
 
     def start(self, constraint: Constraint, lead: str) -> Matcher:
         """Return a fresh matcher; raises ConstraintError for what llguidance refuses."""
+        with self.clock:
+            matcher = self._compile(constraint, lead).deep_copy()
+        return Matcher(
+            matcher,
+            self._vocabulary,
+            lead=len(lead.encode()),
+            needs_content=isinstance(constraint, Substring),
+            clock=self.clock,
+        )
+
+    def _compile(self, constraint: Constraint, lead: str) -> Any:
         key = (constraint, lead)
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -185,26 +234,31 @@ class Constraints:
             if len(self._compiled) > _COMPILED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
-        needs_content = isinstance(constraint, Substring)
-        return Matcher(compiled.deep_copy(), self._vocabulary, len(lead.encode()), needs_content)
+        return compiled
 
 
 class _ByteVocabulary:
-    """The tokenizer object that llguidance expects, over ``fake.FakeModel``'s bytes."""
+    """The tokenizer object that llguidance expects: bytes, an end token, then ``words``."""
 
     eos_token_id = 256
     bos_token_id = None
     special_token_ids = (256,)
-    tokens = [*(bytes([byte]) for byte in range(256)), b"\xff<|im_end|>"]  # noqa: RUF012
+
+    def __init__(self, words: Sequence[bytes], tokenize: Callable[[bytes], list[int]]) -> None:
+        end = b"\xff<|im_end|>"
+        self.tokens = [*(bytes([byte]) for byte in range(256)), end, *words]
+        self._tokenize = tokenize
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return list(text if isinstance(text, bytes) else text.encode())
+        return self._tokenize(text if isinstance(text, bytes) else text.encode())
 
 
-def byte_tokenizer() -> Any:
-    """Return the tokenizer of ``fake.FakeModel``."""
-    wrapper = llguidance.TokenizerWrapper(_ByteVocabulary())
-    return llguidance.LLTokenizer(wrapper, n_vocab=257, eos_token=256)
+def byte_tokenizer(
+    words: Sequence[bytes] = (), tokenize: Callable[[bytes], list[int]] = list
+) -> Any:
+    """Return the tokenizer of ``fake.FakeModel``: bytes, an end token, then ``words``."""
+    wrapper = llguidance.TokenizerWrapper(_ByteVocabulary(words, tokenize))
+    return llguidance.LLTokenizer(wrapper, n_vocab=257 + len(words), eos_token=256)
 
 
 def llama_tokenizer(pieces: list[bytes], vocab: int, tokenize: int, end_tokens: list[int]) -> Any:

@@ -1,25 +1,17 @@
-"""The decode loop: schedule, decode, sample, advance. One thread owns it and its model.
-
-A job walks the parts of its request in one sequence: texts are appended as tokens, slots are filled
-by the model, and what a slot's stop string cut off is taken back from the cache.
-"""
+"""The decode loop: schedule, decode, sample, advance. One thread owns it and its model."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
-from promptflow.engine import sampling
-from promptflow.engine.constraint import Constraints
+from promptflow.engine.job import FillJob, ScoreJob, Tools
+from promptflow.engine.model import Model
 from promptflow.engine.request import (
     Completion,
-    Fill,
-    Part,
     Request,
     Slot,
     Stats,
@@ -27,8 +19,7 @@ from promptflow.engine.request import (
     TokenLogprob,
     Usage,
 )
-from promptflow.engine.scheduler import Copy, Model, Move, Scheduler, Task
-from promptflow.engine.slots import Filling, Vocabulary
+from promptflow.engine.scheduler import Copy, Move, Scheduler, Task
 from promptflow.errors import (
     Cancelled,
     CapacityError,
@@ -38,28 +29,33 @@ from promptflow.errors import (
     PromptflowError,
 )
 
-_SEAM = 8  # tokens that cutting a slot inside a token may add
+Finished = tuple[int, Completion | tuple[TokenLogprob, ...]]
+RETRIES = 1  # how often a sequence starts again after a decode that failed
 
 
 @dataclass(eq=False, slots=True)
-class Job:
-    """A request on its way: its task, the part it stands at, what is filled so far."""
+class _Entry:
+    """A job, whose it is, and since when."""
 
     key: int
-    request: Request
-    task: Task
+    job: FillJob | ScoreJob
     started: float
-    part: int = 0  # index of the slot being filled
-    base: int = 0  # tokens before that slot
-    filling: Filling | None = None
-    fills: dict[str, Fill] = field(default_factory=dict)
-    prompt: int = 0
-    lost: int = 0  # prompt tokens that preemption made us compute again
-    expected: list[int] = field(default_factory=list)  # tokens whose logprobs are asked
-    scores: list[TokenLogprob] = field(default_factory=list)
+    deadline: float | None = None
+    faults: int = 0
 
 
-Finished = tuple[int, Completion | tuple[TokenLogprob, ...]]
+@dataclass(slots=True)
+class _Totals:
+    """What ``stats`` reports, as it grows."""
+
+    usage: Usage = field(default_factory=Usage)
+    requests: int = 0
+    decodes: int = 0
+    rows: int = 0
+    preempted: int = 0
+    decode: float = 0.0
+    sample: float = 0.0
+    bookkeeping: float = 0.0
 
 
 class Decoder:
@@ -68,7 +64,6 @@ class Decoder:
     def __init__(
         self,
         model: Model,
-        constraints: Constraints,
         *,
         max_running: int = 16,
         batch_invariant: bool = False,
@@ -79,171 +74,119 @@ class Decoder:
         ``on_start`` is told the keys of jobs before the decode call that first touches them.
         """
         self.model = model
+        self.tools = Tools(model)
+        self.scheduler = Scheduler(
+            model.cells,
+            model.batch,
+            model.max_sequences,
+            1 if batch_invariant else max_running,
+            sharing=not batch_invariant,
+        )
         self._on_start = on_start
-        self._vocabulary = Vocabulary(model)
-        self._constraints = constraints
-        self._keep = not batch_invariant
-        running = 1 if batch_invariant else max_running
-        self._scheduler = Scheduler(model.context, model.batch, model.max_sequences, running)
-        self._jobs: dict[int, Job] = {}
-        self._by_task: dict[int, Job] = {}
+        self._entries: dict[int, _Entry] = {}
+        self._by_task: dict[int, _Entry] = {}
         self._number = 0
-        controls = sorted(filter(None, model.control_texts()), key=len, reverse=True)
-        self._controls = re.compile("|".join(map(re.escape, controls))) if controls else None
-        self._totals = Usage()
-        self._counts = {"requests": 0, "decodes": 0, "rows": 0, "preempted": 0}
-        self._seconds = dict.fromkeys(("decode", "sample", "bookkeeping"), 0.0)
+        self._totals = _Totals()
 
     @property
     def busy(self) -> bool:
         """Return whether any job is unfinished."""
-        return bool(self._jobs)
-
-    # Texts to tokens
-
-    def tokenize(self, parts: Sequence[Part]) -> list[int]:
-        """Return the tokens of the texts among ``parts``, each run between slots as one."""
-        tokens: list[int] = []
-        run: list[Text] = []
-        for part in (*parts, None):
-            if isinstance(part, Text):
-                run.append(part)
-            elif run:
-                tokens += self._tokenize_run(run, first=not tokens)
-                run = []
-        return tokens
-
-    def _tokenize_run(self, run: Sequence[Text], first: bool) -> list[int]:
-        """Tokenize texts as one, unless untrusted text spells a control token.
-
-        Then control texts in untrusted text are cut after their first character, so that no
-        tokenizer can read them as one token, and the pieces are tokenized apart.
-        """
-        whole = "".join(text.text for text in run)
-        if self._count_controls(whole) == sum(
-            self._count_controls(text.text) for text in run if text.trusted
-        ):
-            return self._with_bos(self.model.tokenize(whole, special=True), first)
-        tokens: list[int] = []
-        for text in run:
-            if text.trusted:
-                tokens += self.model.tokenize(text.text, special=True)
-            else:
-                for piece in self._disarmed(text.text):
-                    tokens += self.model.tokenize(piece, special=False)
-        return self._with_bos(tokens, first)
-
-    def _count_controls(self, text: str) -> int:
-        return 0 if self._controls is None else len(self._controls.findall(text))
-
-    def _disarmed(self, text: str) -> list[str]:
-        assert self._controls is not None
-        cuts = [0, *(m.start() + 1 for m in self._controls.finditer(text)), len(text)]
-        return [text[a:b] for a, b in pairwise(cuts) if a < b]
-
-    def _with_bos(self, tokens: list[int], first: bool) -> list[int]:
-        bos = self.model.bos
-        if first and bos is not None and tokens[:1] != [bos]:
-            return [bos, *tokens]
-        return tokens
-
-    def piece_text(self, token: int) -> str:
-        """Return a token as text; a control token by its name."""
-        piece = self._vocabulary.pieces[token] or self.model.control_piece(token)
-        return piece.decode("utf-8", "replace")
+        return bool(self._entries)
 
     # Submitting
 
-    def submit(self, key: int, request: Request) -> None:
-        """Queue a request; raises ContextOverflow and ConstraintError for what cannot run."""
-        begun = time.monotonic()
-        total = len(self.tokenize(request.parts))
+    def submit(self, key: int, request: Request) -> list[Finished]:
+        """Queue a request; return it finished where nothing of it is left to the model.
+
+        Raises ContextOverflow, ConstraintError and EngineError for what cannot run.
+        """
+        started, elsewhere = time.monotonic(), self._accounted()
         slots = [part for part in request.parts if isinstance(part, Slot)]
-        room = sum(slot.max_tokens + _SEAM * bool(slot.stop) for slot in slots)
-        self._check_fits(total, room)
-        first = next(i for i, part in enumerate(request.parts) if isinstance(part, Slot))
-        tokens = self.tokenize(request.parts[:first]) or [self._blank()]
-        task = Task(self._number, tokens, total + room + 1)
-        job = Job(key, request, task, begun, part=first, prompt=len(tokens))
-        self._open(job, slots[0])
-        while job.filling is not None and job.filling.finish is not None:
-            self._next_part(job)
-        if job.filling is None:
-            raise EngineError("every slot of this request is forced: there is nothing to generate")
-        self._enqueue(job)
-
-    def _blank(self) -> int:
-        """Return a token to start from where a request begins with a slot."""
-        return self.model.bos if self.model.bos is not None else min(self.model.end_tokens)
-
-    def _check_fits(self, prompt: int, room: int) -> None:
-        over = prompt + room + 1 - self.model.context
-        if over > 0:
-            raise ContextOverflow(
-                f"the prompt has {prompt:,} tokens and asks for up to {room:,} more: {over:,} over "
-                f"the context of {self.model.context:,}. Shorten the prompt, lower max_tokens, or "
-                "load the model with EngineOptions(context=...)"
-            )
+        self._check_ids(slots)
+        texts = self.tools.prompts.before_slots(request.parts)
+        job = FillJob(slots, texts, request.seed, self.tools)
+        self._check_fits(job.prompt, len(texts[0]) + job.room() - job.prompt)
+        job.open()
+        entry = _Entry(key, job, started, request.deadline)
+        self._enqueue(entry)
+        elsewhere = self._accounted() - elsewhere
+        self._totals.bookkeeping += time.monotonic() - started - elsewhere
+        return [self._finish(entry)] if job.is_done else []
 
     def score(self, key: int, prefix: Sequence[Text], continuation: str) -> None:
-        """Queue the scoring of ``continuation`` after ``prefix``."""
-        before = self.tokenize(prefix) or [self._blank()]
-        expected = self.model.tokenize(continuation, special=False)
+        """Queue the scoring of ``continuation`` after ``prefix``; raises as ``submit`` does."""
+        before = self.tools.prompts.tokens(prefix)
+        expected = self.tools.prompts.continuation(continuation)
         if not expected:
             raise EngineError("there is nothing to score: the continuation is empty")
         self._check_fits(len(before), len(expected))
-        tokens = before + expected[:-1]
-        # The logits after the prefix are needed, so its last token is computed for each.
-        task = Task(self._number, tokens, len(tokens), share_limit=len(before) - 1)
-        job = Job(
-            key,
-            Request((Slot("score"),)),
-            task,
-            time.monotonic(),
-            base=len(before),
-            prompt=len(tokens),
-            expected=expected,
-        )
-        task.wants.update(range(len(before) - 1, len(tokens)))
-        self._enqueue(job)
+        self._enqueue(_Entry(key, ScoreJob(before, expected, self.tools), time.monotonic()))
 
-    def _enqueue(self, job: Job) -> None:
+    def _check_ids(self, slots: Sequence[Slot]) -> None:
+        known = self.model.vocabulary
+        for slot in slots:
+            ids = [*slot.stop_tokens, *(token for token, _ in slot.sampling.logit_bias)]
+            wrong = [token for token in ids if not 0 <= token < known]
+            if wrong:
+                raise EngineError(
+                    f"slot {slot.name!r} names token {wrong[0]}, but this model's tokens are 0 to "
+                    f"{known - 1:,}"
+                )
+
+    def _check_fits(self, prompt: int, room: int) -> None:
+        context = self.model.info.context
+        over = prompt + room - context
+        if over > 0:
+            raise ContextOverflow(
+                f"the prompt has {prompt:,} tokens and asks for up to {room:,} more: {over:,} over "
+                f"the context of {context:,}. Shorten the prompt, lower max_tokens, or load the "
+                "model with EngineOptions(context=...), up to what it was trained for"
+            )
+
+    def _enqueue(self, entry: _Entry) -> None:
         self._number += 1
-        self._jobs[job.key] = job
-        self._by_task[job.task.number] = job
-        self._scheduler.submit(job.task)
+        entry.job.task.number = self._number
+        self._entries[entry.key] = entry
+        self._by_task[self._number] = entry
+        if not entry.job.is_done:
+            self.scheduler.submit(entry.job.task)
 
-    def cancel(self, key: int) -> Finished | None:
-        """Stop a job; None if it has already finished."""
-        job = self._jobs.get(key)
-        return None if job is None else self._fail(job, Cancelled("the request was cancelled"))
+    def cancel(self, key: int) -> list[Finished]:
+        """Stop a job; return it, unless it has already finished."""
+        entry = self._entries.get(key)
+        return [] if entry is None else [self._fail(entry, Cancelled("the request was cancelled"))]
 
     # Stepping
 
     def step(self) -> list[Finished]:
         """Run one batch; return the jobs that it finished, errors included."""
-        begun = time.monotonic()
-        finished = self._expire(begun)
-        plan = self._scheduler.step()
+        begun, elsewhere = time.perf_counter(), self._accounted()
+        finished = self._expire()
+        plan = self.scheduler.step()
+        for task in plan.hopeless:
+            finished.append(self._no_room(task))
         self._move(plan.moves)
+        for task in plan.admitted:
+            self._by_task[task.number].job.meter.take_over(task.computed)
         if plan.admitted and self._on_start is not None:
             self._on_start([self._by_task[task.number].key for task in plan.admitted])
-        ready = [task for task in plan.admitted if task.ready is not None]
-        planned = time.monotonic()
-        self._seconds["bookkeeping"] += planned - begun
         if plan.rows:
             code = self._decode(plan.rows)
-            decoded = time.monotonic()
-            self._seconds["decode"] += decoded - planned
-            if code != 0:
-                return finished + self._recover(code, [task for task, _ in plan.rows])
-            finished += self._collect(plan.rows)
-            self._seconds["sample"] += time.monotonic() - decoded
-        for task in ready:
-            if task.ready is not None and task.sequence >= 0:
-                row, task.ready = task.ready, None
+            if code == 0:
+                finished += self._collect(plan.rows)
+            else:
+                finished += self._recover(code, [task for task, _ in plan.rows])
+        for task in plan.admitted:
+            if task.row is not None and task.sequence >= 0:
+                row, task.row = task.row, None
                 finished += self._advance(self._by_task[task.number], row)
+        elsewhere = self._accounted() - elsewhere
+        self._totals.bookkeeping += time.perf_counter() - begun - elsewhere
         return finished
+
+    def _accounted(self) -> float:
+        """Return the seconds that were spent on anything but bookkeeping."""
+        return self._totals.decode + self._totals.sample + self.tools.constraints.clock.seconds
 
     def _move(self, moves: Sequence[Move]) -> None:
         for move in moves:
@@ -258,181 +201,171 @@ class Decoder:
         sequences: list[int] = []
         outputs: list[bool] = []
         for task, take in rows:
-            end = task.computed + take
-            tokens += task.tokens[task.computed : end]
-            positions += range(task.computed, end)
+            start, end = task.computed, task.computed + take
+            tokens += task.tokens[start:end]
+            positions += range(start, end)
             sequences += [task.sequence] * take
             last = len(task.tokens) - 1
-            outputs += [p == last or p in task.wants for p in range(task.computed, end)]
-        self._counts["decodes"] += 1
-        self._counts["rows"] += len(rows)
-        return self.model.decode(tokens, positions, sequences, outputs)
+            outputs += [
+                p == last or p in task.wants or p >= task.scored_from for p in range(start, end)
+            ]
+        self._totals.decodes += 1
+        self._totals.rows += len(rows)
+        begun = time.perf_counter()
+        code = self.model.decode(tokens, positions, sequences, outputs)
+        self._totals.decode += time.perf_counter() - begun
+        return code
 
     def _collect(self, rows: Sequence[tuple[Task, int]]) -> list[Finished]:
         """Read the logits of a batch and move every job on."""
         finished: list[Finished] = []
         row = 0
         for task, take in rows:
-            job = self._by_task[task.number]
-            start = task.computed
-            self._scheduler.computed(task, take)
-            try:
-                for position in sorted(p for p in task.wants if start <= p < start + take):
-                    self._keep_row(job, position, self.model.logits(row + position - start))
-                    task.wants.discard(position)
-            except PromptflowError as error:
-                finished.append(self._fail(job, error))
-                row += take
-                continue
+            entry = self._by_task[task.number]
+            start, first = task.computed, row
             row += take
-            if task.pending == 0:
-                finished += self._advance(job, self.model.logits(row - 1))
+            self.scheduler.computed(task, take)
+            entry.job.meter.compute(start, start + take)
+            for position in sorted(p for p in task.wants if start <= p < start + take):
+                self._hand_over(task, position, first + position - start)
+            if isinstance(entry.job, ScoreJob):
+                scored = range(max(start, task.scored_from) - start, take)
+                finished += self._score(entry, [first + offset for offset in scored])
+            elif task.pending == 0:
+                finished += self._advance(entry, self.model.logits(row - 1))
         return finished
 
-    def _keep_row(self, job: Job, position: int, logits: np.ndarray) -> None:
-        """Copy a row for a job that waits for it, or score the token that follows it."""
-        if not job.expected or position < job.base - 1:
-            job.task.rows[position] = logits.copy()
-            return
-        sampling.check(logits)
-        token = job.expected[position + 1 - job.base]
-        piece = self.model.piece(token).decode("utf-8", "replace")
-        job.scores.append(TokenLogprob(piece, token, sampling.logprob(logits, token)))
+    def _hand_over(self, task: Task, position: int, row: int) -> None:
+        """Keep a row of logits for the waiting tasks whose prompt ends there."""
+        waiting = self.scheduler.waiting_at(task, position)
+        if waiting:
+            logits = self.model.logits(row).copy()
+            for other in waiting:
+                other.row = logits
 
-    def _advance(self, job: Job, logits: np.ndarray) -> list[Finished]:
-        """Sample a token for a job and go on to its next part where the slot has ended."""
-        if job.expected:
-            return [self._finish(job)]
-        assert job.filling is not None
+    def _score(self, entry: _Entry, rows: Sequence[int]) -> list[Finished]:
+        job = entry.job
+        assert isinstance(job, ScoreJob)
+        begun = time.perf_counter()
         try:
-            job.task.tokens += job.filling.take(logits)
-            while job.filling is not None and job.filling.finish is not None:
-                self._next_part(job)
+            for row in rows:
+                job.take(self.model.logits(row))
         except PromptflowError as error:
-            return [self._fail(job, error)]
-        return [self._finish(job)] if job.filling is None else []
+            return [self._fail(entry, error)]
+        finally:
+            self._totals.sample += time.perf_counter() - begun
+        return [self._finish(entry)] if job.is_done else []
 
-    def _next_part(self, job: Job) -> None:
-        """Close the slot that has ended, append the texts after it, and open the next slot."""
-        filling, task = job.filling, job.task
-        assert filling is not None
-        job.fills[filling.slot.name] = filling.fill()
-        parts = job.request.parts
-        later = [i for i in range(job.part + 1, len(parts)) if isinstance(parts[i], Slot)]
-        if not later:
-            job.filling = None
-            return
-        kept = job.base + filling.kept
-        if task.computed > kept:
-            self._scheduler.cut(task, kept)
-            self.model.drop(task.sequence, kept)
-        del task.tokens[kept:]
-        if filling.rest:
-            rest = filling.rest.decode("utf-8", "replace")
-            task.tokens += self.model.tokenize(rest, special=False)
-        texts = [part for part in parts[job.part + 1 : later[0]] if isinstance(part, Text)]
-        fresh = self._tokenize_run(texts, first=False) if texts else []
-        task.tokens += fresh
-        job.prompt += len(fresh)
-        job.part = later[0]
-        slot = parts[later[0]]
-        assert isinstance(slot, Slot)
-        self._open(job, slot)
-
-    def _open(self, job: Job, slot: Slot) -> None:
-        rng = sampling.generator(job.request.seed, job.part)
-        job.base = len(job.task.tokens)
-        job.filling = Filling(slot, self._vocabulary, self._constraints, rng)
-        job.task.tokens += job.filling.open()
+    def _advance(self, entry: _Entry, logits: np.ndarray) -> list[Finished]:
+        """Sample a token for a job; take back what no longer stands of its sequence."""
+        job, clock = entry.job, self.tools.constraints.clock
+        assert isinstance(job, FillJob)
+        begun, matched = time.perf_counter(), clock.seconds
+        try:
+            stands = job.take(logits)
+        except PromptflowError as error:
+            return [self._fail(entry, error)]
+        finally:
+            self._totals.sample += time.perf_counter() - begun - (clock.seconds - matched)
+        if job.is_done:
+            return [self._finish(entry)]
+        self._move(self.scheduler.cut(job.task, stands))
+        return []
 
     # Ending
 
-    def _finish(self, job: Job) -> Finished:
-        usage = self._usage(job)
-        self._retire(job, usage, keep=self._keep)
-        if job.expected:
-            return job.key, tuple(job.scores)
-        return job.key, Completion(job.fills, usage, time.monotonic() - job.started)
+    def _finish(self, entry: _Entry) -> Finished:
+        usage = self._retire(entry, keep=True)
+        if isinstance(entry.job, ScoreJob):
+            return entry.key, tuple(entry.job.scores)
+        return entry.key, Completion(entry.job.fills, usage, time.monotonic() - entry.started)
 
-    def _fail(self, job: Job, error: PromptflowError) -> Finished:
-        usage = self._usage(job)
-        self._retire(job, usage, keep=False)
-        return job.key, Completion(job.fills, usage, time.monotonic() - job.started, error)
+    def _fail(self, entry: _Entry, error: PromptflowError) -> Finished:
+        usage = self._retire(entry, keep=False)
+        fills = entry.job.fills if isinstance(entry.job, FillJob) else {}
+        return entry.key, Completion(fills, usage, time.monotonic() - entry.started, error)
 
-    def _usage(self, job: Job) -> Usage:
-        generated = sum(fill.generated for fill in job.fills.values())
-        forced = sum(fill.forced for fill in job.fills.values())
-        reused = min(job.task.reused, job.prompt)
-        return Usage(job.prompt, job.prompt - reused + job.lost, reused, generated, forced)
+    def _retire(self, entry: _Entry, keep: bool) -> Usage:
+        del self._entries[entry.key]
+        del self._by_task[entry.job.task.number]
+        self._move(self.scheduler.finish(entry.job.task, keep=keep))
+        usage = entry.job.usage()
+        self._totals.usage += usage
+        self._totals.requests += 1
+        return usage
 
-    def _retire(self, job: Job, usage: Usage, keep: bool) -> None:
-        del self._jobs[job.key]
-        del self._by_task[job.task.number]
-        if job.task.sequence >= 0:
-            self._move(self._scheduler.finish(job.task, keep=keep))
-        else:
-            self._scheduler.forget(job.task)
-        self._totals += usage
-        self._counts["requests"] += 1
-
-    def _expire(self, now: float) -> list[Finished]:
-        late = [
-            job
-            for job in self._jobs.values()
-            if job.request.deadline is not None and now - job.started > job.request.deadline
-        ]
+    def _expire(self) -> list[Finished]:
+        now = time.monotonic()
         return [
-            self._fail(job, DeadlineExceeded(f"not done within {job.request.deadline:g} s"))
-            for job in late
+            self._fail(entry, DeadlineExceeded(f"not done within {entry.deadline:g} s"))
+            for entry in list(self._entries.values())
+            if entry.deadline is not None and now - entry.started >= entry.deadline
         ]
+
+    # Recovering
 
     def _recover(self, code: int, tasks: Sequence[Task]) -> list[Finished]:
         """Deal with a failed decode. 1: no room. 2: aborted. -1: bad batch. Below: fatal.
 
-        After 2 and the fatal codes an unknown part of the batch is in the cache, so its sequences
-        are dropped whole (llama.h at llama_decode).
+        After 2 and the fatal codes an unknown part of the batch is in the cache (llama.h at
+        llama_decode), so its sequences are dropped whole and start again, once. A fatal code may
+        have damaged more: everything starts again.
         """
         if code == 1:
             return self._make_room()
-        finished = [
-            self._fail(
-                self._by_task[task.number],
-                EngineError(f"llama_decode failed with code {code} on a batch of {len(tasks)}"),
-            )
-            for task in tasks
-        ]
-        self._move(self._scheduler.evict_all())
+        finished: list[Finished] = []
+        for task in tasks:
+            entry = self._by_task[task.number]
+            entry.faults += 1
+            if entry.faults > RETRIES:
+                reason = f"llama_decode failed with code {code}, and again after a new start"
+                finished.append(self._fail(entry, EngineError(reason)))
+        restart = [task for task in tasks if task.sequence >= 0]
+        if code < -1:
+            restart = list(self.scheduler.running)
+            self._move(self.scheduler.evict_all())
+        for task in reversed(restart):
+            self._preempt(task)
+        if code < -1:
+            self.model.reset()
         return finished
 
     def _make_room(self) -> list[Finished]:
         """Give up cached prefixes, then the newest sequence; fail one that was given up before."""
-        freed = self._scheduler.evict_all()
+        freed = self.scheduler.evict_all()
         self._move(freed)
         if freed:
             return []
-        task, moves = self._scheduler.preempt()
-        self._move(moves)
-        self._counts["preempted"] += 1
-        job = self._by_task[task.number]
-        if task.preempted > 1 or not self._scheduler.running:
-            return [self._fail(job, CapacityError("the KV cache has no room for this request"))]
-        job.lost += max(0, job.prompt - task.reused)
-        return []
+        task = max(self.scheduler.running, key=lambda task: task.number)
+        self._preempt(task)
+        return [self._no_room(task)] if task.preempted > 1 else []
+
+    def _preempt(self, task: Task) -> None:
+        self._move(self.scheduler.preempt(task))
+        self._totals.preempted += 1
+
+    def _no_room(self, task: Task) -> Finished:
+        reason = (
+            f"the KV cache of {self.model.cells:,} cells has no room for this request of up to "
+            f"{task.length_limit:,} tokens: load the model with a larger EngineOptions(context=...)"
+        )
+        return self._fail(self._by_task[task.number], CapacityError(reason))
 
     def stats(self) -> Stats:
         """Return the totals so far."""
-        decodes = self._counts["decodes"]
+        totals, usage = self._totals, self._totals.usage
         return Stats(
-            requests=self._counts["requests"],
-            prefilled=self._totals.prefilled,
-            reused=self._totals.reused,
-            generated=self._totals.generated,
-            forced=self._totals.forced,
-            decodes=decodes,
-            occupancy=self._counts["rows"] / decodes if decodes else 0.0,
-            preempted=self._counts["preempted"],
-            evicted=self._scheduler.evicted,
-            decode_seconds=self._seconds["decode"],
-            sample_seconds=self._seconds["sample"],
-            bookkeeping_seconds=self._seconds["bookkeeping"],
+            requests=totals.requests,
+            prefilled=usage.prefilled,
+            reused=usage.reused,
+            generated=usage.generated,
+            forced=usage.forced,
+            decodes=totals.decodes,
+            occupancy=totals.rows / totals.decodes if totals.decodes else 0.0,
+            preempted=totals.preempted,
+            evicted=self.scheduler.evicted,
+            decode_seconds=totals.decode,
+            sample_seconds=totals.sample,
+            constraint_seconds=self.tools.constraints.clock.seconds,
+            bookkeeping_seconds=totals.bookkeeping,
         )

@@ -6,19 +6,18 @@ Light to import: numpy, llguidance and llama.cpp are loaded by the child alone.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptflow.engine import template
+from promptflow.engine import memory, template
 from promptflow.engine.frames import Message
-from promptflow.engine.host import ChildHost, Host, ThreadHost, describe, usable_cores
+from promptflow.engine.host import Host, ThreadHost, describe, launch, usable_cores
 from promptflow.engine.request import (
     Completion,
     ModelInfo,
@@ -28,16 +27,16 @@ from promptflow.engine.request import (
     Text,
     TokenLogprob,
     completion_from_wire,
-    error_from_wire,
+    logprobs_from_wire,
     to_wire,
 )
+from promptflow.engine.tickets import Tickets, frames, resolve
 from promptflow.errors import EngineLost, ForkedUse, PromptflowError
 
 if TYPE_CHECKING:
-    from promptflow.engine.scheduler import Model
+    from promptflow.engine.model import Model
 
-log = logging.getLogger("promptflow")
-REPLAYS = 2  # how often a request that had not started is given to a new child
+RETAINED = 48  # sequences that may stay in the cache beside the running ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,155 +73,102 @@ class EngineOptions:
             raise ValueError(f"EngineOptions(threads={self.threads}) is below 1")
 
 
-@dataclass(eq=False, slots=True)
-class _Ticket:
-    """A request on its way: what to send again, and the future that somebody waits for."""
-
-    future: Future[Any]
-    message: Message  # how a single one is sent again
-    started: bool = False
-    replays: int = 0
-
-
 class Engine:
     """Fill requests with a GGUF model, many at a time, in a supervised child process.
 
     ``model`` is a catalogue name, a path to a GGUF file, or an object with the methods of
-    ``fake.FakeModel``. Raises ModelNotFound and ModelInvalid. Any thread may call it.
+    ``fake.FakeModel``. Raises ModelNotFound, ModelInvalid, and CapacityError for a model that does
+    not fit into memory. Any thread may call it.
     """
+
+    info: ModelInfo
 
     def __init__(self, model: str | Path | Model, options: EngineOptions = EngineOptions()) -> None:
         """Load the model; falls back where the default load path does not survive a decode."""
         self.options = options
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._tickets: dict[int, _Ticket] = {}
-        self._next = 0
+        self._tickets = Tickets()
         self._restarts = 0
         self._closed = False
         self._host: Host | None = None
+        self._past = Stats()  # of workers that have died
+        self._latest = Stats()  # of the one that runs, as it last said
         self._scaffolds: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._fake: Model | None = None
-        threads = options.threads or usable_cores()
+        self._model = None if isinstance(model, str | Path) else model
         self._settings: Message = {
             "max_running": options.max_running,
             "batch_invariant": options.batch_invariant,
             "load": {
                 "context": options.context,
                 "batch": options.batch,
-                "sequences": min(256, options.max_running + 48),
-                "threads": threads,
+                "sequences": min(256, options.max_running + RETAINED),
+                "threads": options.threads or usable_cores(),
                 "gpu_layers": options.gpu_layers,
                 "extra_buffers": True,
                 "flash_attention": options.flash_attention,
             },
         }
         if isinstance(model, str | Path):
-            # Not at the top: a program that brings its own model needs no catalogue.
-            from promptflow import catalog
-
-            path = catalog.locate(model)
-            catalog.check_gguf(path)
-            name = str(model) if str(model) in catalog.models() else path.stem
-            self._settings |= {
-                "path": str(path),
-                "name": name,
-                "sha256": catalog.sha256_cached(path),
-            }
-        else:
-            self._fake = model
-        self._host = self._start()
-        self.info = ModelInfo(**{**describe(self._host.ready), "threads": threads})
+            self._settings |= _file_settings(model, options)
+        with self._lock:
+            self._start()
         _open.add(self)
 
     # Life and death
 
     def _start(self) -> Host:
-        """Start a host; a child that dies while loading is retried with safer settings."""
-        if self._fake is not None or not self.options.isolate:
-            host: Host = ThreadHost(self._settings, self._fake)
+        """Start a worker. The lock is held."""
+        if self._model is not None or not self.options.isolate:
+            host: Host = ThreadHost(self._settings, self._model)
         else:
-            host = self._start_child()
-        host.start(self._receive, self._lost)
+            # What has crashed once is not tried again: later workers start with what survived.
+            host, self._settings = launch(self._settings)
+        threads = self._settings["load"]["threads"]
+        self.info = ModelInfo(**{**describe(host.ready), "threads": threads})
+        self._host = host
+        host.start(self._receive, lambda error: self._lost(host, error))
         return host
 
-    def _start_child(self) -> ChildHost:
-        safer: list[Message] = [{}, {"extra_buffers": False}]
-        safer.append({"extra_buffers": False, "threads": 1})
-        for number, change in enumerate(safer):
-            settings = {**self._settings, "load": {**self._settings["load"], **change}}
-            try:
-                host = ChildHost(settings)
-            except EngineLost as error:
-                if number == len(safer) - 1:
-                    raise
-                log.warning(
-                    "Loading %s did not survive a probe decode (%s); trying %s.",
-                    settings["path"],
-                    str(error).split(". Last log", 1)[0],
-                    safer[number + 1],
-                )
-                continue
-            if "fatal" in host.ready:
-                host.close()
-                raise error_from_wire(host.ready["fatal"])
-            self._settings = settings
-            return host
-        raise AssertionError("unreachable")
-
-    def _lost(self, error: EngineLost) -> None:
-        """Fail what had started, and give what had not to a new child."""
+    def _lost(self, host: Host, error: EngineLost) -> None:
+        """Fail what had started, and give what had not to a new worker."""
         with self._lock:
-            self._host = None
+            if self._host is host:
+                self._host = None
             if self._closed:
-                error = EngineLost("the engine was closed")
-            replay: dict[int, _Ticket] = {}
-            for key, ticket in list(self._tickets.items()):
-                if self._closed or ticket.started or ticket.replays >= REPLAYS:
-                    del self._tickets[key]
-                    _resolve(ticket.future, error)
-                else:
-                    ticket.replays += 1
-                    replay[key] = ticket
-            if not replay:
+                self._tickets.fail(EngineLost("the engine was closed"))
+                return
+            self._past, self._latest = self._past + self._latest, Stats()
+            again = self._tickets.sort_out(error)
+            if not again:
                 return
             try:
-                host = self._running()
+                fresh = self._running()
             except PromptflowError as failure:
-                for key, ticket in replay.items():
-                    del self._tickets[key]
-                    _resolve(ticket.future, failure)
+                self._tickets.fail(failure)
                 return
-            for key, ticket in replay.items():
-                host.send(_with_key(ticket.message, key))
+            for frame in frames(again):
+                fresh.send(frame)
 
     def _running(self) -> Host:
-        """Return the host, started anew if it died. The lock is held."""
-        if os.getpid() != self._pid:
-            raise ForkedUse(
-                "this engine was made in another process: make a new Engine in the forked child, "
-                "or start processes with the 'spawn' method"
-            )
+        """Return the worker's host, started anew if it died. The lock is held."""
         if self._closed:
             raise EngineLost("the engine was closed: make a new one")
         if self._host is None:
             self._restarts += 1
-            self._host = self._start()
+            return self._start()
         return self._host
 
     def close(self) -> None:
         """Stop the engine; whatever still runs ends with EngineLost. Idempotent."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
-            if self._closed or os.getpid() != self._pid:
-                return
             self._closed = True
             host, self._host = self._host, None
-            tickets = list(self._tickets.values())
-            self._tickets.clear()
         if host is not None:
             host.close()
-        for ticket in tickets:
-            _resolve(ticket.future, EngineLost("the engine was closed"))
+        self._tickets.fail(EngineLost("the engine was closed"))
 
     def __enter__(self) -> Engine:
         """Return the engine."""
@@ -238,46 +184,54 @@ class Engine:
 
     # Messages
 
+    def _check_process(self) -> None:
+        """Raise ForkedUse in a forked child; before any lock, which a lost thread may have held."""
+        if os.getpid() != self._pid:
+            raise ForkedUse(
+                "this engine was made in another process: make a new Engine in the forked child, "
+                "or start processes with the 'spawn' method"
+            )
+
     def _post(self, messages: Sequence[Message]) -> list[tuple[int, Future[Any]]]:
-        """Send ``messages`` of one kind as one frame; return their keys and futures."""
+        """Send ``messages``; return their keys and futures."""
+        self._check_process()
         with self._lock:
             host = self._running()
-            posted: list[tuple[int, Future[Any]]] = []
-            for message in messages:
-                self._next += 1
-                future: Future[Any] = Future()
-                self._tickets[self._next] = _Ticket(future, message)
-                posted.append((self._next, future))
-            keys = [key for key, _ in posted]
-            if len(messages) == 1 or "jobs" not in messages[0]:
-                for key, message in zip(keys, messages, strict=True):
-                    host.send(_with_key(message, key))
-            else:
-                jobs = [
-                    [key, message["jobs"][0][1]]
-                    for key, message in zip(keys, messages, strict=True)
-                ]
-                host.send({**messages[0], "jobs": jobs})
-            return posted
+            issued = self._tickets.issue(messages)
+            keys = [key for key, _ in issued]
+            for frame in frames(dict(zip(keys, messages, strict=True))):
+                host.send(frame)
+            return issued
 
     def _receive(self, message: Message) -> None:
         """Take a frame from the worker; runs in the host's thread."""
         if "done" in message:
+            self._latest = Stats(**message["stats"])
             for key, outcome in message["done"]:
-                self._settle(key, _outcome(outcome))
+                self._tickets.settle(key, _outcome(outcome))
         elif "started" in message:
-            with self._lock:
-                for key in message["started"]:
-                    if key in self._tickets:
-                        self._tickets[key].started = True
+            self._tickets.start(message["started"])
         elif "reply" in message:
-            self._settle(message["reply"], message["value"])
+            self._tickets.settle(message["reply"], message["value"])
 
-    def _settle(self, key: int, outcome: Any) -> None:
+    def _cancel(self, keys: list[int]) -> None:
         with self._lock:
-            ticket = self._tickets.pop(key, None)
-        if ticket is not None:
-            _resolve(ticket.future, outcome)
+            if self._host is not None and keys:
+                self._host.send({"op": "cancel", "keys": keys})
+
+    def _gather(
+        self, messages: Sequence[Message], on_done: Callable[[int], None] | None = None
+    ) -> list[Any]:
+        """Send ``messages`` and return their outcomes, errors as values; cancel if interrupted."""
+        posted = self._post(messages)
+        try:
+            for number, _ in enumerate(as_completed([future for _, future in posted])):
+                if on_done is not None:
+                    on_done(number + 1)
+        except BaseException:
+            self._cancel([key for key, future in posted if not future.done()])
+            raise
+        return [future.exception() or future.result() for _, future in posted]
 
     # What programs call
 
@@ -289,31 +243,21 @@ class Engine:
         Requests of one call arrive together, so that each shared prefix is computed once.
         ``on_done`` is told how many have ended so far. Ctrl-C cancels what is unfinished.
         """
-        if not requests:
-            return []
-        posted = self._post([_submission(request) for request in requests])
-        try:
-            for number, _ in enumerate(as_completed([future for _, future in posted])):
-                if on_done is not None:
-                    on_done(number + 1)
-        except BaseException:
-            self._cancel([key for key, future in posted if not future.done()])
-            raise
-        return [_completion(future) for _, future in posted]
+        messages = [_submission(request) for request in requests]
+        return [_completion(o) for o in self._gather(messages, on_done)] if messages else []
 
     def submit(self, request: Request) -> Future[Completion]:
-        """Queue one request; its future gives a completion, errors included."""
+        """Queue one request; its future gives a completion, errors included.
+
+        Cancelling the future before it is done cancels the request.
+        """
         [(key, inner)] = self._post([_submission(request)])
         outer: Future[Completion] = Future()
-        inner.add_done_callback(lambda _: _resolve(outer, _completion(inner)))
-        # A future that is cancelled before it is done takes its request with it.
+        inner.add_done_callback(
+            lambda done: resolve(outer, _completion(done.exception() or done.result()))
+        )
         outer.add_done_callback(lambda done: self._cancel([key]) if done.cancelled() else None)
         return outer
-
-    def _cancel(self, keys: list[int]) -> None:
-        with self._lock:
-            if self._host is not None and keys:
-                self._host.send({"op": "cancel", "keys": keys})
 
     def score(
         self, prefix: Sequence[Text], continuations: Sequence[str]
@@ -323,12 +267,13 @@ class Engine:
         Raises the first error.
         """
         head = [[text.text, text.trusted] for text in prefix]
-        messages = [{"op": "score", "prefix": head, "jobs": [[0, c]]} for c in continuations]
-        outcomes = [future.result() for _, future in self._post(messages)] if messages else []
-        for outcome in outcomes:
+        messages = [{"op": "score", "prefix": head, "job": text} for text in continuations]
+        scores: list[tuple[TokenLogprob, ...]] = []
+        for outcome in self._gather(messages) if messages else []:
             if isinstance(outcome, Completion) and outcome.error is not None:
                 raise outcome.error
-        return outcomes
+            scores.append(_value(outcome))
+        return scores
 
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
         """Return the chat template's texts around contents: one more than ``roles``.
@@ -339,26 +284,29 @@ class Engine:
         key = tuple(roles)
         if key not in self._scaffolds:
             info = self.info
-            texts = template.scaffold(info.template or "", key, info.bos, info.eos)
-            self._scaffolds[key] = texts
+            self._scaffolds[key] = template.scaffold(info.template, key, info.bos, info.eos)
         return self._scaffolds[key]
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:
         """Return the text of each prompt token of ``parts``."""
-        texts = [[part.text, part.trusted] for part in parts if isinstance(part, Text)]
-        [(_, future)] = self._post([{"op": "pieces", "parts": texts}])
-        pieces: list[str] = future.result()
-        return pieces
+        # A slot is null: texts around it are tokenized apart.
+        texts = [[p.text, p.trusted] if isinstance(p, Text) else None for p in parts]
+        [pieces] = self._gather([{"op": "pieces", "parts": texts}])
+        return list(_value(pieces))
 
     def count(self, parts: Sequence[Part]) -> int:
         """Return how many prompt tokens the texts of ``parts`` make."""
         return len(self.pieces(parts))
 
     def stats(self) -> Stats:
-        """Return the totals since the child started, and how often it was restarted."""
-        [(_, future)] = self._post([{"op": "stats"}])
-        values = {k: v for k, v in future.result().items() if k != "_"}
-        return replace(Stats(**values), restarts=self._restarts)
+        """Return the totals since the engine was made, of workers that have died too."""
+        self._check_process()
+        with self._lock:
+            past = replace(self._past, restarts=self._restarts)
+            if self._host is None:
+                return past + self._latest
+        [latest] = self._gather([{"op": "stats"}])
+        return replace(past + Stats(**_value(latest)), restarts=self._restarts)
 
     @property
     def child_pid(self) -> int:
@@ -367,39 +315,41 @@ class Engine:
         return 0 if host is None else host.pid
 
 
+def _file_settings(model: str | Path, options: EngineOptions) -> Message:
+    """Return what the worker needs to know of a model file, once that has passed its checks."""
+    # Not at the top: a program that brings its own model needs no catalogue.
+    from promptflow import catalog
+
+    path = catalog.locate(model)
+    header = catalog.read_gguf(path)
+    memory.check(path, header.metadata, header.vocabulary, options.context, options.batch)
+    name = str(model) if str(model) in catalog.models() else path.stem
+    return {"path": str(path), "name": name, "sha256": catalog.sha256_cached(path)}
+
+
 def _submission(request: Request) -> Message:
-    return {"op": "submit", "jobs": [[0, to_wire(request)]]}
-
-
-def _with_key(message: Message, key: int) -> Message:
-    if "jobs" in message:
-        return {**message, "jobs": [[key, message["jobs"][0][1]]]}
-    return {**message, "key": key}
+    return {"op": "submit", "job": to_wire(request)}
 
 
 def _outcome(wire: Any) -> Any:
     if isinstance(wire, dict):
         return completion_from_wire(wire)
-    names = [f.name for f in fields(TokenLogprob)]
-    return tuple(TokenLogprob(**{n: item[n] for n in names}) for item in wire)
+    return logprobs_from_wire(wire)
 
 
-def _completion(future: Future[Any]) -> Completion:
-    try:
-        completion: Completion = future.result()
-    except PromptflowError as error:
-        return Completion(error=error)
+def _completion(outcome: Any) -> Completion:
+    """Return a completion, or one that holds the error which came in its place."""
+    if isinstance(outcome, PromptflowError):
+        return Completion(error=outcome)
+    completion: Completion = _value(outcome)
     return completion
 
 
-def _resolve(future: Future[Any], outcome: Any) -> None:
-    """Give a future its result, unless its owner has cancelled it."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, PromptflowError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+def _value(outcome: Any) -> Any:
+    """Return what a worker answered; raise the error that came in its place."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 _open: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -8,10 +8,12 @@ cells that a sequence really holds: a wrong copy, drop or position changes the t
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from promptflow.engine.request import (
     Usage,
 )
 from promptflow.errors import PromptflowError
+
+if TYPE_CHECKING:
+    from promptflow.engine.constraint import Constraints
 
 Answer = Callable[[str, Slot], str]
 END = "<|im_end|>"
@@ -135,7 +140,8 @@ class ScriptedEngine:
 class FakeModel:
     """A model of 256 byte tokens and an end token, with logits drawn from a hash of its history.
 
-    ``fail`` maps the number of a decode call (from 1) to the code that it returns instead.
+    ``words`` adds tokens of several bytes. ``fail`` maps the number of a decode call (from 1) to
+    the code that it returns instead. Rows of sequences that hold the token ``poison`` are NaN.
     """
 
     def __init__(
@@ -144,13 +150,16 @@ class FakeModel:
         batch: int = 64,
         sequences: int = 32,
         seed: int = 0,
+        words: Sequence[str] = (),
         fail: dict[int, int] | None = None,
+        poison: int | None = None,
     ) -> None:
         """Make an empty cache of ``context`` cells shared by ``sequences`` sequences."""
-        self.context = context
+        self.cells = context
         self.batch = batch
         self.max_sequences = sequences
-        self.vocabulary = 257
+        self.words = [word.encode() for word in words]
+        self.vocabulary = 257 + len(words)
         self.end_tokens = frozenset({256})
         self.bos: int | None = None
         self.decodes = 0
@@ -158,31 +167,54 @@ class FakeModel:
         self.info = _fake_info("fake", context, self.vocabulary)
         self._seed = seed
         self._fail = fail or {}
+        self._poison = poison
         self._held: list[dict[int, tuple[int, int]]] = [{} for _ in range(sequences)]
         self._next_cell = 0
         self._rows: dict[int, np.ndarray] = {}
+        either = b"|".join(re.escape(word) for word in sorted(self.words, key=len, reverse=True))
+        self._word = re.compile(either) if words else None
 
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the bytes of ``text``; ``<|im_end|>`` is the end token where ``special``."""
-        if not special:
-            return list(text.encode())
+        """Return words and bytes; ``<|im_end|>`` is the end token where ``special``."""
+        data = text.encode("utf-8", "replace")
+        pieces = data.split(END.encode()) if special else [data]
         tokens: list[int] = []
-        for number, piece in enumerate(text.split(END)):
+        for number, piece in enumerate(pieces):
             tokens += [256] * (number > 0)
-            tokens += piece.encode()
+            tokens += self._plain(piece)
         return tokens
+
+    def _plain(self, data: bytes) -> list[int]:
+        if self._word is None:
+            return list(data)
+        tokens: list[int] = []
+        at = 0
+        for match in self._word.finditer(data):
+            tokens += data[at : match.start()]
+            tokens.append(257 + self.words.index(match[0]))
+            at = match.end()
+        return [*tokens, *data[at:]]
 
     def control_texts(self) -> list[str]:
         """Return the one control text."""
         return [END]
 
     def piece(self, token: int) -> bytes:
-        """Return the byte that a token stands for; nothing for the end token."""
+        """Return the bytes that a token stands for; nothing for the end token."""
+        if token > 256:
+            return self.words[token - 257]
         return bytes([token]) if token < 256 else b""
 
     def control_piece(self, token: int) -> bytes:
         """Return how the end token is written."""
         return END.encode()
+
+    def constraints(self) -> Constraints:
+        """Return a compiler of constraints over this vocabulary."""
+        # Here only: llguidance takes time to load, and ScriptedEngine does without.
+        from promptflow.engine.constraint import Constraints, byte_tokenizer
+
+        return Constraints(byte_tokenizer(self.words, self._plain), self.vocabulary)
 
     def decode(
         self, tokens: list[int], positions: list[int], sequences: list[int], outputs: list[bool]
@@ -191,7 +223,7 @@ class FakeModel:
         self.decodes += 1
         if self.decodes in self._fail:
             return self._fail[self.decodes]
-        if self.used_cells() + len(tokens) > self.context:
+        if self.used_cells() + len(tokens) > self.cells:
             return 1
         assert 1 <= len(tokens) <= self.batch
         self._rows.clear()
@@ -213,6 +245,8 @@ class FakeModel:
         logits = rng.normal(0.0, 3.0, self.vocabulary).astype(np.float32)
         logits[128:256] -= 12.0
         logits[:32] -= 6.0
+        if self._poison in history:
+            logits[:] = np.nan
         return logits
 
     def logits(self, row: int) -> np.ndarray:
@@ -227,6 +261,10 @@ class FakeModel:
     def drop(self, sequence: int, start: int) -> None:
         """Forget the cells of ``sequence`` from ``start`` on."""
         self._held[sequence] = {p: c for p, c in self._held[sequence].items() if p < start}
+
+    def reset(self) -> None:
+        """Forget all cells."""
+        self._held = [{} for _ in self._held]
 
     def used_cells(self) -> int:
         """Return how many distinct cells are held."""

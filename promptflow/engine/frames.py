@@ -1,4 +1,7 @@
-"""Frames between the engine and its child: four bytes of length, big-endian, then JSON."""
+"""Frames between the engine and its child: four bytes of length, big-endian, then JSON.
+
+Both ends are ours, so infinities and lone surrogates pass, which strict JSON would refuse.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,15 @@ from typing import IO, Any
 Message = dict[str, Any]
 
 
+def encode(message: Message) -> bytes:
+    """Return the frame of ``message``."""
+    data = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return struct.pack(">I", len(data)) + data
+
+
 def write_frame(stream: IO[bytes], message: Message) -> None:
     """Write one frame and flush it."""
-    data = json.dumps(message, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
-    stream.write(struct.pack(">I", len(data)) + data)
+    stream.write(encode(message))
     stream.flush()
 
 
@@ -29,10 +37,10 @@ def read_frame(stream: IO[bytes]) -> Message | None:
 
 
 def _read_exactly(stream: IO[bytes], count: int) -> bytes | None:
-    data = b""
+    data = bytearray()
     while len(data) < count:
         piece = stream.read(count - len(data))
         if not piece:
             return None
         data += piece
-    return data
+    return bytes(data)

@@ -7,77 +7,86 @@ running when a child dies is the engine's business.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptflow.engine.frames import Message, read_frame, write_frame
+from promptflow.engine import child
+from promptflow.engine.frames import Message, encode, read_frame
+from promptflow.engine.request import error_from_wire, to_wire
 from promptflow.errors import EngineLost
 
 if TYPE_CHECKING:
-    from promptflow.engine.scheduler import Model
+    from promptflow.engine.model import Model
 
+log = logging.getLogger("promptflow")
 OnMessage = Callable[[Message], None]
 OnLost = Callable[[EngineLost], None]
 LOG_LINES = 20
+WORKER = child.command("promptflow.engine.worker")
+CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+SAFER: tuple[Message, ...] = ({"extra_buffers": False}, {"extra_buffers": False, "threads": 1})
+"""What is changed in ``load`` when a child crashed while loading, one after the other."""
 
 
 class ChildHost:
     """A worker in a child process, over two pipes; its stderr's last lines are kept."""
 
-    def __init__(self, settings: Message) -> None:
+    def __init__(self, settings: Message, command: Sequence[str] = WORKER) -> None:
         """Start the child, wait until its model is loaded and has survived a probe decode.
 
-        ``ready`` is its first frame. Raises EngineLost where the child dies before that.
+        ``ready`` is its first frame: ``fatal`` in it is the error that ended it. ``crashed`` tells
+        whether native code brought it down while it loaded.
         """
-        root = str(Path(__file__).parents[2])
-        path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "promptflow.engine.worker"],
+            [*command, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *path])},
+            env=child.environment(),
         )
         self.log: deque[str] = deque(maxlen=LOG_LINES)
-        self._sending = threading.Lock()
-        self._log_thread = threading.Thread(target=self._keep_log, daemon=True)
-        self._log_thread.start()
+        self.crashed = False
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._listening = False
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._log_thread = threading.Thread(target=self._keep_log, daemon=True)
+        self._log_thread.start()
+        threading.Thread(target=self._write, daemon=True).start()
         try:
-            write_frame(self._stdin, settings)
-            ready = read_frame(self._stdout)
-        except OSError:
-            ready = None
+            self.ready = self._first_frame(settings)
         except BaseException:
             self._process.kill()
+            self.close()
             raise
-        if ready is None:
-            raise self._post_mortem("while it loaded the model")
-        self.ready: Message = ready
+
+    def _first_frame(self, settings: Message) -> Message:
+        self.send(settings)
+        ready = self._read()
+        if ready is not None:
+            return ready
+        lost = self._post_mortem("while it loaded the model")
+        self.crashed = self._process.returncode in CRASHES
+        return {"fatal": to_wire(lost)}
 
     def start(self, on_message: OnMessage, on_lost: OnLost) -> None:
         """Hand every further frame to ``on_message``; call ``on_lost`` once when the child dies."""
 
         def listen() -> None:
-            while True:
-                try:
-                    message = read_frame(self._stdout)
-                except (OSError, ValueError):
-                    message = None
-                if message is None:
-                    on_lost(self._post_mortem("while it ran"))
-                    return
+            while (message := self._read()) is not None:
                 on_message(message)
+            on_lost(self._post_mortem("while it ran"))
 
+        self._listening = True
         threading.Thread(target=listen, daemon=True).start()
 
     @property
@@ -87,11 +96,22 @@ class ChildHost:
 
     def send(self, message: Message) -> None:
         """Send a message; a dead child is noticed by the listener, not here."""
-        with self._sending:
-            try:
-                write_frame(self._stdin, message)
-            except (OSError, ValueError):
-                return
+        self._outbox.put(encode(message))
+
+    def _write(self) -> None:
+        """Write frames in a thread of its own: Ctrl-C must not cut one in two."""
+        with contextlib.suppress(OSError):
+            while (frame := self._outbox.get()) is not None:
+                self._stdin.write(frame)
+                self._stdin.flush()
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+
+    def _read(self) -> Message | None:
+        try:
+            return read_frame(self._stdout)
+        except (OSError, ValueError):
+            return None
 
     def _keep_log(self) -> None:
         assert self._process.stderr is not None
@@ -106,6 +126,7 @@ class ChildHost:
             self._process.kill()
             code = self._process.wait()
         self._log_thread.join(timeout=2)
+        self._outbox.put(None)
         self._stdout.close()
         how = f"exit code {code}"
         if code < 0:
@@ -117,14 +138,14 @@ class ChildHost:
 
     def close(self) -> None:
         """End the child; idempotent."""
-        self.send({"op": "close"})
-        with self._sending, contextlib.suppress(OSError):
-            self._stdin.close()
+        self._outbox.put(None)
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if not self._listening:
+            self._stdout.close()
 
 
 class ThreadHost:
@@ -136,16 +157,14 @@ class ThreadHost:
         """Load the model of ``settings``, or take a ``model`` such as ``fake.FakeModel``."""
         # Here only: these need numpy and llguidance, which a program that merely imports does not.
         from promptflow.engine import worker
-        from promptflow.engine.constraint import Constraints, byte_tokenizer
-        from promptflow.engine.request import to_wire
 
         features = ""
         if model is None:
-            model, constraints, features = worker.load(settings)
+            model, features = worker.load(settings)
         else:
-            constraints = Constraints(byte_tokenizer(), model.vocabulary)
+            model.reset()
         self._emit: OnMessage = lambda message: None
-        self._worker = worker.Worker(model, constraints, settings, lambda m: self._emit(m))
+        self._worker = worker.Worker(model, settings, lambda message: self._emit(message))
         self.ready: Message = {"ready": to_wire(model.info), "features": features}
         self._thread: threading.Thread | None = None
 
@@ -175,6 +194,30 @@ class ThreadHost:
 
 
 Host = ChildHost | ThreadHost
+
+
+def launch(settings: Message, command: Sequence[str] = WORKER) -> tuple[ChildHost, Message]:
+    """Start a child; one that crashes while it loads is tried again with safer settings.
+
+    Return it with the settings that it survived. Raises EngineLost where none is survived, and what
+    the child says of a model that it cannot load.
+    """
+    for change in (*SAFER, None):
+        host = ChildHost(settings, command)
+        if "fatal" not in host.ready:
+            return host, settings
+        host.close()
+        error = error_from_wire(host.ready["fatal"])
+        if change is None or not host.crashed:
+            raise error
+        log.warning(
+            "Loading %s did not survive a probe decode (%s); trying %s.",
+            settings.get("path"),
+            str(error).partition(". Last log lines")[0],
+            ", ".join(f"{name}={value}" for name, value in change.items()),
+        )
+        settings = {**settings, "load": {**settings["load"], **change}}
+    raise AssertionError("unreachable")
 
 
 def usable_cores() -> int:

@@ -75,22 +75,24 @@ class Model:
     def __init__(self, path: Path, name: str, sha256: str, load: Load) -> None:
         """Load ``path``; raises ModelInvalid where llama.cpp refuses the file."""
         c.llama_backend_init()
+        self._load = load
+        self._path = path
         self._model = _load_weights(path, load)
         self._vocab = c.llama_model_get_vocab(self._model)
-        trained: int = c.llama_model_n_ctx_train(self._model)
-        self.context = min(load.context, trained) if trained > 0 else load.context
-        self.batch = min(load.batch, self.context)
+        self.cells = load.context
+        self.batch = min(load.batch, self.cells)
         self.max_sequences = min(load.sequences, c.llama_max_parallel_sequences())
-        self._ctx = self._make_context(path, load)
+        self._ctx = self._make_context()
         self._memory = c.llama_get_memory(self._ctx)
         self._batch = c.llama_batch_init(self.batch, 0, 1)
         self._read_vocabulary()
+        trained: int = c.llama_model_n_ctx_train(self._model)
         self.info = ModelInfo(
             name=name,
             path=str(path),
             sha256=sha256,
             architecture=self._metadata("general.architecture"),
-            context=self.context,
+            context=min(self.cells, trained) if trained > 0 else self.cells,
             vocabulary=self.vocabulary,
             template=self._metadata("tokenizer.chat_template", 1 << 18),
             build=build(),
@@ -99,9 +101,10 @@ class Model:
             eos=self._special_text(c.llama_vocab_eos(self._vocab)),
         )
 
-    def _make_context(self, path: Path, load: Load) -> Any:
+    def _make_context(self) -> Any:
+        load = self._load
         params = c.llama_context_default_params()
-        params.n_ctx = self.context
+        params.n_ctx = self.cells
         params.n_batch = self.batch
         params.n_ubatch = self.batch
         params.n_seq_max = self.max_sequences
@@ -113,7 +116,7 @@ class Model:
         context = c.llama_init_from_model(self._model, params)
         if not context:
             raise ModelInvalid(
-                f"llama.cpp cannot make a context of {self.context:,} tokens for {path}: "
+                f"llama.cpp cannot make a context of {self.cells:,} tokens for {self._path}: "
                 "lower EngineOptions(context=...)"
             )
         return context
@@ -184,11 +187,13 @@ class Model:
     def decode(
         self, tokens: list[int], positions: list[int], sequences: list[int], outputs: list[bool]
     ) -> int:
-        """Compute a batch; return the code of ``llama_decode``."""
+        """Compute a batch; return the code of ``llama_decode``, -1 for what would abort it."""
         count = len(tokens)
-        if not 1 <= count <= self.batch or (not any(outputs[:count]) and max(positions) < 0):
+        if not 1 <= count <= self.batch:
             return -1
         if min(tokens) < 0 or max(tokens) >= self.vocabulary:
+            return -1
+        if min(positions) < 0 or max(positions) >= self.cells:
             return -1
         if min(sequences) < 0 or max(sequences) >= self.max_sequences:
             return -1
@@ -218,13 +223,22 @@ class Model:
         """Free the cells of ``sequence`` from ``start`` on."""
         c.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
+    def reset(self) -> None:
+        """Make the context anew: after a fatal code nothing in the old one can be trusted."""
+        c.llama_free(self._ctx)
+        self._ctx = None
+        self._ctx = self._make_context()
+        self._memory = c.llama_get_memory(self._ctx)
+
     def close(self) -> None:
         """Free the context and the model; idempotent."""
         if self._ctx:
-            c.llama_batch_free(self._batch)
             c.llama_free(self._ctx)
-            c.llama_model_free(self._model)
             self._ctx = None
+        if self._model:
+            c.llama_batch_free(self._batch)
+            c.llama_model_free(self._model)
+            self._model = None
 
 
 _Callback = Callable[[int, bytes, Any], None]

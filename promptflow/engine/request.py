@@ -7,6 +7,7 @@ JSON form that crosses the pipe to the engine's child.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ class Text:
 class Sampling:
     """How a token is chosen. ``temperature=0`` is greedy; 0 and 1 switch the other reductions off.
 
-    ``repetition_penalty`` divides positive logits of tokens seen in the sequence (1 is off);
-    ``frequency_penalty`` and ``presence_penalty`` are subtracted as in the OpenAI API (0 is off).
+    ``repetition_penalty`` divides positive logits, and multiplies negative ones, of tokens seen
+    anywhere in the sequence, the prompt included (1 is off). ``frequency_penalty`` and
+    ``presence_penalty`` are subtracted for tokens sampled in the slot, as in the OpenAI API
+    (0 is off).
     """
 
     temperature: float = 0.0
@@ -49,6 +52,9 @@ class Sampling:
         _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _within("frequency_penalty", self.frequency_penalty, -10.0, 10.0)
         _within("presence_penalty", self.presence_penalty, -10.0, 10.0)
+        for token, bias in self.logit_bias:
+            if token < 0 or not math.isfinite(bias):
+                raise ValueError(f"logit_bias ({token!r}, {bias!r}): ids from 0, finite biases")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -98,14 +104,15 @@ Constraint = Json | Regex | Choice | Lark | Substring
 class Slot:
     """Text written by the model.
 
-    Ends at an end-of-generation token, at a stop string, when its constraint is complete, or after
-    ``max_tokens``. Under a constraint stop strings are not looked for: it ends when nothing can
+    Ends at an end-of-generation token, at a stop string or token, when its constraint is complete,
+    or after ``max_tokens``. Under a constraint stops are not looked for: it ends when nothing can
     follow, or at a line break or end of turn where it is complete.
 
     ``lead`` is text that comes first and is no part of the value (a space after a label: tokenizers
     join it with the word that follows). Under a constraint the lead is forced; without one it is
-    removed where the model wrote it. ``logprobs`` counts the alternatives reported for each token:
-    None is off, 0 is the chosen token alone.
+    removed, once and exactly, where the model wrote it. ``logprobs`` counts the alternatives
+    reported for each sampled token: None is off, 0 is the chosen token alone. ``ignore_eos`` keeps
+    the model from ending the slot while it could go on.
     """
 
     name: str
@@ -124,6 +131,8 @@ class Slot:
             raise ValueError(f"slot {self.name!r}: max_tokens={self.max_tokens} is below 1")
         if any(not stop for stop in self.stop):
             raise ValueError(f"slot {self.name!r}: an empty stop string")
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, 1_000)
 
 
 Part = Text | Slot
@@ -144,6 +153,8 @@ class Request:
             raise ValueError("a request needs at least one Slot")
         if len(set(names)) < len(names):
             raise ValueError(f"slot names repeat: {names}")
+        if self.deadline is not None:
+            _within("deadline", self.deadline, 0.0, math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +171,10 @@ class TokenLogprob:
 class Fill:
     """What the model wrote into a slot.
 
-    ``finish`` is ``stop`` (a stop string or end of turn), ``length`` or ``constraint`` (complete).
-    ``logprob`` sums the natural-log probabilities of the sampled tokens; forced ones count 0.
+    ``finish`` is ``stop`` (a stop string, stop token or end of turn), ``constraint`` (complete) or
+    ``length``: cut at ``max_tokens``, before a constraint was complete too. ``generated`` counts
+    the sampled tokens, those that a stop string cut off among them, but not the token that ended
+    the slot; ``logprob`` sums their natural-log probabilities. ``forced`` ones count 0.
     """
 
     text: str
@@ -176,8 +189,9 @@ class Fill:
 class Usage:
     """Tokens of one request: ``prompt`` (program text), of which ``reused`` came from the cache.
 
-    ``prefilled`` counts prompt tokens that were computed, ``forced`` the tokens that a constraint
-    left no choice about, ``generated`` the sampled ones.
+    ``prefilled`` counts prompt tokens that were computed, and whatever had to be computed again
+    after a preemption: without one, prompt = reused + prefilled. ``forced`` counts the tokens that
+    a constraint left no choice about, ``generated`` the sampled ones.
     """
 
     prompt: int = 0
@@ -213,7 +227,8 @@ class Completion:
 class ModelInfo:
     """What an engine knows of its model file.
 
-    ``identity`` names weights, template and build in one string; equal identities may share caches.
+    ``context`` counts the tokens that one request may hold. ``identity`` names weights, template
+    and build in one string; equal identities may share caches.
     """
 
     name: str
@@ -238,9 +253,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Totals of an engine since it was loaded; tokens, decode calls, and seconds by kind of work.
+    """Totals of an engine since it was made; tokens, decode calls, and seconds by kind of work.
 
-    ``occupancy`` is the mean number of sequences in a decode call.
+    ``occupancy`` is the mean number of sequences in a decode call. ``pipe_seconds`` is what the
+    worker spent on reading and writing messages.
     """
 
     requests: int = 0
@@ -257,6 +273,15 @@ class Stats:
     sample_seconds: float = 0.0
     constraint_seconds: float = 0.0
     bookkeeping_seconds: float = 0.0
+    pipe_seconds: float = 0.0
+
+    def __add__(self, other: Stats) -> Stats:
+        """Add field by field; occupancies are weighted by decode calls."""
+        sums = {
+            f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)
+        }
+        rows = self.occupancy * self.decodes + other.occupancy * other.decodes
+        return Stats(**{**sums, "occupancy": rows / sums["decodes"] if sums["decodes"] else 0.0})
 
 
 class TextEngine(Protocol):
@@ -324,11 +349,11 @@ def request_from_wire(data: Mapping[str, Any]) -> Request:
 def _part_from_wire(data: Mapping[str, Any]) -> Part:
     fields = {key: value for key, value in data.items() if key != "_"}
     if data["_"] == "Slot":
-        constraint = fields["constraint"]
-        if constraint is not None:
-            tag = constraint.pop("_")
-            constraint = {k: tuple(v) if isinstance(v, list) else v for k, v in constraint.items()}
-            fields["constraint"] = _TAGGED[tag](**constraint)
+        if (constraint := fields["constraint"]) is not None:
+            kind = _TAGGED[constraint["_"]]
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in constraint.items()}
+            del values["_"]
+            fields["constraint"] = kind(**values)
         sampling = {k: v for k, v in fields["sampling"].items() if k != "_"}
         sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
         fields["sampling"] = Sampling(**sampling)
@@ -342,15 +367,19 @@ def completion_from_wire(data: Mapping[str, Any]) -> Completion:
     """Return the completion that ``to_wire`` wrote."""
     fills = {}
     for name, fill in data["fills"].items():
-        logprobs = tuple(
-            TokenLogprob(t["token"], t["token_id"], t["logprob"], tuple(map(tuple, t["top"])))
-            for t in fill["logprobs"]
-        )
         plain = {k: v for k, v in fill.items() if k not in ("_", "logprobs")}
-        fills[name] = Fill(**plain, logprobs=logprobs)
+        fills[name] = Fill(**plain, logprobs=logprobs_from_wire(fill["logprobs"]))
     usage = Usage(**{k: v for k, v in data["usage"].items() if k != "_"})
     error = None if data["error"] is None else error_from_wire(data["error"])
     return Completion(fills, usage, data["seconds"], error)
+
+
+def logprobs_from_wire(data: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
+    """Return the log-probabilities that ``to_wire`` wrote."""
+    return tuple(
+        TokenLogprob(t["token"], t["token_id"], t["logprob"], tuple(map(tuple, t["top"])))
+        for t in data
+    )
 
 
 def error_from_wire(data: Mapping[str, Any]) -> PromptflowError:

@@ -1,12 +1,13 @@
 """Logits to a token. One counter-based generator per slot: nothing depends on other sequences.
 
 A row of a 151k vocabulary is reduced by a threshold below its maximum before anything is sorted or
-exponentiated: what lies 30 temperatures below the best token has a probability under 1e-13.
+exponentiated: what lies 30 temperatures below the best token has under 1e-13 of its probability.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ _DEPTH = 30.0
 
 def generator(seed: int, slot: int) -> np.random.Generator:
     """Return the generator of a request's slot; Philox streams do not overlap."""
-    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), slot]))
+    key = np.array([seed & (2**64 - 1), slot], dtype=np.uint64)  # a list would pass through floats
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def check(logits: Logits) -> None:
@@ -33,25 +35,28 @@ def check(logits: Logits) -> None:
         )
 
 
-def penalize(logits: Logits, sampling: Sampling, seen: Counter[int]) -> Logits:
-    """Return ``logits`` less the penalties of the tokens in ``seen`` and plus the biases."""
-    off = (
-        sampling.repetition_penalty == 1.0
-        and sampling.frequency_penalty == 0.0
-        and sampling.presence_penalty == 0.0
-    )
-    if (off or not seen) and not sampling.logit_bias:
-        return logits
-    logits = logits.copy()
-    if seen and not off:
-        ids = np.fromiter(seen.keys(), dtype=np.int64)
-        counts = np.fromiter(seen.values(), dtype=np.float32)
+def penalize(
+    logits: Logits, sampling: Sampling, sampled: Counter[int], sequence: Set[int]
+) -> Logits:
+    """Return ``logits`` less the penalties and plus the biases.
+
+    ``sampled`` counts the tokens chosen in the slot; ``sequence`` holds every id before and in it.
+    """
+    if sampling.repetition_penalty != 1.0 and sequence:
+        logits = logits.copy()
+        ids = np.fromiter(sequence, dtype=np.int64)
+        factor = np.float32(sampling.repetition_penalty)
         values = logits[ids]
-        divided = np.where(values > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty)
-        values = values * divided.astype(np.float32)
-        logits[ids] = values - sampling.frequency_penalty * counts - sampling.presence_penalty
-    for token, bias in sampling.logit_bias:
-        logits[token] += np.float32(bias)
+        logits[ids] = np.where(values > 0, values / factor, values * factor)
+    if sampled and (sampling.frequency_penalty or sampling.presence_penalty):
+        logits = logits.copy()
+        ids = np.fromiter(sampled.keys(), dtype=np.int64)
+        counts = np.fromiter(sampled.values(), dtype=np.float32)
+        logits[ids] -= sampling.frequency_penalty * counts + np.float32(sampling.presence_penalty)
+    if sampling.logit_bias:
+        logits = logits.copy()
+        for token, bias in sampling.logit_bias:
+            logits[token] += np.float32(bias)
     return logits
 
 
@@ -63,14 +68,17 @@ def choose(
 ) -> int:
     """Return a token id drawn from ``logits``, among the ids ``allowed`` if given.
 
-    Order of reductions: allowed ids, temperature, top-k, top-p, min-p, as llama.cpp does for
-    temperature first. Ties at temperature 0 go to the lowest id.
+    Order of reductions: allowed ids, temperature, top-k, top-p, min-p, as in transformers
+    (llama.cpp applies the temperature last). Ties at temperature 0 go to the lowest id. Raises
+    NumericError where every allowed id has a logit of minus infinity.
     """
     values = logits if allowed is None else logits[allowed]
+    best = int(values.argmax())
+    peak = values[best]
+    if peak == -np.inf:
+        raise NumericError("the model gives every token that may follow a probability of zero")
     if sampling.temperature == 0.0:
-        best = int(values.argmax())
         return best if allowed is None else int(allowed[best])
-    peak = values.max()
     near = np.flatnonzero(values > peak - _DEPTH * sampling.temperature)
     scaled = (values[near].astype(np.float64) - float(peak)) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
@@ -92,16 +100,23 @@ def choose(
 
 def logprob(logits: Logits, token: int) -> float:
     """Return the natural-log probability of ``token`` under the softmax of ``logits``."""
-    peak = logits.max()
-    return float(logits[token] - peak) - float(np.log(np.exp(logits - peak).sum()))
+    return float(logits[token]) - _log_total(logits)
 
 
 def top(logits: Logits, count: int) -> list[tuple[int, float]]:
     """Return the ``count`` most probable ids with their log-probabilities, best first."""
     if count == 0:
         return []
+    total = _log_total(logits)
+    # Partitioning leaves ties at the border to chance; sorting all that reach it does not.
+    border = np.partition(logits, -min(count, len(logits)))[-min(count, len(logits))]
+    ids = np.flatnonzero(logits >= border)
+    ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+    return [(int(i), float(logits[i]) - total) for i in ids]
+
+
+def _log_total(logits: Logits) -> float:
+    """Return the logarithm of the sum of exponentials, leaving out what is 1e-13 of the best."""
     peak = logits.max()
-    total = float(np.log(np.exp(logits - peak).sum()))
-    ids = np.argpartition(-logits, min(count, len(logits)) - 1)[:count]
-    ids = ids[np.argsort(-logits[ids], kind="stable")]
-    return [(int(i), float(logits[i] - peak) - total) for i in ids]
+    near = logits[logits > peak - _DEPTH].astype(np.float64)
+    return float(peak) + float(np.log(np.exp(near - float(peak)).sum()))

@@ -6,54 +6,14 @@ Pure: it sees tokens, sequence numbers and counts, decides, and leaves every cal
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from promptflow.engine.prefix import CellLedger, PrefixTree
-from promptflow.engine.request import ModelInfo
 
-
-class Model(Protocol):
-    """What the engine needs of a model: ``llama.Model`` and ``fake.FakeModel`` have it."""
-
-    context: int
-    batch: int
-    max_sequences: int
-    vocabulary: int
-    end_tokens: frozenset[int]
-    bos: int | None
-    info: ModelInfo
-
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """Return the tokens of ``text``; control tokens are parsed where ``special``."""
-
-    def control_texts(self) -> list[str]:
-        """Return the texts that the tokenizer may read as one special token."""
-
-    def piece(self, token: int) -> bytes:
-        """Return the bytes of a token; none for control tokens."""
-
-    def control_piece(self, token: int) -> bytes:
-        """Return how a control token is written."""
-
-    def decode(
-        self, tokens: list[int], positions: list[int], sequences: list[int], outputs: list[bool]
-    ) -> int:
-        """Compute a batch; return the code of ``llama_decode``."""
-
-    def logits(self, row: int) -> np.ndarray:
-        """Return a view of a row's logits, valid until the next decode."""
-
-    def copy(self, source: int, target: int, end: int) -> None:
-        """Share the first ``end`` cells of ``source`` with ``target``."""
-
-    def drop(self, sequence: int, start: int) -> None:
-        """Free the cells of ``sequence`` from ``start`` on."""
-
-    def close(self) -> None:
-        """Free the model."""
+_NEVER = 1 << 40
 
 
 @dataclass(eq=False, slots=True)
@@ -63,16 +23,15 @@ class Task:
     number: int
     tokens: list[int]
     length_limit: int  # tokens it may hold when it ends
-    share_limit: int = 1 << 40  # tokens that it may take from others
+    share_limit: int = _NEVER  # tokens that it may take from others
+    scored_from: int = _NEVER  # the logits of every position from here on are wanted
     computed: int = 0
     sequence: int = -1
-    wants: set[int] = field(default_factory=set)  # positions whose logits others wait for
-    rows: dict[int, np.ndarray] = field(default_factory=dict)  # logits kept for them, by position
-    ready: np.ndarray | None = None  # logits after the last token, where known without decoding
+    wants: set[int] = field(default_factory=set)  # positions whose logits waiting tasks ask for
+    row: np.ndarray | None = None  # logits after the last token, computed by another sequence
     waits_for: tuple[Task, int] | None = None
     skipped: int = 0  # admissions that overtook it
     preempted: int = 0
-    reused: int = 0
 
     @property
     def pending(self) -> int:
@@ -107,45 +66,60 @@ class Plan:
     moves: list[Move] = field(default_factory=list)
     rows: list[tuple[Task, int]] = field(default_factory=list)  # a task and how many of its tokens
     admitted: list[Task] = field(default_factory=list)
+    hopeless: list[Task] = field(default_factory=list)  # no room, though nothing else runs
 
 
-PATIENCE = 64  # admissions that may overtake a waiting task before it goes first
+PATIENCE = 64  # younger tasks that may overtake a waiting one before it goes first
+WINDOW = 256  # waiting tasks that are compared with each other
+SCORED_ROWS = 128  # scored positions a batch: llama.cpp keeps a row of the vocabulary for each
+FEW = 8  # up to so many pending tokens a sequence counts as decoding, and goes first
 
 
 class Scheduler:
     """Decide each step's batch over one KV cache that all sequences share."""
 
-    def __init__(self, context: int, batch: int, sequences: int, max_running: int) -> None:
-        """Manage ``context`` cells and ``sequences`` numbers; decode at most ``max_running``."""
+    def __init__(
+        self, cells: int, batch: int, sequences: int, max_running: int, sharing: bool = True
+    ) -> None:
+        """Manage ``cells`` and ``sequences`` numbers; decode at most ``max_running``.
+
+        Without ``sharing`` no sequence takes anything from another, nor leaves anything behind.
+        """
         self.batch = batch
+        self.sharing = sharing
         self.max_running = min(max_running, sequences)
         self.waiting: list[Task] = []
         self.running: list[Task] = []
         self.retained: dict[int, list[int]] = {}  # finished sequences by least recent use
         self.tree = PrefixTree()
-        self.cells = CellLedger(context)
-        self.retain_limit = context // 2
+        self.cells = CellLedger(cells)
+        # Attention reads every cell up to the highest used one, whoever holds it.
+        self.retain_limit = cells // 2
         self.evicted = 0
-        self._kept_rows: dict[int, dict[int, np.ndarray]] = {}
         self._free = list(range(sequences - 1, -1, -1))
         self._owners: dict[int, Task] = {}
+        self._indexed: dict[int, list[int]] = {}  # what the tree knows of running sequences
+
+    # Each step
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
         self.waiting.append(task)
+        for other in self.running:
+            self._ask(other, [task])
 
     def step(self) -> Plan:
         """Admit what fits and fill a batch: decoding sequences first, then chunks of prompts."""
         plan = Plan()
         self._admit(plan)
-        if not self.waiting:
-            self._kept_rows.clear()
-        budget = self.batch
-        for task in sorted(self.running, key=lambda task: task.pending > 8):
-            take = min(task.pending, budget)
+        budget, scored = self.batch, SCORED_ROWS
+        for task in sorted(self.running, key=lambda task: task.pending > FEW):
+            unscored = max(0, task.scored_from - task.computed)
+            take = min(task.pending, budget, unscored + scored)
             if take:
                 plan.rows.append((task, take))
                 budget -= take
+                scored -= max(0, take - unscored)
         return plan
 
     def _admit(self, plan: Plan) -> None:
@@ -153,7 +127,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_running:
             best: tuple[bool, int, int] | None = None
             choice: tuple[Task, int, int] | None = None
-            for task in self.waiting:
+            for task in self.waiting[:WINDOW]:
                 if self._is_blocked(task):
                     continue
                 source, shared = self._best_prefix(task)
@@ -162,15 +136,20 @@ class Scheduler:
                 rank = (task.skipped > PATIENCE, shared, -task.number)
                 if best is None or rank > best:
                     best, choice = rank, (task, source, shared)
-            if choice is None or not self._start(*choice, plan):
+            if choice is None:
                 return
+            if not self._start(*choice, plan):
+                if self.running:
+                    return
+                self.waiting.remove(choice[0])
+                plan.hopeless.append(choice[0])
 
     def _is_blocked(self, task: Task) -> bool:
         """Return whether a prefill that the task waits for is still on its way."""
         if task.waits_for is None:
             return False
         holder, depth = task.waits_for
-        if holder.sequence >= 0 and holder in self.running and holder.computed < depth:
+        if holder in self.running and holder.computed < depth:
             return True
         task.waits_for = None
         return False
@@ -180,7 +159,7 @@ class Scheduler:
 
         Sets ``waits_for`` instead where a running prefill will soon hold more.
         """
-        tokens = task.tokens
+        tokens = task.tokens if self.sharing else []
         source, shared = -1, 0
         coming: tuple[Task, int] | None = None
         for matched, holders in self.tree.match(tokens):
@@ -190,7 +169,7 @@ class Scheduler:
             for holder in holders:
                 owner = self._owners.get(holder)
                 held = depth if owner is None else min(owner.computed, depth)
-                if held == len(tokens) and held - 1 not in self._rows(holder):
+                if held == len(tokens) and task.row is None:
                     held -= 1  # its last token must be decoded again, for the logits
                 if held > shared:
                     source, shared = holder, held
@@ -198,94 +177,152 @@ class Scheduler:
                     coming = (owner, depth)
         if coming is not None and coming[1] > shared:
             task.waits_for = coming
-            if coming[1] == len(tokens):
-                coming[0].wants.add(len(tokens) - 1)
         return source, shared
-
-    def _rows(self, sequence: int) -> dict[int, np.ndarray]:
-        owner = self._owners.get(sequence)
-        return owner.rows if owner else self._kept_rows.get(sequence, {})
 
     def _start(self, task: Task, source: int, shared: int, plan: Plan) -> bool:
         """Give a task a sequence and its prefix; False where the cache has no room for it yet."""
-        promised = sum(other.length_limit - other.computed for other in self.running)
-        room = self.cells.capacity - promised - (task.length_limit - shared)
-        while self.cells.used > room or not self._free:
-            if not self._evict(plan.moves, keep=source):
-                if self.running:
-                    return False
-                # Nothing runs, so the prefix itself is in the way: give it up.
-                if source < 0 or not self._evict(plan.moves, keep=-1):
-                    return False
-                source, shared = -1, 0
-                room = self.cells.capacity - task.length_limit
-        task.sequence = self._free.pop()
-        if shared:
-            plan.moves.append(Copy(source, task.sequence, shared))
-            self.cells.share(source, task.sequence, shared)
+        if not self._make_room(task, source, shared, plan.moves):
+            return False
+        if not self._free:
+            # All numbers are taken and the prefix is all that its sequence holds: take that over.
+            task.sequence = source
+            self.tree.remove(source, self.retained.pop(source))
+        else:
+            task.sequence = self._free.pop()
+            if shared:
+                plan.moves.append(Copy(source, task.sequence, shared))
+                self.cells.share(source, task.sequence, shared)
             if source in self.retained:
                 self.retained[source] = self.retained.pop(source)
-            if shared == len(task.tokens):
-                task.ready = self._rows(source)[shared - 1]
+        if shared < len(task.tokens):
+            task.row = None
         task.computed = shared
-        task.reused = shared
         self._owners[task.sequence] = task
+        self._indexed[task.sequence] = list(task.tokens)
         self.tree.insert(task.sequence, task.tokens)
         self.waiting.remove(task)
         for other in self.waiting:
-            other.skipped += 1
+            other.skipped += other.number < task.number
+        self._ask(task, self.waiting[:WINDOW])
         self.running.append(task)
         plan.admitted.append(task)
         return True
 
-    def _evict(self, moves: list[Move], keep: int = -1) -> bool:
-        """Free the finished sequence that was used least recently, but not ``keep``."""
-        for sequence in self.retained:
-            if sequence != keep:
-                self.tree.remove(sequence, self.retained.pop(sequence))
-                self._kept_rows.pop(sequence, None)
-                self._release(sequence, moves)
-                self.evicted += 1
-                return True
-        return False
+    def _make_room(self, task: Task, source: int, shared: int, moves: list[Move]) -> bool:
+        """Evict until ``task`` fits beside what running tasks may still need, if that is enough."""
+        promised = sum(other.length_limit - other.computed for other in self.running)
+        room = self.cells.capacity - promised - (task.length_limit - shared)
+        while self.cells.used > room or not self._free:
+            if self._evict(moves, keep=source):
+                continue
+            held = self.retained.get(source, ())
+            if len(held) > shared:
+                self._trim(source, shared, moves)
+            else:
+                return len(held) > 0 and self.cells.used <= room
+        return True
 
-    def _release(self, sequence: int, moves: list[Move]) -> None:
-        self.cells.drop(sequence)
-        self._free.append(sequence)
-        moves.append(Drop(sequence))
+    def _ask(self, holder: Task, waiting: Iterable[Task]) -> None:
+        """Have ``holder`` keep the logits at the ends of waiting prompts that it will compute."""
+        for task in waiting if self.sharing else ():
+            end = len(task.tokens)
+            inside = holder.computed < end <= len(holder.tokens) and end <= task.share_limit
+            if inside and holder.tokens[:end] == task.tokens:
+                holder.wants.add(end - 1)
+
+    def waiting_at(self, holder: Task, position: int) -> list[Task]:
+        """Return the waiting tasks whose prompt ends at ``position`` of ``holder``."""
+        holder.wants.discard(position)
+        prompt = holder.tokens[: position + 1]
+        return [task for task in self.waiting if task.tokens == prompt]
+
+    # What the decoder reports
 
     def computed(self, task: Task, count: int) -> None:
         """Record that ``count`` more tokens of a task are in the cache."""
         self.cells.extend(task.sequence, count)
         task.computed += count
 
-    def cut(self, task: Task, length: int) -> None:
-        """Record that a task's tokens after ``length`` were taken back."""
-        if task.computed > length:
-            self.cells.drop(task.sequence, length)
-            task.computed = length
+    def cut(self, task: Task, length: int) -> list[Move]:
+        """Take a task's tokens after ``length`` back from the cache."""
+        if task.computed <= length:
+            return []
+        self.cells.drop(task.sequence, length)
+        task.computed = length
+        return [Drop(task.sequence, length)]
 
     def finish(self, task: Task, keep: bool) -> list[Move]:
-        """Retire a running task, keeping its cells as a prefix for others if asked to.
+        """Retire a task, keeping its cells as a prefix for others if asked to.
 
-        Return the moves that the model has to make.
+        Return the moves that the model has to make. A task that only waits is forgotten.
         """
+        task.row = None
+        task.wants.clear()
+        task.waits_for = None
+        if task.sequence < 0:
+            if task in self.waiting:
+                self.waiting.remove(task)
+            return []
         self.running.remove(task)
         sequence, task.sequence = task.sequence, -1
         del self._owners[sequence]
-        self.tree.remove(sequence, task.tokens)
+        self.tree.remove(sequence, self._indexed.pop(sequence))
         held = task.tokens[: task.computed]
         moves: list[Move] = []
-        if keep and held and not self._is_covered(held):
+        if keep and self.sharing and held and not self._is_covered(held):
+            for shorter in self._covered_by(held):
+                self._give_up(shorter, moves)
             self.tree.insert(sequence, held)
             self.retained[sequence] = held
-            self._kept_rows[sequence] = task.rows
             while self.cells.used > self.retain_limit and self._evict(moves):
                 pass
         else:
             self._release(sequence, moves)
-        task.rows = {}
         return moves
+
+    def preempt(self, task: Task) -> list[Move]:
+        """Send a running task back to the queue, to recompute what others do not hold."""
+        moves = self.finish(task, keep=False)
+        task.computed = 0
+        task.preempted += 1
+        self.waiting.insert(0, task)
+        return moves
+
+    def evict_all(self) -> list[Move]:
+        """Free every retained sequence."""
+        moves: list[Move] = []
+        while self._evict(moves):
+            pass
+        return moves
+
+    # Retained sequences
+
+    def _evict(self, moves: list[Move], keep: int = -1) -> bool:
+        """Free the finished sequence that was used least recently, but not ``keep``."""
+        for sequence in self.retained:
+            if sequence != keep:
+                self._give_up(sequence, moves)
+                self.evicted += 1
+                return True
+        return False
+
+    def _give_up(self, sequence: int, moves: list[Move]) -> None:
+        self.tree.remove(sequence, self.retained.pop(sequence))
+        self._release(sequence, moves)
+
+    def _release(self, sequence: int, moves: list[Move]) -> None:
+        self.cells.drop(sequence)
+        self._free.append(sequence)
+        moves.append(Drop(sequence))
+
+    def _trim(self, sequence: int, length: int, moves: list[Move]) -> None:
+        """Shorten a retained sequence to the prefix that a task is about to take from it."""
+        tokens = self.retained[sequence]
+        self.tree.remove(sequence, tokens)
+        self.tree.insert(sequence, tokens[:length])
+        self.retained[sequence] = tokens[:length]
+        self.cells.drop(sequence, length)
+        moves.append(Drop(sequence, length))
 
     def _is_covered(self, tokens: list[int]) -> bool:
         """Return whether another finished sequence holds all of ``tokens``, and refresh it."""
@@ -296,27 +333,11 @@ class Scheduler:
                     return True
         return False
 
-    def preempt(self) -> tuple[Task, list[Move]]:
-        """Send the newest running task back to the queue, to recompute what others do not hold."""
-        task = max(self.running, key=lambda task: task.number)
-        moves = self.finish(task, keep=False)
-        task.computed = 0
-        task.ready = None
-        task.preempted += 1
-        self.waiting.insert(0, task)
-        return task, moves
-
-    def forget(self, task: Task) -> list[Move]:
-        """Remove a task that waits or runs."""
-        if task in self.running:
-            return self.finish(task, keep=False)
-        if task in self.waiting:
-            self.waiting.remove(task)
-        return []
-
-    def evict_all(self) -> list[Move]:
-        """Free every retained sequence."""
-        moves: list[Move] = []
-        while self._evict(moves):
-            pass
-        return moves
+    def _covered_by(self, tokens: list[int]) -> list[int]:
+        """Return the finished sequences that hold nothing but a prefix of ``tokens``."""
+        return [
+            holder
+            for depth, holders in self.tree.match(tokens)
+            for holder in holders
+            if holder in self.retained and len(self.retained[holder]) == depth
+        ]

@@ -7,20 +7,22 @@ running for ever (``{{ 9**(9**9) }}``), so it gets a process with limits on CPU 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from promptflow.engine import child
 from promptflow.errors import TemplateError
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 1 << 30
 MAX_SOURCE = 256 * 1024
 MAX_RANGE = 10_000
+MAX_OUTPUT = 4 << 20
+SECONDS = 30  # by the clock: a machine may be busy
+OTHERWISE = "use layout='completion'"
 
 
 def scaffold(template: str, roles: Sequence[str], bos: str, eos: str) -> tuple[str, ...]:
@@ -32,7 +34,7 @@ def scaffold(template: str, roles: Sequence[str], bos: str, eos: str) -> tuple[s
     """
     if not template:
         raise TemplateError(
-            "the model file has no chat template: use layout='completion', or a model made for chat"
+            f"the model file has no chat template: {OTHERWISE}, or a model made for chat"
         )
     try:
         return _around(template, roles, bos, eos)
@@ -62,36 +64,34 @@ def _around(template: str, roles: Sequence[str], bos: str, eos: str) -> tuple[st
         before, found, text = text.partition(mark)
         if not found or mark in text:
             raise TemplateError(
-                f"the model's chat template does not keep turns by {tuple(roles)} in order: use "
-                "layout='completion'"
+                f"the model's chat template does not keep turns by {tuple(roles)} in order: "
+                + OTHERWISE
             )
         texts.append(before)
     return (*texts, text)
 
 
 def _render_limited(job: dict[str, Any]) -> str:
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *_python_path()])}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "promptflow.engine.template"],
+            child.command("promptflow.engine.template"),
             input=json.dumps(job).encode(),
             capture_output=True,
-            timeout=30,
+            timeout=SECONDS,
             check=False,
-            env=environment,
+            env=child.environment(),
         )
     except subprocess.TimeoutExpired:
-        raise TemplateError("the model's chat template did not end within 30 s") from None
+        raise TemplateError(
+            f"the model's chat template did not end within {SECONDS} s: {OTHERWISE}"
+        ) from None
     if done.returncode != 0:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"stopped by its limits (exit {done.returncode})"
-        raise TemplateError(f"the model's chat template cannot be rendered: {reason[:300]}")
+        raise TemplateError(
+            f"the model's chat template cannot be rendered: {reason[:300]}. {OTHERWISE}"
+        )
     return done.stdout.decode("utf-8", "replace")
-
-
-def _python_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def render(job: dict[str, Any]) -> str:
@@ -156,6 +156,8 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
     try:
         text = render(job)
+        if len(text) > MAX_OUTPUT:
+            raise ValueError(f"{len(text):,} characters of output are over {MAX_OUTPUT:,}")
     except Exception as error:
         # The one line that the parent reports.
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -1,7 +1,7 @@
 """The engine's child process: frames in, frames out, the decode loop between them.
 
-``Worker`` is the same loop for a thread of
-this process (``isolate=False``), fed with the same messages.
+``Worker`` is the same loop for a thread of this process (``isolate=False``), fed with the same
+messages.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ import faulthandler
 import os
 import queue
 import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from promptflow.engine.constraint import Constraints
 from promptflow.engine.decoder import Decoder, Finished
 from promptflow.engine.frames import Message, read_frame, write_frame
-from promptflow.engine.request import Completion, Text, request_from_wire, to_wire
-from promptflow.engine.scheduler import Model
-from promptflow.errors import ModelInvalid, PromptflowError
+from promptflow.engine.model import Model
+from promptflow.engine.request import Completion, Part, Slot, Text, request_from_wire, to_wire
+from promptflow.errors import EngineError, ModelInvalid, PromptflowError
 
 Emit = Callable[[Message], None]
+ORPHAN_SECONDS = 2.0  # how often a child looks whether its parent still lives
 
 
 class Worker:
     """Answer messages from ``inbox`` until told to close."""
 
-    def __init__(self, model: Model, constraints: Constraints, settings: Message, emit: Emit):
+    def __init__(self, model: Model, settings: Message, emit: Emit) -> None:
         """Decode with ``settings``: max_running and batch_invariant."""
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._model = model
-        self._emit = emit
+        self._emit_frame = emit
+        self._pipe = 0.0
         self._decoder = Decoder(
             model,
-            constraints,
             max_running=settings["max_running"],
             batch_invariant=settings["batch_invariant"],
-            on_start=lambda keys: emit({"started": keys}),
+            on_start=lambda keys: self._emit({"started": keys}),
         )
 
     def run(self) -> None:
@@ -61,54 +64,92 @@ class Worker:
         operation = message["op"]
         if operation == "submit":
             for key, wire in message["jobs"]:
-                try:
-                    self._decoder.submit(key, request_from_wire(wire))
-                except PromptflowError as error:
-                    self._finish([(key, Completion(error=error))])
-        elif operation == "cancel":
-            done = [self._decoder.cancel(key) for key in message["keys"]]
-            self._finish([finished for finished in done if finished is not None])
+                self._try(key, self._submit, key, wire)
         elif operation == "score":
             prefix = [Text(text, trusted) for text, trusted in message["prefix"]]
-            for key, continuation in message["jobs"]:
-                try:
-                    self._decoder.score(key, prefix, continuation)
-                except PromptflowError as error:
-                    self._finish([(key, Completion(error=error))])
+            for key, text in message["jobs"]:
+                self._try(key, self._decoder.score, key, prefix, text)
+        elif operation == "cancel":
+            for key in message["keys"]:
+                self._finish(self._decoder.cancel(key))
         elif operation == "pieces":
-            parts = [Text(text, trusted) for text, trusted in message["parts"]]
-            tokens = self._decoder.tokenize(parts)
-            pieces = [self._decoder.piece_text(token) for token in tokens]
-            self._emit({"reply": message["key"], "value": pieces})
+            self._try(message["key"], self._pieces, message)
         elif operation == "stats":
-            self._emit({"reply": message["key"], "value": to_wire(self._decoder.stats())})
+            self._reply(message["key"], self._stats())
+
+    def _try(self, key: int, attempt: Callable[..., None], *arguments: object) -> None:
+        """Let what one request brings about fail that request alone."""
+        try:
+            attempt(*arguments)
+        except PromptflowError as error:
+            self._finish([(key, Completion(error=error))])
+        except Exception as error:
+            traceback.print_exc()
+            wrapped = EngineError(f"the engine cannot take it: {type(error).__name__}: {error}")
+            self._finish([(key, Completion(error=wrapped))])
+
+    def _submit(self, key: int, wire: Message) -> None:
+        begun = time.perf_counter()
+        request = request_from_wire(wire)
+        self._pipe += time.perf_counter() - begun
+        self._finish(self._decoder.submit(key, request))
+
+    def _pieces(self, message: Message) -> None:
+        prompts = self._decoder.tools.prompts
+        # A slot is null: texts around it are tokenized apart.
+        parts: list[Part] = [
+            Slot(f"{number}") if text is None else Text(*text)
+            for number, text in enumerate(message["parts"])
+        ]
+        pieces = [prompts.text(token) for token in prompts.tokens(parts)]
+        self._reply(message["key"], pieces)
+
+    def _stats(self) -> Message:
+        stats: Message = to_wire(self._decoder.stats())
+        del stats["_"]
+        return {**stats, "pipe_seconds": self._pipe}
+
+    def _reply(self, key: int, value: object) -> None:
+        self._emit({"reply": key, "value": value})
 
     def _finish(self, finished: list[Finished]) -> None:
         if finished:
-            self._emit({"done": [[key, to_wire(outcome)] for key, outcome in finished]})
+            done = [[key, to_wire(outcome)] for key, outcome in finished]
+            # The totals come along, so that they outlive this process.
+            self._emit({"done": done, "stats": self._stats()})
+
+    def _emit(self, frame: Message) -> None:
+        begun = time.perf_counter()
+        self._emit_frame(frame)
+        self._pipe += time.perf_counter() - begun
 
 
 def probe(model: Model) -> None:
     """Decode a few tokens, so that a kernel which crashes does so before any request."""
-    tokens = [token % model.vocabulary for token in range(16)]
-    outputs = [False] * 15 + [True]
-    code = model.decode(tokens, list(range(16)), [0] * 16, outputs)
-    if code == 0:
-        code = model.decode([1], [16], [0], [True])
+    count = min(16, model.batch)
+    tokens = [token % model.vocabulary for token in range(count)]
+    outputs = [False] * (count - 1) + [True]
+    code = model.decode(tokens, list(range(count)), [0] * count, outputs)
+    if code == 0 and count < model.cells:
+        code = model.decode([1], [count], [0], [True])
     model.drop(0, 0)
     if code != 0:
-        raise ModelInvalid(f"the first decode failed with code {code}")
+        raise ModelInvalid(f"the first decode of {model.info.path} failed with code {code}")
 
 
-def load(settings: Message) -> tuple[Model, Constraints, str]:
+def load(settings: Message) -> tuple[Model, str]:
     """Load a GGUF model as ``settings`` say, probe it, and return the CPU features too."""
-    from promptflow.engine import llama
-
+    try:
+        from promptflow.engine import llama
+    except ImportError as error:
+        raise EngineError(
+            f"llama.cpp cannot be loaded ({error}): run `pip install llama-cpp-python llguidance`"
+        ) from error
     llama.log_to_stderr()
     options = llama.Load(**settings["load"])
     model = llama.Model(Path(settings["path"]), settings["name"], settings["sha256"], options)
     probe(model)
-    return model, model.constraints(), llama.system_info()
+    return model, llama.system_info()
 
 
 def _die_first() -> None:
@@ -121,8 +162,19 @@ def _die_first() -> None:
         return
 
 
-def main() -> None:
-    """Serve frames on stdin and stdout until stdin closes."""
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` has ended.
+
+    The end of stdin says so too, unless a process that the parent forked holds the pipe open; and
+    PR_SET_PDEATHSIG fires when the *thread* that started this process ends.
+    """
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_SECONDS)
+    os._exit(0)
+
+
+def main(parent: int) -> None:
+    """Serve frames on stdin and stdout until stdin closes or the process ``parent`` ends."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     frames_in = os.fdopen(os.dup(0), "rb")
@@ -132,20 +184,20 @@ def main() -> None:
     settings = read_frame(frames_in)
     if settings is None:
         return
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        model, constraints, features = load(settings)
+        model, features = load(settings)
     except PromptflowError as error:
         write_frame(frames_out, {"fatal": to_wire(error)})
         return
-    worker = Worker(model, constraints, settings, lambda frame: write_frame(frames_out, frame))
+    worker = Worker(model, settings, lambda frame: write_frame(frames_out, frame))
 
     def feed() -> None:
         while (message := read_frame(frames_in)) is not None:
             if message["op"] == "close":
                 break
             worker.inbox.put(message)
-        # The parent is gone or done with us: waiting for a decode to end helps nobody. This is also
-        # how an orphan ends: PR_SET_PDEATHSIG fires when the *thread* that started us ends.
+        # The parent is gone or done with us: waiting for a decode to end helps nobody.
         os._exit(0)
 
     write_frame(frames_out, {"ready": to_wire(model.info), "features": features})
@@ -155,4 +207,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     _die_first()
-    main()
+    main(int(sys.argv[1]))

@@ -1,0 +1,188 @@
+"""A request on its way through one sequence: texts are appended, slots filled, tokens counted.
+
+Knows tokens and slots, and nothing of batches: ``decoder.py`` hands it rows of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from promptflow.engine import sampling
+from promptflow.engine.constraint import Constraints
+from promptflow.engine.model import Model
+from promptflow.engine.prompt import Prompts
+from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
+from promptflow.engine.scheduler import Task
+from promptflow.engine.slots import Filling, Vocabulary
+
+SEAM = 8  # tokens that a stop string which cuts a token may add
+
+
+class Tools:
+    """What every job needs of a model, made once."""
+
+    def __init__(self, model: Model) -> None:
+        """Read the vocabulary of ``model``."""
+        self.prompts = Prompts(model)
+        self.vocabulary = Vocabulary(model)
+        self.constraints: Constraints = model.constraints()
+
+
+@dataclass(eq=False, slots=True)
+class Meter:
+    """Counts how the tokens of a sequence came to be: see Usage."""
+
+    prompt: int = 0
+    prefilled: int = 0
+    reused: int = 0
+    _spans: list[tuple[int, int]] = field(default_factory=list)  # where program text is
+    _seen: int = 0  # tokens that were computed or taken over at least once
+
+    def add_prompt(self, start: int, count: int) -> None:
+        """Note that ``count`` tokens from ``start`` on are program text."""
+        self.prompt += count
+        self._spans.append((start, start + count))
+
+    def take_over(self, count: int) -> None:
+        """Note that the first ``count`` tokens were in the cache already."""
+        self.reused += self._prompt_in(self._seen, count)
+        self._seen = max(self._seen, count)
+
+    def compute(self, start: int, end: int) -> None:
+        """Note that the tokens from ``start`` to ``end`` were computed."""
+        again = max(0, min(end, self._seen) - start)
+        self.prefilled += again + self._prompt_in(max(start, self._seen), end)
+        self._seen = max(self._seen, end)
+
+    def cut(self, length: int) -> None:
+        """Note that the tokens after ``length`` were taken back."""
+        self._seen = min(self._seen, length)
+
+    def _prompt_in(self, start: int, end: int) -> int:
+        return sum(max(0, min(end, b) - max(start, a)) for a, b in self._spans)
+
+
+class FillJob:
+    """Fills the slots of one request in order."""
+
+    def __init__(
+        self, slots: Sequence[Slot], texts: Sequence[list[int]], seed: int, tools: Tools
+    ) -> None:
+        """Prepare to fill ``slots``, each after the tokens of ``texts`` at its place."""
+        self.task = Task(0, [], 0)
+        self.meter = Meter()
+        self.fills: dict[str, Fill] = {}
+        self.prompt = sum(map(len, texts))
+        self._slots = slots
+        self._texts = texts
+        self._seed = seed
+        self._tools = tools
+        self._at = 0
+        self._filling: Filling | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether every slot is filled."""
+        return self._at == len(self._slots)
+
+    def room(self) -> int:
+        """Return how many tokens may follow those before the slot that is to be filled."""
+        slots, texts = self._slots[self._at :], self._texts[self._at + 1 :]
+        seams = sum(SEAM for slot in slots[:-1] if slot.stop)
+        return sum(slot.max_tokens for slot in slots) + seams + sum(map(len, texts))
+
+    def open(self) -> None:
+        """Append the texts before the next slot, and open it; go on where it is all forced.
+
+        Raises ConstraintError.
+        """
+        while not self.is_done:
+            text, slot = self._texts[self._at], self._slots[self._at]
+            task = self.task
+            self.meter.add_prompt(len(task.tokens), len(text))
+            task.tokens += text
+            task.length_limit = len(task.tokens) + self.room()
+            rng = sampling.generator(self._seed, self._at)
+            tools = self._tools
+            filling = Filling(slot, tools.vocabulary, tools.constraints, rng, task.tokens)
+            task.tokens += filling.open()
+            self._filling = filling
+            if filling.finish is None:
+                return
+            self._close(filling)
+
+    def take(self, logits: np.ndarray) -> int:
+        """Sample a token; go on to the next slot where this one has ended.
+
+        Return how many of the tokens known before still stand. Raises EngineError.
+        """
+        filling = self._filling
+        assert filling is not None
+        stands = len(self.task.tokens)
+        self.task.tokens += filling.take(logits)
+        if filling.finish is not None:
+            stands = min(stands, self._close(filling))
+            self.open()
+        return stands
+
+    def _close(self, filling: Filling) -> int:
+        """Keep what was written, take back what a stop cut off; return how many tokens stand."""
+        task = self.task
+        self.fills[filling.slot.name] = filling.fill()
+        self._filling = None
+        self._at += 1
+        if self.is_done:
+            return len(task.tokens)
+        kept = len(task.tokens) - len(filling.tokens) + filling.kept
+        del task.tokens[kept:]
+        self.meter.cut(kept)
+        task.tokens += self._tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
+        return kept
+
+    def usage(self) -> Usage:
+        """Return the counts so far, those of an unfinished slot included."""
+        fills = list(self.fills.values())
+        if self._filling is not None:
+            fills.append(self._filling.fill())
+        return Usage(
+            self.meter.prompt,
+            self.meter.prefilled,
+            self.meter.reused,
+            generated=sum(fill.generated for fill in fills),
+            forced=sum(fill.forced for fill in fills),
+        )
+
+
+class ScoreJob:
+    """Reads the log-probabilities of given tokens after a prefix."""
+
+    def __init__(self, before: list[int], expected: list[int], tools: Tools) -> None:
+        """Prepare to score ``expected`` after the tokens ``before`` it; neither is empty."""
+        tokens = before + expected[:-1]
+        # The logits after the prefix are wanted, so its last token is computed for each.
+        first = len(before) - 1
+        self.task = Task(0, tokens, len(tokens), share_limit=first, scored_from=first)
+        self.meter = Meter()
+        self.meter.add_prompt(0, len(tokens))
+        self.scores: list[TokenLogprob] = []
+        self._expected = expected
+        self._tools = tools
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether every token has its score."""
+        return len(self.scores) == len(self._expected)
+
+    def take(self, logits: np.ndarray) -> None:
+        """Score the next token. Raises NumericError."""
+        sampling.check(logits)
+        token = self._expected[len(self.scores)]
+        value = sampling.logprob(logits, token)
+        self.scores.append(TokenLogprob(self._tools.prompts.text(token), token, value))
+
+    def usage(self) -> Usage:
+        """Return the counts so far."""
+        return Usage(self.meter.prompt, self.meter.prefilled, self.meter.reused)
