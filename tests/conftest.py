@@ -12,12 +12,17 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="promptflow-dspy-")  # dspy opens it on import
+_dspy_cache = tempfile.TemporaryDirectory(prefix="promptflow-dspy-")
+os.environ["DSPY_CACHEDIR"] = _dspy_cache.name  # dspy opens it on import
 
 if TYPE_CHECKING:
     from promptflow.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    _dspy_cache.cleanup()
 
 
 def _engine(name: str) -> Iterator[Engine]:
