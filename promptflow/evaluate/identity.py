@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from types import CodeType
 from typing import Any
 
 import dspy
@@ -46,8 +47,17 @@ def metric_hash(metric: Metric) -> str:
     try:
         return hash_of(inspect.getsource(code))
     except (OSError, TypeError):
-        body = getattr(metric, "__code__", None)
-        return hash_of([metric_name(metric), "" if body is None else body.co_code.hex()])
+        return hash_of([metric_name(metric), _compiled(getattr(metric, "__code__", None))])
+
+
+def _compiled(code: CodeType | None) -> list[Any]:
+    """Return what a code object does as JSON data; its repr would hold an address."""
+    if code is None:
+        return []
+    constants = [
+        _compiled(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts
+    ]
+    return [code.co_code.hex(), constants, code.co_names, code.co_varnames]
 
 
 def language_model(lm: Any) -> Any:

@@ -55,7 +55,7 @@ def make_plan(sizes: tuple[int, int, int], candidates: int, limit: int, budget: 
     if budget.calls < least:
         raise BudgetExceeded(
             f"a budget of {budget.calls} calls does not pay for comparing one candidate with the "
-            f"start: give at least {least} (Budget(calls={least}), --budget-calls {least})"
+            f"start: give at least {least} (Budget(calls={least}), --budget calls={least})"
         )
     held = max(LEAST, min(held, budget.calls // 6))
     collect = min(collect, budget.calls // 4)

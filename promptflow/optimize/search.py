@@ -261,6 +261,9 @@ def _result(
         about = describe(program, held, scorer.metric, lm=scorer.lm, seed=scorer.seed)
         records = scorer.of(variant, "held")
         evaluations.append(summarize(records, sum(r.seconds for r in records), about))
+    compiled = _compiled(scorer, held, evaluations, comparison) if taken else {}
+    for _, predictor in programs[1].named_predictors() if taken else ():
+        predictor.compiled = compiled
     return Optimization(
         program=programs[1 if taken else 0],
         start=evaluations[0],
@@ -271,7 +274,7 @@ def _result(
         candidates=tuple(candidates),
         plan=estimate,
         spent=scorer.study.spent,
-        compiled=_compiled(scorer, held, evaluations, comparison) if taken else {},
+        compiled=compiled,
         prompts=(prompts_of(programs[0]), prompts_of(programs[1])),
         about={**evaluations[0].about, "budget": asdict(scorer.study.budget)},
     )

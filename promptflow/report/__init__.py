@@ -1,0 +1,5 @@
+"""Reports: one self-contained HTML file from a result."""
+
+from promptflow.report.html import write_report
+
+__all__ = ["write_report"]

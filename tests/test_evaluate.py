@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import dspy
+import pytest
+
+from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.request import Usage
+from promptflow.errors import ContextOverflow, DataError, EngineLost, MetricError
+from promptflow.evaluate import compare, evaluate, exact_match, input_fields, read_examples
+from promptflow.evaluate.evaluate import compare_scores
+from promptflow.flow import Module, Prediction
+from promptflow.lm import LocalLM
+from promptflow.modules.predict import Predict
+
+
+def doubles(count):
+    return [
+        dspy.Example(question=f"{i} doubled", answer=str(2 * i)).with_inputs("question")
+        for i in range(count)
+    ]
+
+
+def number_in(text):
+    return int(text.rsplit("Question:", 1)[1].split()[0])
+
+
+def right_on(accept):
+    """An engine that doubles the numbers that ``accept`` likes."""
+
+    def answer(text, slot):
+        n = number_in(text)
+        return str(2 * n) if accept(n) else "no"
+
+    return ScriptedEngine(answer)
+
+
+def scored(accept, count=20, **options):
+    lm = LocalLM(right_on(accept))
+    return evaluate(Predict("question -> answer"), doubles(count), exact_match, lm=lm, **options)
+
+
+def test_the_score_is_the_mean_over_all_examples():
+    result = scored(lambda n: n % 4 == 0)
+    assert (result.score, result.n, result.errors) == (0.25, 20, 0)
+    assert result.low < 0.25 < result.high
+    record = result.records[3]
+    assert (record.inputs, record.gold) == ({"question": "3 doubled"}, {"answer": "6"})
+    assert (record.fields, record.score, record.calls) == ({"answer": "no"}, 0.0, 1)
+    assert result.usage == sum((r.usage for r in result.records), Usage())
+    assert result.usage.prompt > 20
+    assert result.to_json(records=True)["records"][3]["fields"] == {"answer": "no"}
+
+
+def test_the_whole_chunk_is_one_batch():
+    engine = right_on(bool)
+    evaluate(Predict("question -> answer"), doubles(130), exact_match, lm=LocalLM(engine))
+    assert engine.batches == [64, 64, 2]
+
+
+def test_a_passing_fault_is_tried_again_and_changes_nothing():
+    fell = set()
+
+    def answer(text, slot):
+        n = number_in(text)
+        if n % 20 == 7 and n not in fell:
+            fell.add(n)
+            raise EngineLost("the engine's process died (SIGKILL)")
+        return str(2 * n)
+
+    lm = LocalLM(ScriptedEngine(answer))
+    result = evaluate(Predict("question -> answer"), doubles(100), exact_match, lm=lm)
+    assert (result.score, result.n, result.errors, len(fell)) == (1.0, 100, 0, 5)
+
+
+def lost_on(numbers, error=EngineLost):
+    def answer(text, slot):
+        n = number_in(text)
+        if n in numbers:
+            raise error(f"no answer for {n}")
+        return str(2 * n)
+
+    return LocalLM(ScriptedEngine(answer))
+
+
+def test_an_engine_error_is_not_a_wrong_answer():
+    lm = lost_on({5}, ContextOverflow)
+    result = evaluate(Predict("question -> answer"), doubles(100), exact_match, lm=lm)
+    assert (result.score, result.n, result.errors) == (1.0, 99, 1)
+    assert result.records[5].score is None
+    assert result.records[5].error == "ContextOverflow: no answer for 5"
+
+
+def test_too_many_errors_stop_the_run_and_keep_what_is_done(tmp_path):
+    journal = tmp_path / "run.db"
+    lm = lost_on(set(range(70, 80)))
+    program = Predict("question -> answer")
+    with pytest.raises(EngineLost, match="10 of 100 runs have no score") as caught:
+        evaluate(program, doubles(100), exact_match, lm=lm, journal=journal)
+    assert str(journal) in str(caught.value)
+    engine = right_on(bool)
+    again = evaluate(program, doubles(100), exact_match, lm=LocalLM(engine), journal=journal)
+    assert again.n == 100
+    assert engine.batches == [10]
+
+
+def test_a_metric_that_raises_says_so():
+    def metric(example, prediction, trace=None):
+        return prediction.nowhere
+
+    lm = lost_on(set())
+    with pytest.raises(MetricError, match=r"10 of 10 runs have no score.*nowhere"):
+        evaluate(Predict("question -> answer"), doubles(10), metric, lm=lm)
+
+
+def test_output_that_does_not_fit_is_a_wrong_answer():
+    lm = LocalLM(ScriptedEngine(lambda text, slot: "many"))
+    result = evaluate(Predict("question -> answer: int"), doubles(5), exact_match, lm=lm)
+    assert (result.score, result.n, result.errors) == (0.0, 5, 0)
+    assert result.records[0].error.startswith("ParseError")
+
+
+def test_a_journalled_evaluation_asks_nothing_again(tmp_path):
+    journal = tmp_path / "run.db"
+    program = Predict("question -> answer")
+    engines = [right_on(lambda n: n % 2 == 0) for _ in range(3)]
+    first, second = (
+        evaluate(program, doubles(90), "f1", lm=LocalLM(engine), journal=journal)
+        for engine in engines[:2]
+    )
+    assert engines[1].batches == []
+    assert first.records == second.records
+    assert (first.score, first.low, first.high) == (second.score, second.low, second.high)
+    evaluate(program, doubles(90), "exact_match", lm=LocalLM(engines[2]), journal=journal)
+    assert engines[2].batches == [64, 26]
+
+
+class TwoSteps(Module):
+    def __init__(self):
+        super().__init__()
+        self.think = Predict("question -> reasoning")
+        self.answer = Predict("question, reasoning -> answer")
+
+    def flow(self, question):
+        [thought] = yield [self.think.call(question=question)]
+        [final] = yield [self.answer.call(question=question, reasoning=thought.reasoning)]
+        return Prediction(answer=final.answer)
+
+
+def test_flows_of_several_steps_advance_together():
+    engine = ScriptedEngine(
+        lambda text, slot: "think" if slot.name == "reasoning" else str(2 * number_in(text))
+    )
+    result = evaluate(TwoSteps(), doubles(10), exact_match, lm=LocalLM(engine))
+    assert (result.score, result.records[0].calls) == (1.0, 2)
+    assert engine.batches == [10, 10]
+    assert input_fields(TwoSteps()) == ["question"]
+
+
+def test_seeds_follow_the_example_and_not_the_batch():
+    seen = []
+
+    class Spy(ScriptedEngine):
+        def generate(self, requests, on_done=None):
+            seen.append([request.seed for request in requests])
+            return super().generate(requests, on_done)
+
+    for journal_order in (doubles(70), doubles(70)[:10]):
+        lm = LocalLM(Spy(lambda text, slot: "x"))
+        evaluate(Predict("question -> answer"), journal_order, exact_match, lm=lm)
+    assert len(set(seen[0] + seen[1])) == 70
+    assert seen[0][:10] == seen[2]
+
+
+def test_a_plain_dspy_module_is_scored_too():
+    class Plain(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.predict = Predict("question -> answer")
+
+        def forward(self, question):
+            return self.predict(question=question)
+
+    result = evaluate(Plain(), doubles(4), exact_match, lm=LocalLM(right_on(bool)))
+    assert (result.score, result.n) == (0.75, 4)
+
+
+def test_comparison_pairs_the_examples():
+    a, b = scored(lambda n: n % 4 != 0), scored(lambda n: n % 4 == 1)
+    found = compare(a, b)
+    assert (found.difference, found.n) == (0.5, 20)
+    assert (found.wins, found.losses, found.ties) == (10, 0, 10)
+    assert found.low > 0
+    assert found.p == pytest.approx(2 / 2**10)
+    assert found.better
+    assert not compare(b, a).better
+
+
+def test_comparison_leaves_out_what_one_side_lacks():
+    found = compare_scores({1: 1.0, 2: 0.0, 3: 1.0}, {2: 0.0, 3: 0.0, 4: 1.0})
+    assert (found.n, found.wins, found.losses) == (2, 1, 0)
+    assert not found.better
+
+
+def test_different_data_cannot_be_compared():
+    with pytest.raises(DataError, match="differ in their data"):
+        compare(scored(bool, 20), scored(bool, 21))
+
+
+def test_no_data_is_an_error():
+    with pytest.raises(DataError, match="no examples"):
+        evaluate(Predict("question -> answer"), [], exact_match, lm=LocalLM(right_on(bool)))
+
+
+def test_a_file_is_read_with_the_inputs_of_the_program(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("source,question,answer\nweb,1+1?,2\n")
+    [example] = read_examples(path, Predict("question -> answer"))
+    assert dict(example.inputs()) == {"question": "1+1?"}
+
+
+def test_a_real_model_is_scored(smollm):
+    program = Predict("question -> answer: int(ge=0, le=99)", max_tokens=8)
+    result = evaluate(program, doubles(6), "numeric", lm=LocalLM(smollm))
+    assert (result.n, result.errors) == (6, 0)
+    assert result.usage.generated > 0
+    assert result.about["model"].startswith("smollm2-135m@")

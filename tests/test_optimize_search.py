@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import dspy
+import pytest
+
+from promptflow.engine.fake import ScriptedEngine
+from promptflow.errors import BudgetExceeded, DataError, EngineLost, ResumeMismatch
+from promptflow.evaluate.metrics import exact_match
+from promptflow.lm import LocalLM
+from promptflow.modules.predict import Predict
+from promptflow.optimize import Budget, Search, optimize
+
+
+def doubles(count, start=0):
+    return [
+        dspy.Example(question=f"{i} doubled", answer=str(2 * i)).with_inputs("question")
+        for i in range(start, start + count)
+    ]
+
+
+def number_in(text):
+    return int(text.rsplit("Question:", 1)[1].split()[0])
+
+
+def learns(text, slot):
+    """Answer right more often the more demos there are."""
+    n = number_in(text)
+    demos = text.count("Question:") - 1
+    return str(2 * n) if (n * 7919) % 10 < 3 + 2 * demos else "no"
+
+
+def ignores(text, slot):
+    n = number_in(text)
+    return str(2 * n) if (n * 7919) % 10 < 4 else "no"
+
+
+def searched(answer=learns, count=100, dev=None, search=None, **options):
+    engine = ScriptedEngine(answer)
+    lm = LocalLM(engine)
+    result = optimize(
+        Predict("question -> answer"),
+        doubles(count),
+        dev,
+        exact_match,
+        search=search or Search(lm=lm, progress=False),
+        **options,
+    )
+    return result, engine
+
+
+def test_demos_that_help_are_found_confirmed_and_put_on():
+    result, engine = searched(budget=Budget(calls=300))
+    assert not result.kept_start
+    assert result.comparison.low > 0
+    assert result.winner.score > result.start.score
+    assert len(result.program.demos) == 4 or len(result.program.demos) == 8
+    assert result.spent.calls == sum(engine.batches) <= 300
+    assert result.compiled["dev"]["n"] == result.winner.n
+    assert result.program.compiled == result.compiled
+    assert result.prompts[0] != result.prompts[1]
+    json.dumps(result.to_json())
+
+
+def test_the_start_is_kept_where_nothing_helps():
+    result, _ = searched(ignores, budget=Budget(calls=300))
+    assert result.kept_start
+    assert result.reason.startswith("The start is kept")
+    assert result.program.demos == []
+    assert result.compiled == {}
+
+
+def test_the_given_program_is_never_changed():
+    program = Predict("question -> answer")
+    optimize(
+        program,
+        doubles(60),
+        None,
+        "exact_match",
+        budget=Budget(calls=200),
+        search=Search(lm=LocalLM(ScriptedEngine(learns)), progress=False),
+    )
+    assert program.demos == []
+
+
+def test_demos_race_and_verdict_use_different_examples():
+    result, engine = searched(count=100, budget=Budget(calls=300))
+    held = {record.inputs["question"] for record in result.winner.records}
+    demos = {
+        demo["question"] for c in result.candidates for demo in c.variant.demos.get("self", ())
+    }
+    assert not held & demos
+    asked = [
+        prompt.rsplit("Question:", 1)[1].split("<|im_end|>")[0].strip() for prompt in engine.prompts
+    ]
+    raced = set(asked) - held
+    before_verdict = asked[: -2 * result.winner.n]
+    assert not held & set(before_verdict)
+    assert demos <= raced
+
+
+def test_dev_data_is_the_held_out_part():
+    dev = doubles(20, start=1000)
+    result, _ = searched(dev=dev)
+    assert {record.index for record in result.winner.records} == set(range(20))
+    assert {r.inputs["question"] for r in result.winner.records} == {e.question for e in dev}
+
+
+def test_an_example_that_is_in_train_and_dev_is_only_held_out():
+    dev = doubles(20)
+    result, _ = searched(dev=dev, count=60)
+    held = {example.question for example in dev}
+    demos = {
+        demo["question"] for c in result.candidates for demo in c.variant.demos.get("self", ())
+    }
+    assert not held & demos
+
+
+def test_equal_searches_give_equal_results():
+    (a, _), (b, _) = (searched(budget=Budget(calls=200), seed=3) for _ in range(2))
+    assert a.prompts == b.prompts
+    assert a.compiled == b.compiled
+    assert [c.to_json() for c in a.candidates] == [c.to_json() for c in b.candidates]
+
+
+def test_the_budget_of_tokens_holds():
+    result, engine = searched(count=400, budget=Budget(tokens=6000))
+    largest = 64 * max(len(prompt.split()) for prompt in engine.prompts)
+    assert result.spent.tokens < 6000 + largest
+    assert result.comparison.n > 0
+
+
+def test_a_budget_below_one_comparison_is_refused():
+    with pytest.raises(BudgetExceeded, match="give at least 16"):
+        searched(budget=Budget(calls=10))
+    result, engine = searched(budget=Budget(calls=16))
+    assert sum(engine.batches) <= 16
+    assert result.kept_start
+
+
+def test_too_little_data_is_refused():
+    with pytest.raises(DataError, match="too few"):
+        searched(count=9)
+    with pytest.raises(DataError, match="3 held-out"):
+        searched(count=20, dev=doubles(3, start=50))
+
+
+def test_the_plan_is_told_first():
+    plans = []
+    engine = ScriptedEngine(learns)
+
+    def announce(plan):
+        assert engine.batches == []
+        plans.append(plan)
+
+    search = Search(lm=LocalLM(engine), progress=False, announce=announce)
+    result, _ = searched(search=search, budget=Budget(calls=150))
+    assert plans == [result.plan]
+    assert result.plan.calls <= 150
+
+
+def test_proposed_instructions_join_the_race():
+    def answer(text, slot):
+        if slot.name == "instruction":
+            return "Double the number."
+        n = number_in(text)
+        return str(2 * n) if "Double the number." in text or n % 3 == 0 else "no"
+
+    search = Search(
+        lm=LocalLM(ScriptedEngine(answer)), progress=False, proposals=2, demos=(1,), candidates=8
+    )
+    result, _ = searched(answer, search=search)
+    assert result.program.signature.instructions == "Double the number."
+
+
+def test_a_finished_run_is_replayed_without_the_model(tmp_path):
+    first, _ = searched(budget=Budget(calls=200), journal=tmp_path / "run.db")
+    again, engine = searched(budget=Budget(calls=200), journal=tmp_path / "run.db")
+    assert engine.batches == []
+    assert again.to_json() == first.to_json()
+    with pytest.raises(ResumeMismatch, match="another settings"):
+        searched(budget=Budget(calls=201), journal=tmp_path / "run.db")
+    with pytest.raises(ResumeMismatch, match="another train"):
+        searched(count=99, budget=Budget(calls=200), journal=tmp_path / "run.db")
+
+
+def test_five_percent_of_faults_change_nothing(tmp_path):
+    calm, _ = searched(budget=Budget(calls=300))
+    asked = []
+
+    def answer(text, slot):
+        asked.append(text)
+        if len(asked) % 20 == 0:
+            raise EngineLost("the engine's process died (SIGKILL)")
+        return learns(text, slot)
+
+    shaken, _ = searched(answer, budget=Budget(calls=300))
+    assert len(asked) > 300
+    assert shaken.prompts == calm.prompts
+    assert shaken.compiled == calm.compiled
+    assert [r.score for r in shaken.winner.records] == [r.score for r in calm.winner.records]
+    assert shaken.winner.errors == shaken.start.errors == 0
+
+
+KILLED = """
+import json, os, signal, sys
+import dspy, numpy, pydantic
+
+def run(at, folder, kind):
+    os.environ["PROMPTFLOW_KILL_AT"] = str(at if kind == "storage" else 0)
+    sys.path.insert(0, sys.argv[3])
+    import test_optimize_search as here
+    calls = 0
+    def answer(text, slot):
+        nonlocal calls
+        calls += 1
+        if kind == "engine" and calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return here.learns(text, slot)
+    result, _ = here.searched(
+        answer, 60, budget=here.Budget(calls=120), journal=folder + "/run.db"
+    )
+    from promptflow.storage import write_json
+    outcome = result.to_json()
+    outcome["spent"] = outcome["start"]["seconds"] = outcome["winner"]["seconds"] = None
+    records = [[r.index, r.score, r.fields] for r in result.winner.records]
+    write_json(folder + "/result.json", [outcome, result.prompts, records])
+
+def child(at, folder, kind):
+    pid = os.fork()
+    if not pid:
+        try:
+            run(at, folder, kind)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+kind, base, seen = sys.argv[1], sys.argv[2], []
+for at in map(int, sys.argv[4:]):
+    folder = f"{base}/{kind}{at}"
+    os.mkdir(folder)
+    first = child(at, folder, kind)
+    codes = [first, child(0, folder, kind)] if first else [first]
+    seen.append([at, codes, open(folder + "/result.json").read()])
+print(json.dumps(seen))
+"""
+
+
+def outcomes(tmp_path: Path, kind: str, places: list[int]):
+    """Kill a search at each place, continue it, and return what each ended with."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, kind, str(tmp_path), str(Path(__file__).parent)]
+        + [str(place) for place in places],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [
+        ("engine", [100_000, 1, 9, 16, 31, 64, 90, 118]),
+        ("storage", [100_000, *range(1, 40, 3)]),
+    ],
+)
+def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kind, places):
+    found = outcomes(tmp_path, kind, places)
+    [_, codes, expected] = found[0]
+    assert codes == [0]
+    killed = [codes for _, codes, _ in found[1:] if codes == [-signal.SIGKILL, 0]]
+    assert len(killed) >= 7
+    for place, _, text in found[1:]:
+        assert text == expected, f"killed at {kind} {place}"
+
+
+def test_a_real_model_is_searched(smollm, tmp_path):
+    search = Search(lm=LocalLM(smollm), candidates=2, demos=(1,), progress=False)
+    result = optimize(
+        Predict("question -> answer: int(ge=0, le=99)", max_tokens=8),
+        doubles(14),
+        None,
+        "numeric",
+        budget=Budget(calls=24),
+        journal=tmp_path / "run.db",
+        search=search,
+    )
+    assert result.spent.calls <= 24
+    assert result.start.n == result.winner.n >= 4
+    assert result.start.usage.generated > 0

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from promptflow.evaluate.progress import bar
+
+
+def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys):
+    with bar("evaluate", 10) as advance:
+        advance(5, "score 0.5")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
