@@ -1,5 +1,6 @@
 """Techniques as modules: each is an ordinary DSPy module whose work is a flow."""
 
+from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
@@ -9,6 +10,7 @@ from promptflow.modules.voting import BestOf, SelfConsistency
 __all__ = [
     "BestOf",
     "ChainOfThought",
+    "GroundedQA",
     "Judge",
     "Predict",
     "SelfConsistency",

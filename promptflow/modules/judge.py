@@ -18,7 +18,7 @@ from typing import Any
 import dspy
 
 from promptflow.engine.request import Fill, Sampling
-from promptflow.errors import PromptflowError, SignatureError
+from promptflow.errors import PromptflowError, SignatureError, UnknownField
 from promptflow.flow import Call, Flow, Module, Prediction
 from promptflow.modules.predict import Predict
 from promptflow.storage import find_document
@@ -114,13 +114,17 @@ class PairJudge(Module):
         super().__init__()
         self.compare = Predict(signature or _own("judge_pair"), sampling=Sampling())
 
-    def flow(self, *, first: str, second: str, **inputs: Any) -> Flow:
+    def flow(self, **inputs: Any) -> Flow:
         """Return ``winner`` (first, second or tie), ``consistent``, ``verdicts``, ``preference``.
 
-        ``verdicts`` are the winners in the given and in the exchanged order; different ones are a
-        tie. ``preference`` is the mean probability that ``first`` is better, ties counting half.
+        Of ``inputs``, ``first`` and ``second`` are the answers. ``verdicts`` are the winners in the
+        given and in the exchanged order; different ones are a tie. ``preference`` is the mean
+        probability that ``first`` is better, ties counting half.
         """
-        orders: list[tuple[str, str, dict[str, str]]] = [
+        if missing := [name for name in ("first", "second") if name not in inputs]:
+            raise UnknownField(f"PairJudge needs {missing}; call it with first=... and second=...")
+        first, second = inputs.pop("first"), inputs.pop("second")
+        orders = [
             (first, second, {"A": "first", "B": "second"}),
             (second, first, {"A": "second", "B": "first"}),
         ]

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import dspy
-from pydantic import Field
 
 from promptflow.errors import PromptflowError
 from promptflow.flow import Call, Flow, Module, Prediction, together
+from promptflow.modules.options import confined
 from promptflow.modules.predict import Predict
-from promptflow.modules.voting import flow_of, heated
+from promptflow.modules.voting import code_name, flow_of, heated
 from promptflow.storage import canonical, find_document
 
 VERDICTS = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
@@ -118,6 +117,9 @@ class Tree:
         return [dataclasses.asdict(thought) for thought in self.thoughts]
 
 
+_COUNTS = ("proposed", "merged", "illegal", "failed")
+
+
 @dataclass(slots=True)
 class _Growth:
     """The tree while it grows; ``values`` remembers what equal valuations gave."""
@@ -166,9 +168,6 @@ class _Growth:
         return best
 
 
-_COUNTS = ("proposed", "merged", "illegal", "failed")
-
-
 def _worth(thought: Thought) -> float:
     return -math.inf if thought.value is None else thought.value
 
@@ -214,9 +213,15 @@ class TreeOfThoughts(Module):
         self.temperature = temperature
 
     def settings(self) -> dict[str, Any]:
-        """Return the constructor's numbers; a task is code and is not among them."""
+        """Return the constructor's numbers, and the names of a task's own functions."""
         names = ("depth", "breadth", "proposals", "samples", "temperature")
-        return {name: getattr(self, name) for name in names}
+        numbers = {name: getattr(self, name) for name in names}
+        own = [
+            code_name(function)["code"]
+            for f in dataclasses.fields(Task)
+            if (function := getattr(self.task, f.name)) is not f.default
+        ]
+        return {**numbers, "task": {"code": ", ".join(own)}} if own else numbers
 
     def flow(self, **inputs: Any) -> Flow:
         """Return ``answer`` (the thoughts), ``state``, ``value``, ``solved`` and ``tree``.
@@ -324,10 +329,7 @@ def _confined(module: Any, options: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(module, dspy.Predict):
         return {"options": list(options)}
     last = list(module.signature.output_fields)[-1]
-    # A Literal would be listed in the system prompt, and states would not share it.
-    pattern = "|".join(re.escape(option) for option in options)
-    type_ = Annotated[str, Field(pattern=pattern)]
-    return {"signature": module.signature.with_updated_fields(last, type_=type_)}
+    return {"signature": confined(module.signature, last, options)}
 
 
 def _module(given: Any, own: str) -> Any:

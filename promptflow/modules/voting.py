@@ -271,13 +271,8 @@ class BestOf(Module):
         self.batch = batch
 
     def settings(self) -> dict[str, Any]:
-        """Return the constructor's settings, without the module. Raises ProgramError for code."""
-        if callable(self.reward) or self.valid is not None:
-            raise ProgramError(
-                "BestOf with a reward or valid function cannot be saved on its own: code is not "
-                "written to a program folder; load it with load_program(folder, into=BestOf(...))"
-            )
-        return _settings(self, ("n", "reward", "threshold", "temperature", "batch"))
+        """Return the constructor's settings, without the module; functions by their names."""
+        return _settings(self, ("n", "reward", "valid", "threshold", "temperature", "batch"))
 
     def flow(self, **inputs: Any) -> Flow:
         """Return the best sample with ``reward``, ``valid``, ``samples`` and ``failed`` added.
@@ -323,7 +318,17 @@ def _check_numbers(name: str, n: int, batch: int | None, temperature: float) -> 
 
 def _settings(module: Module, names: Sequence[str]) -> dict[str, Any]:
     given = {name: getattr(module, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+    return {
+        name: code_name(value) if callable(value) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def code_name(function: Any) -> dict[str, str]:
+    """Return what settings hold of a function: its name. Loading a program needs it again."""
+    qualified = getattr(function, "__qualname__", type(function).__qualname__)
+    return {"code": f"{function.__module__}:{qualified}"}
 
 
 def _extended(prediction: Prediction, **fields: Any) -> Prediction:

@@ -1,0 +1,153 @@
+"""Grounded question answering: retrieve, quote, answer from the quotes, check, or abstain.
+
+The model reads only sentences that are cited, and code decides what code can: how near the passages
+are, whether what the question names occurs in them, whether each quote is the text of its span and
+whether the numbers of the answer stand in the quotes. The model is asked the rest: whether the
+quotes answer the question, by the probability of its verdict.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from promptflow.engine.request import Sampling
+from promptflow.errors import StoreNotFound, UnknownField
+from promptflow.flow import Flow, Module, Prediction
+from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
+from promptflow.modules.judge import ALTERNATIVES, option_probabilities
+from promptflow.modules.predict import Predict
+from promptflow.retrieval import Index, Passage, verify_quote
+from promptflow.storage import find_document
+
+UNKNOWN = "unknown"
+"""The answer of a program that abstains."""
+VERDICT = "supported"
+"""An output of the signature with this name, ``Literal['Yes', 'No']``, decides on abstaining."""
+
+
+class GroundedQA(Module):
+    """Answer from an index with citations that are checked, or abstain.
+
+    ``signature`` has the inputs ``passages`` and ``question`` and the output ``answer``; ``k``
+    passages are retrieved, and the ``quotes`` best sentences of those whose similarity reaches
+    ``min_score`` (a cosine) are read and cited. The program abstains where there are none, where
+    they lack what the question names, where the probability of ``supported`` is below
+    ``min_support``, and where the answer has a number that the quotes lack.
+    """
+
+    def __init__(
+        self,
+        index: Index | str | Path,
+        signature: str | Path | type[Any] = "grounded_qa",
+        k: int = 5,
+        *,
+        quotes: int = 3,
+        min_score: float = 0.3,
+        min_support: float = 0.3,
+    ) -> None:
+        super().__init__()
+        if k < 1 or quotes < 1:
+            raise ValueError(f"GroundedQA: k={k} and quotes={quotes} must be at least 1")
+        self.index = index if not isinstance(index, str | Path) else Index.open(index)
+        self.answer = Predict(signature, sampling=Sampling())
+        self.k = k
+        self.quotes = quotes
+        self.min_score = min_score
+        self.min_support = min_support
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's settings; the index by its name, else by its path."""
+        names = ("k", "quotes", "min_score", "min_support")
+        return {"index": _index_name(self.index), **{n: getattr(self, n) for n in names}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroundedQA:
+        """Return a copy that shares the open index: files and vectors are not copied."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        held = {key: value for key, value in vars(self).items() if key != "index"}
+        made.__dict__.update(copy.deepcopy(held, memo))
+        return made
+
+    def flow(self, **inputs: Any) -> Flow:
+        """Return ``answer``, ``citations``, ``verified``, ``abstained`` and ``reason``.
+
+        ``verified`` tells that every citation is the text of its span and holds what the answer
+        states in numbers; ``reason`` says why the program abstained. ``support`` is the probability
+        of the model's verdict, 1 where the signature asks for none.
+        """
+        if "question" not in inputs:
+            raise UnknownField("GroundedQA needs 'question'; call it with question=...")
+        question = str(inputs["question"])
+        passages = self.index.search(question, k=self.k)
+        near = [passage for passage in passages if passage.score >= self.min_score]
+        evidence = rank(question, near, self.quotes)
+        if not evidence:
+            best = max((passage.score for passage in passages), default=0.0)
+            return _abstained(f"no passage is near enough: {best:.2f} is below {self.min_score:g}")
+        if lacking := missing_terms(question, _texts(evidence, near)):
+            return _abstained(f"the passages do not speak of {', '.join(sorted(lacking))}")
+        call = self.answer.call(passages=[e.text for e in evidence], **inputs)
+        [prediction] = yield [dataclasses.replace(call, logprobs=ALTERNATIVES)]
+        return self._checked(prediction, question, evidence)
+
+    def _checked(self, prediction: Prediction, question: str, evidence: Sequence[Evidence]) -> Any:
+        """Return the answer with its citations, or abstain where it does not hold."""
+        support = 1.0
+        if VERDICT in prediction.fills:
+            support = option_probabilities(prediction.fills[VERDICT], ("Yes", "No"))["Yes"]
+        if support < self.min_support:
+            return _abstained(f"the quotes do not answer it: support {support:.2f}", support)
+        if prediction.answer.strip().rstrip(".").casefold() in ("", UNKNOWN):
+            return _abstained("the model found no answer in the quotes", support)
+        texts = [e.text for e in evidence]
+        if strange := missing_numbers(prediction.answer, [*texts, question]):
+            return _abstained(f"the quotes do not hold {', '.join(sorted(strange))}", support)
+        citations = [e.citation for e in evidence]
+        spans = [verify_quote(self.index, c.document, c.start, c.end, c.quote) for c in citations]
+        return _result(
+            prediction,
+            answer=prediction.answer.strip(),
+            citations=citations,
+            verified=all(spans),
+            abstained=False,
+            reason="",
+            support=support,
+        )
+
+
+def _abstained(reason: str, support: float = 0.0) -> Prediction:
+    return Prediction(
+        answer=UNKNOWN,
+        citations=[],
+        verified=False,
+        abstained=True,
+        reason=reason,
+        support=support,
+    )
+
+
+def _result(prediction: Prediction, **fields: Any) -> Prediction:
+    result = Prediction(**{**dict(prediction.items()), **fields})
+    result._fills = prediction.fills
+    return result
+
+
+def _texts(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[str]:
+    """Return the whole chunks that the evidence comes from, with their headings and documents."""
+    cited = {(e.citation.document, e.citation.chunk) for e in evidence}
+    chunks = [p for p in passages if (p.document, p.chunk) in cited]
+    return [f"{p.document}\n{p.heading}\n{p.text}" for p in chunks]
+
+
+def _index_name(index: Any) -> str:
+    """Return the name that finds the index's recipe again, else the path of the recipe."""
+    recipe = index.recipe
+    try:
+        found = find_document("indexes", recipe.name)
+    except StoreNotFound:
+        return str(recipe.path)
+    return str(recipe.name if found.resolve() == Path(recipe.path).resolve() else recipe.path)

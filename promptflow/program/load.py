@@ -1,0 +1,171 @@
+"""Programs from their folders, built from a registry of modules: no name in a file is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from promptflow import modules
+from promptflow.engine.request import Sampling
+from promptflow.errors import ProgramError, StoreCorrupt
+from promptflow.modules.judge import PairJudge
+from promptflow.program.folder import FILE, Saved, lock_of, own_settings, read_folder
+from promptflow.program.walk import ITSELF, join, predictors_of
+from promptflow.signature import read_document
+from promptflow.storage import canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a known module is built: which attributes are modules that its constructor takes.
+
+    ``signature`` names the predictor whose document is the constructor's ``signature``.
+    """
+
+    cls: Callable[..., Any]
+    parts: tuple[str, ...] = ()
+    signature: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "Predict": Kind(modules.Predict, signature=ITSELF),
+    "ChainOfThought": Kind(modules.ChainOfThought, signature="predict"),
+    "ZeroShotCoT": Kind(modules.ZeroShotCoT, signature="reason"),
+    "SelfConsistency": Kind(modules.SelfConsistency, parts=("module",)),
+    "BestOf": Kind(modules.BestOf, parts=("module",)),
+    "TreeOfThoughts": Kind(modules.TreeOfThoughts, parts=("propose", "value")),
+    "Judge": Kind(modules.Judge, signature="score"),
+    "PairJudge": Kind(PairJudge, signature="compare"),
+    "GroundedQA": Kind(modules.GroundedQA, signature="answer"),
+}
+
+
+def load_program(
+    folder: str | Path, *, into: Any = None, force: bool = False, lm: Any = None
+) -> Any:
+    """Return the program that ``save_program`` wrote; ``into`` is a fresh module of its class.
+
+    Without ``into``, the classes must be promptflow's own. The lock is compared with ``lm`` or the
+    configured LM, if there is one, and with the indexes; what differs raises ProgramError with both
+    sides, unless ``force``. Raises StoreNotFound and StoreCorrupt.
+    """
+    folder = Path(folder)
+    saved = read_folder(folder)
+    program = _built(folder, saved) if into is None else into
+    _check_class(folder, saved, program)
+    _restore(folder, saved, program)
+    if not force:
+        now = {**lock_of(program, lm), "settings": own_settings(program)}
+        _compare(folder, {**saved.lock, "settings": saved.settings}, now)
+    return program
+
+
+def _built(folder: Path, saved: Saved, name: str = "") -> Any:
+    """Build the module at the path ``name``, and what it holds, from the registry alone."""
+    entry: dict[str, Any] = {"module": saved.module, "settings": saved.settings}
+    if name:
+        entry = saved.parts[name]
+    wanted, settings = entry["module"], dict(entry.get("settings", {}))
+    kind = KINDS.get(wanted)
+    if kind is None:
+        raise ProgramError(
+            f"{folder}: {wanted} is no module of promptflow's own ({', '.join(KINDS)}); "
+            f"load it with load_program({str(folder)!r}, into={wanted}(...))"
+        )
+    code = {key: value for key, value in settings.items() if _is_code(value)}
+    if code:
+        raise ProgramError(
+            f"{folder}: {wanted} was made with code ({', '.join(map(str, code))}), which is not "
+            f"saved; load it with load_program({str(folder)!r}, into={wanted}(...))"
+        )
+    try:
+        given = {part: _built(folder, saved, join(name, part)) for part in kind.parts}
+        if kind.signature:
+            path = join(name, "" if kind.signature == ITSELF else kind.signature) or ITSELF
+            given["signature"] = folder / saved.predictors[path]["file"]
+        return kind.cls(**given, **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(
+            f"{folder / FILE}: {wanted} cannot be built from it "
+            f"({type(error).__name__}: {error}); save the program again"
+        ) from error
+
+
+def _check_class(folder: Path, saved: Saved, program: Any) -> None:
+    if type(program).__name__ != saved.module:
+        raise ProgramError(
+            f"{folder}: saved from a {saved.module}, loaded into a {type(program).__name__}; "
+            f"pass into={saved.module}(...)"
+        )
+    has, holds = set(dict(predictors_of(program))), set(saved.predictors)
+    if has != holds:
+        raise ProgramError(
+            f"{folder}: the saved predictors are {sorted(holds)}, those of the program "
+            f"{sorted(has)}; build the program as it was when it was saved"
+        )
+
+
+def _restore(folder: Path, saved: Saved, program: Any) -> None:
+    """Give every predictor the document and the settings that were saved for it."""
+    documents = {}
+    for name, predictor in predictors_of(program):
+        document = read_document(folder / saved.predictors[name]["file"], types=_types(predictor))
+        sides = [
+            (list(s.input_fields), list(s.output_fields))
+            for s in (predictor.signature, document.signature)
+        ]
+        if [set(side) for side in sides[0]] != [set(side) for side in sides[1]]:
+            raise ProgramError(
+                f"{document.path}: has the fields {sides[1]}, the program's predictor {name} has "
+                f"{sides[0]}; fields are matched by name"
+            )
+        documents[name] = document
+    for name, predictor in predictors_of(program):
+        document, settings = documents[name], saved.predictors[name].get("settings", {})
+        predictor.signature = document.signature
+        predictor.demos = [dspy.Example(**demo) for demo in document.demos]
+        _set(predictor, {"layout": document.layout or None, **settings})
+
+
+def _set(predictor: Any, settings: Mapping[str, Any]) -> None:
+    for key in ("layout", "max_tokens", "reasoning_tokens", "until"):
+        if hasattr(predictor, key):
+            setattr(predictor, key, settings.get(key))
+    sampling = settings.get("sampling")
+    if hasattr(predictor, "sampling"):
+        predictor.sampling = None if sampling is None else _sampling(sampling)
+    predictor.config = dict(settings.get("config", {}))
+
+
+def _sampling(saved: Mapping[str, Any]) -> Sampling:
+    given = {name: value for name, value in saved.items() if name != "_"}
+    given["logit_bias"] = tuple((int(i), float(b)) for i, b in given.get("logit_bias", ()))
+    return Sampling(**given)
+
+
+def _compare(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ProgramError with both sides of what is known on both and differs."""
+    differing = [
+        f"  {key}: saved with {saved[key]}, now {now[key]}"
+        for key in saved
+        if key in now and canonical(saved[key]) != canonical(now[key])
+    ]
+    if differing:
+        raise ProgramError(
+            f"{folder}: the program was saved for something else:\n" + "\n".join(differing) + "\n"
+            f"Configure what it was saved for, or load_program({str(folder)!r}, force=True)."
+        )
+
+
+def _types(predictor: Any) -> dict[str, Any]:
+    """Return the classes that a predictor's own fields use, by name."""
+    annotations = (info.annotation for info in predictor.signature.fields.values())
+    return {a.__name__: a for a in annotations if isinstance(a, type)}
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"code"}

@@ -1,0 +1,77 @@
+"""Programs by what a person types: a folder, ``module:attribute``, a signature."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from promptflow import modules
+from promptflow.errors import ProgramError, SignatureNotFound
+from promptflow.program.load import load_program
+
+
+def resolve_program(spec: Any) -> Any:
+    """Return the program that ``spec`` names.
+
+    A module itself; a saved program's folder; ``module:attribute`` or ``file.py:attribute`` (a
+    module, or a class or function that makes one); a signature string; a document's name or path.
+    """
+    if isinstance(spec, dspy.Module):
+        return spec
+    text = str(spec)
+    if Path(text).is_dir():
+        return load_program(text)
+    if "->" in text:
+        return modules.Predict(text)
+    if re.fullmatch(r"[\w./\\-]+:[A-Za-z_][\w.]*", text):
+        return _imported(text)
+    try:
+        return modules.Predict(spec)
+    except SignatureNotFound as error:
+        raise ProgramError(
+            f"no program {text!r}: no folder, and {error} "
+            "A program is a saved folder, module:attribute, a signature like "
+            "'question -> answer', or the name of a signature document."
+        ) from error
+
+
+def _imported(spec: str) -> Any:
+    """Import ``module:attribute``, from the working folder too, and make a program of it."""
+    place, _, attribute = spec.rpartition(":")
+    try:
+        found: Any = _module(place)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, OSError, AttributeError) as error:
+        raise ProgramError(
+            f"{spec}: cannot be imported ({type(error).__name__}: {error}); give "
+            "module:attribute as in 'examples.qa:program', or file.py:attribute"
+        ) from error
+    if not isinstance(found, dspy.Module) and callable(found):
+        found = found()
+    if not isinstance(found, dspy.Module):
+        raise ProgramError(
+            f"{spec}: is a {type(found).__name__}; a program is a module, or a class or function "
+            "without arguments that makes one"
+        )
+    return found
+
+
+def _module(place: str) -> Any:
+    if not place.endswith(".py"):
+        folder = str(Path.cwd())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if spec is None or spec.loader is None or not Path(place).is_file():
+        raise ImportError(f"no such file {place}")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
