@@ -36,7 +36,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
 
 
 def lm(answer: str, verdict: str = "Yes") -> pf.LocalLM:
-    engine = ScriptedEngine(lambda text, slot: verdict if slot.name == "supported" else answer)
+    engine = ScriptedEngine(lambda text, slot: verdict if slot.name == "verdict" else answer)
     return pf.load("scripted", engine=engine)
 
 
@@ -54,7 +54,8 @@ def test_answers_with_citations_that_are_spans(index: Index) -> None:
 def test_the_model_reads_the_quotes_and_nothing_else(index: Index) -> None:
     model = lm("Breadth first.")
     result = run(GroundedQA(index, quotes=1), lm=model, question=QUESTION)
-    [prompt] = model.text_engine.prompts
+    check, prompt = model.text_engine.prompts
+    assert "Yes" in check
     assert "searches over partial solutions" in prompt
     assert "several chains" not in prompt
     assert len(result.citations) == 1
@@ -94,17 +95,32 @@ def test_abstains_where_the_model_knows_no_answer(index: Index) -> None:
     assert run(GroundedQA(index), lm=lm("Unknown."), question=QUESTION).abstained
 
 
-def test_a_signature_without_a_verdict_is_never_doubted(index: Index) -> None:
-    program = GroundedQA(index, "passages: list[str], question -> answer")
-    result = run(program, lm=lm("Breadth first."), question=QUESTION)
-    assert (result.abstained, result.support) == (False, 1.0)
+def test_only_supporting_quotes_are_read_and_cited(index: Index) -> None:
+    def answer(text: str, slot: pf.Slot) -> str:
+        if slot.name == "verdict":
+            return "Yes" if "breadth" in text.split("Text:")[-1] else "No"
+        assert "Game of 24" not in text
+        return "Breadth first."
+
+    model = pf.load("scripted", engine=ScriptedEngine(answer))
+    result = run(GroundedQA(index), lm=model, question=QUESTION)
+    assert ["breadth" in c.quote for c in result.citations] == [True]
+    assert model.text_engine.batches[1] == 1
+
+
+def test_any_signature_with_the_right_fields_answers(index: Index) -> None:
+    program = GroundedQA(index, "passages: list[str], question -> answer, sure: bool")
+    engine = ScriptedEngine(lambda text, slot: "yes" if slot.name == "sure" else "Yes")
+    result = run(program, lm=pf.load("scripted", engine=engine), question=QUESTION)
+    assert (result.answer, result.sure, result.abstained) == ("Yes", True, False)
 
 
 def test_many_questions_are_one_batch(index: Index) -> None:
     model = lm("It does.")
     asked = [QUESTION, "What does self-consistency return?"]
     results = run_many(GroundedQA(index), [{"question": q} for q in asked], lm=model)
-    assert model.text_engine.batches == [2]
+    assert len(model.text_engine.batches) == 2
+    assert model.text_engine.batches[1] == 2
     assert [r.citations[0].document for r in results] == ["trees.md", "voting.md"]
 
 

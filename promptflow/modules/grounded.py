@@ -16,7 +16,7 @@ from typing import Any
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import StoreNotFound, UnknownField
-from promptflow.flow import Flow, Module, Prediction
+from promptflow.flow import Call, Flow, Module, Prediction
 from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
 from promptflow.modules.judge import ALTERNATIVES, option_probabilities
 from promptflow.modules.predict import Predict
@@ -25,18 +25,16 @@ from promptflow.storage import find_document
 
 UNKNOWN = "unknown"
 """The answer of a program that abstains."""
-VERDICT = "supported"
-"""An output of the signature with this name, ``Literal['Yes', 'No']``, decides on abstaining."""
 
 
 class GroundedQA(Module):
     """Answer from an index with citations that are checked, or abstain.
 
-    ``signature`` has the inputs ``passages`` and ``question`` and the output ``answer``; ``k``
-    passages are retrieved, and the ``quotes`` best sentences of those whose similarity reaches
-    ``min_score`` (a cosine) are read and cited. The program abstains where there are none, where
-    they lack what the question names, where the probability of ``supported`` is below
-    ``min_support``, and where the answer has a number that the quotes lack.
+    ``signature`` has the inputs ``passages`` and ``question`` and the output ``answer``. Of ``k``
+    retrieved passages whose cosine reaches ``min_score``, the ``quotes`` sentences that speak most
+    of the question are asked about, one by one: those whose probability of answering it reaches
+    ``min_support`` are read and cited. The program abstains where there are none, where the
+    passages lack what the question names, and where the answer has a number that the quotes lack.
     """
 
     def __init__(
@@ -47,12 +45,14 @@ class GroundedQA(Module):
         *,
         quotes: int = 3,
         min_score: float = 0.3,
-        min_support: float = 0.3,
+        min_support: float = 0.35,
     ) -> None:
         super().__init__()
         if k < 1 or quotes < 1:
             raise ValueError(f"GroundedQA: k={k} and quotes={quotes} must be at least 1")
         self.index = index if not isinstance(index, str | Path) else Index.open(index)
+        own = find_document("signatures", "supports", bundled_only=True)
+        self.check = Predict(own, sampling=Sampling())
         self.answer = Predict(signature, sampling=Sampling())
         self.k = k
         self.quotes = quotes
@@ -75,9 +75,9 @@ class GroundedQA(Module):
     def flow(self, **inputs: Any) -> Flow:
         """Return ``answer``, ``citations``, ``verified``, ``abstained`` and ``reason``.
 
-        ``verified`` tells that every citation is the text of its span and holds what the answer
-        states in numbers; ``reason`` says why the program abstained. ``support`` is the probability
-        of the model's verdict, 1 where the signature asks for none.
+        ``citations`` are best first; ``verified`` tells that each is the text of its span.
+        ``support`` is the highest probability that a quote answers the question, and ``reason``
+        says why the program abstained. Raises UnknownField without a ``question``.
         """
         if "question" not in inputs:
             raise UnknownField("GroundedQA needs 'question'; call it with question=...")
@@ -88,35 +88,41 @@ class GroundedQA(Module):
         if not evidence:
             best = max((passage.score for passage in passages), default=0.0)
             return _abstained(f"no passage is near enough: {best:.2f} is below {self.min_score:g}")
-        if lacking := missing_terms(question, _texts(evidence, near)):
+        if lacking := missing_terms(question, _chunks(evidence, near)):
             return _abstained(f"the passages do not speak of {', '.join(sorted(lacking))}")
-        call = self.answer.call(passages=[e.text for e in evidence], **inputs)
-        [prediction] = yield [dataclasses.replace(call, logprobs=ALTERNATIVES)]
-        return self._checked(prediction, question, evidence)
-
-    def _checked(self, prediction: Prediction, question: str, evidence: Sequence[Evidence]) -> Any:
-        """Return the answer with its citations, or abstain where it does not hold."""
-        support = 1.0
-        if VERDICT in prediction.fills:
-            support = option_probabilities(prediction.fills[VERDICT], ("Yes", "No"))["Yes"]
-        if support < self.min_support:
+        checks = yield [self._check(e, question) for e in evidence]
+        supports = [_support(check) for check in checks]
+        support = max(supports)
+        chosen = [e for e, s in zip(evidence, supports, strict=True) if s >= self.min_support]
+        if not chosen:
             return _abstained(f"the quotes do not answer it: support {support:.2f}", support)
-        if prediction.answer.strip().rstrip(".").casefold() in ("", UNKNOWN):
+        texts = [e.text for e in chosen]
+        [prediction] = yield [self.answer.call(passages=texts, **inputs)]
+        answer = str(prediction.answer).strip()
+        if answer.rstrip(".").casefold() in ("", UNKNOWN):
             return _abstained("the model found no answer in the quotes", support)
-        texts = [e.text for e in evidence]
-        if strange := missing_numbers(prediction.answer, [*texts, question]):
+        if strange := missing_numbers(answer, [*texts, question]):
             return _abstained(f"the quotes do not hold {', '.join(sorted(strange))}", support)
-        citations = [e.citation for e in evidence]
+        citations = [e.citation for e in chosen]
         spans = [verify_quote(self.index, c.document, c.start, c.end, c.quote) for c in citations]
         return _result(
             prediction,
-            answer=prediction.answer.strip(),
+            answer=answer,
             citations=citations,
             verified=all(spans),
             abstained=False,
             reason="",
             support=support,
         )
+
+    def _check(self, evidence: Evidence, question: str) -> Call:
+        call = self.check.call(text=evidence.text, question=question)
+        return dataclasses.replace(call, logprobs=ALTERNATIVES)
+
+
+def _support(check: Prediction) -> float:
+    verdict = list(check.fills.values())[-1]
+    return option_probabilities(verdict, ("Yes", "No"))["Yes"]
 
 
 def _abstained(reason: str, support: float = 0.0) -> Prediction:
@@ -136,7 +142,7 @@ def _result(prediction: Prediction, **fields: Any) -> Prediction:
     return result
 
 
-def _texts(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[str]:
+def _chunks(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[str]:
     """Return the whole chunks that the evidence comes from, with their headings and documents."""
     cited = {(e.citation.document, e.citation.chunk) for e in evidence}
     chunks = [p for p in passages if (p.document, p.chunk) in cited]

@@ -30,8 +30,8 @@ ALTERNATIVES = 20
 def option_probabilities(fill: Fill, options: Sequence[str]) -> dict[str, float]:
     """Return the probability of each option at the token where the model chose one, summing to 1.
 
-    Alternatives count for the one option that they begin. Without reported alternatives the option
-    that was chosen has probability 1.
+    Alternatives count for the one option that they begin, whatever their case. Without reported
+    alternatives the option that was chosen has probability 1.
     """
     for token in fill.logprobs:
         mass = dict.fromkeys(options, 0.0)
@@ -46,7 +46,7 @@ def option_probabilities(fill: Fill, options: Sequence[str]) -> dict[str, float]
 
 
 def _begins(token: str, option: str) -> bool:
-    return option.startswith(token.strip())
+    return option.casefold().startswith(token.strip().casefold())
 
 
 class Judge(Module):
