@@ -121,6 +121,14 @@ def test_saving_again_replaces_the_program(tmp_path: Path) -> None:
     assert len(list((tmp_path / "p").iterdir())) == 2
 
 
+def test_what_an_optimizer_wrote_stays_with_its_predictor(tmp_path: Path) -> None:
+    program = ChainOfThought(QA)
+    program.predict.compiled = {"metric": "f1", "dev": {"score": 0.5, "n": 20}}
+    save_program(program, tmp_path, lock={"train": "0" * 64})
+    assert load_program(tmp_path).predict.compiled == program.predict.compiled
+    assert "[compiled]" in (tmp_path / "predict.toml").read_text()
+
+
 def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ProgramError, match="another folder"):

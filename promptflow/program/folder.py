@@ -110,8 +110,9 @@ def _file_names(predictors: Mapping[str, Any]) -> dict[str, str]:
 
 def _document(predictor: Any) -> Document:
     demos = tuple(dict(demo.items()) for demo in predictor.demos)
-    layout = getattr(predictor, "layout", None)
-    return Document(predictor.signature, demos, **({"layout": layout} if layout else {}))
+    layout = getattr(predictor, "layout", None) or ""
+    compiled = getattr(predictor, "compiled", None) or {}
+    return Document(predictor.signature, demos, layout, compiled)
 
 
 def own_settings(module: Any) -> dict[str, Any]:

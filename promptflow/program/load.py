@@ -128,6 +128,8 @@ def _restore(folder: Path, saved: Saved, program: Any) -> None:
         document, settings = documents[name], saved.predictors[name].get("settings", {})
         predictor.signature = document.signature
         predictor.demos = [dspy.Example(**demo) for demo in document.demos]
+        if document.compiled:
+            predictor.compiled = dict(document.compiled)
         _set(predictor, {"layout": document.layout or None, **settings})
 
 
