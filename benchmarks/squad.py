@@ -84,8 +84,6 @@ def typed(sentences: int) -> type[dspy.Signature]:
     """Return signature b for a passage of so many sentences."""
 
     class Typed(dspy.Signature):
-        """Given the fields `passage`, `question`, produce the fields `answer`."""
-
         passage: str = dspy.InputField()
         question: str = dspy.InputField()
         answer: str = dspy.OutputField()

@@ -44,7 +44,7 @@ def test_the_program_writes_labels_and_the_model_fills_slots():
     parts = rendered()
     assert flat(parts).endswith(
         "<|im_start|>user\nPassage: P.\nQuestion: Q?<|im_end|>\n<|im_start|>assistant\n"
-        "Answer: {answer}\nLevel: {level}\nPage: {page}"
+        "Answer: {answer}\nLevel (low or high): {level}\nPage (a whole number): {page}"
     )
     answer, level, page = slots(parts)
     assert answer.constraint is None
@@ -70,12 +70,18 @@ def test_what_is_the_same_for_all_inputs_comes_first():
     assert "Answer: C\nLevel: low\nPage: 3<|im_end|>" in shared
 
 
-def test_outputs_are_described_where_there_is_something_to_say():
-    text = flat(rendered())
-    assert "Level: low or high\n" in text
-    assert "Page: a whole number<" in text
-    spec = signature("q -> answer: int(ge=1, le=4), note")
-    assert "Answer: a whole number from 1 to 4<" in flat(rendered(spec, {"q": "x"}))
+def test_demos_move_the_notes_on_types_to_the_system_turn():
+    text = flat(rendered(demos=[{"question": "B?", "answer": "C", "level": "low"}]))
+    assert "Level: low or high\nPage: a whole number<|im_end|>" in text
+    assert text.endswith("Answer: {answer}\nLevel: {level}\nPage: {page}")
+
+
+def test_a_label_that_is_a_phrase_has_its_note_in_the_system_turn():
+    made = signature("q -> answer: int(ge=1, le=4), note")
+    made = made.with_updated_fields("answer", prefix="Therefore it is")
+    text = flat(rendered(made, {"q": "x"}))
+    assert "Therefore it is a whole number from 1 to 4<|im_end|>" in text
+    assert text.endswith("Therefore it is {answer}\nNote: {note}")
 
 
 def test_demos_show_the_fields_that_they_have():
@@ -116,6 +122,15 @@ def test_a_given_output_is_written_and_the_model_goes_on():
     assert second == first.replace("{reasoning}", "Because.\nAnswer: {answer}")
     with pytest.raises(UnknownField, match="'why'"):
         rendered(spec, {"question": "x"}, until="why")
+
+
+def test_a_long_output_stays_where_its_slot_was():
+    spec = signature("text -> reasoning, answer")
+    given = {"text": "one\ntwo", "reasoning": "a\n\nb"}
+    text = flat(rendered(spec, given, demos=[{"text": "x", "reasoning": "c\nd"}]))
+    assert "Text:\none\ntwo" in text
+    assert "Reasoning: a\n\nb\nAnswer:" in text
+    assert "Reasoning: c\nd" in text
 
 
 def test_missing_inputs_and_types_are_named():

@@ -237,7 +237,7 @@ def test_plain_dspy_modules_decode_into_slots_with_one_call():
     assert prediction.color == Color(name="red", share=0.5)
     assert engine.batches == [1]
     assert [slot.name for slot in engine.slots()] == ["reasoning", "kind", "color"]
-    assert "Kind: warm or cold; how it feels" in engine.prompts[0]
+    assert "Kind (warm or cold; how it feels): warm" in engine.prompts[0]
     assert lm.history[-1]["usage"]["completion_tokens"] > 0
 
 

@@ -61,7 +61,7 @@ def test_zero_shot_cot_extends_its_first_prompt():
         prediction = pf.ZeroShotCoT("question -> answer: int, unit: int")(question="3+4?")
     first, second = engine.prompts
     assert first.endswith("Let's think step by step. Three and four.")
-    assert second.startswith(f"{first}\nTherefore, the answer is 7\nUnit:")
+    assert second.startswith(f"{first}\nTherefore, the answer is 7\nUnit (a whole number):")
     assert engine.batches == [1, 1]
     assert [slot.name for slot in asked] == ["reasoning", "answer", "unit"]
     assert prediction.answer == 7

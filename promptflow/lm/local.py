@@ -104,6 +104,6 @@ def load(
     key = (str(path.resolve()) if path.exists() else str(model), options)
     with _loading:
         held = _loaded.get(key)
-        if held is None or getattr(held.text_engine, "closed", False):
+        if held is None or getattr(held.text_engine, "_closed", False):
             _loaded[key] = held = LocalLM(Engine(model, options), source=str(model))
         return held
