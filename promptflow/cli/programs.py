@@ -38,6 +38,10 @@ Program = Annotated[
 Inputs = Annotated[
     list[str], typer.Option("--input", "-i", help="A field, name=value; JSON where not text.")
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Take a saved program though its model or index differs now."),
+]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
 Metric = Annotated[str, typer.Option(help="A metric's name, or module:function.")]
 
@@ -56,9 +60,8 @@ def ask(
     from promptflow.flow import run_many
     from promptflow.lm import configure
     from promptflow.modules import GroundedQA
-    from promptflow.retrieval import Index
 
-    program = GroundedQA(Index.open(index), k=k)
+    program = GroundedQA(index, k=k)
     lm = configure(model)
     start = time.perf_counter()
     answers = run_many(program, [{"question": question} for question in questions], lm=lm)
@@ -69,7 +72,7 @@ def ask(
         elif as_json:
             print_json(_cited(answer, seconds))
         else:
-            _print_cited(question, _cited(answer, seconds))
+            _print_cited(question, _cited(answer, seconds), answer.reason)
     if any(isinstance(answer, PromptflowError) for answer in answers):
         raise typer.Exit(2)
 
@@ -91,14 +94,25 @@ def _tokens(usage: Usage) -> dict[str, int]:
     return {n: getattr(usage, n) for n in ("prefilled", "reused", "generated", "forced")}
 
 
-def _print_cited(question: str, record: dict[str, Any]) -> None:
+def _print_cited(question: str, record: dict[str, Any], reason: str) -> None:
     print(f"\n{question}\n  {record['answer']}")
     for c in record["citations"]:
         print(f'    {c["document"]}:{c["start"]}-{c["end"]}  "{" ".join(c["quote"].split())}"')
-    found = "abstained" if record["abstained"] else "quotes checked"
-    found = found if record["verified"] or record["abstained"] else "NOT VERIFIED"
+    found = "quotes checked" if record["verified"] else "NOT VERIFIED"
+    found = f"abstained: {reason}" if record["abstained"] else found
     counts = ", ".join(f"{n} {name}" for name, n in record["tokens"].items())
     print(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
+
+
+def _ready(model: str, program: str, force: bool) -> tuple[Any, Any]:
+    """Return the configured model and the program, whose lock is compared with the model."""
+    from promptflow.lm import configure
+    from promptflow.program import load_program, resolve_program
+
+    lm = configure(model)
+    if force and Path(program).is_dir():
+        return lm, load_program(program, force=True)
+    return lm, resolve_program(program)
 
 
 def _given(pairs: Sequence[str], program: Any) -> dict[str, Any]:
@@ -138,17 +152,16 @@ def run(
     inputs: Inputs = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
     seed: Seed = 0,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Run a program on one input."""
     from promptflow import flow
     from promptflow.evaluate.data import plain
-    from promptflow.lm import configure
-    from promptflow.program import resolve_program
 
-    resolved = resolve_program(program)
+    lm, resolved = _ready(model, program, force)
     given = _given(inputs, resolved)
-    prediction = flow.run(resolved, lm=configure(model), seed=seed, **given)
+    prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
     if as_json:
         print_json({**fields, "tokens": _tokens(prediction.usage)})
@@ -158,17 +171,18 @@ def run(
             print(f"{name}: {shown}")
 
 
-def show(program: Program, inputs: Inputs = [], model: Model = DEFAULT_MODEL) -> None:  # noqa: B006
+def show(
+    program: Program,
+    inputs: Inputs = [],  # noqa: B006
+    model: Model = DEFAULT_MODEL,
+    force: Force = False,
+) -> None:
     """Print the exact prompt for an input.
 
     Nothing is generated.
     """
-    from promptflow.lm import configure
-    from promptflow.program import resolve_program
-
-    resolved = resolve_program(program)
+    lm, resolved = _ready(model, program, force)
     given = _given(inputs, resolved)
-    lm = configure(model)
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
         if wanted <= set(given):
@@ -184,29 +198,31 @@ def evaluate(
     metric: Metric = "f1",
     model: Model = DEFAULT_MODEL,
     seed: Seed = 0,
-    journal: Annotated[
-        Path | None, typer.Option(help="Keep finished runs here; the same call continues.")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a report, the records and the journal of finished runs."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report here.")] = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score a program on data.
 
-    The score comes with its 95 % interval.
+    The score comes with its 95 % interval. With --out, a run that was killed continues with the
+    same command.
     """
     from promptflow.evaluate import read_examples
     from promptflow.evaluate.evaluate import evaluate
-    from promptflow.lm import configure
-    from promptflow.program import resolve_program
 
-    resolved = resolve_program(program)
+    lm, resolved = _ready(model, program, force)
     examples = read_examples(data, resolved)
-    lm = configure(model)
+    journal = None if out is None else out / "journal.sqlite"
     result = evaluate(resolved, examples, metric, lm=lm, seed=seed, journal=journal)
-    if report is not None:
+    if out is not None:
         from promptflow.report import write_report
+        from promptflow.storage import write_json
 
-        write_report(report, result)
+        write_json(out / "result.json", result.to_json(records=True))
+        write_report(out / "report.html", result)
     if as_json:
         print_json(result.to_json())
     else:
@@ -259,14 +275,13 @@ def optimize(
     killed continues with the same command.
     """
     from promptflow.evaluate import read_examples
-    from promptflow.lm import configure
     from promptflow.optimize import Search
     from promptflow.optimize.search import optimize
-    from promptflow.program import resolve_program, save_program
+    from promptflow.program import save_program
     from promptflow.report import write_report
     from promptflow.storage import write_json
 
-    resolved = resolve_program(program)
+    lm, resolved = _ready(model, program, force=False)
     result = optimize(
         resolved,
         read_examples(train, resolved),
@@ -275,9 +290,9 @@ def optimize(
         budget=_budget(budget),
         seed=seed,
         journal=out / "journal.sqlite",
-        search=Search(lm=configure(model), announce=lambda plan: typer.echo(str(plan), err=True)),
+        search=Search(lm=lm, announce=lambda plan: typer.echo(str(plan), err=True)),
     )
-    save_program(result.program, out / "program")
+    save_program(result.program, out / "program", lock={"data": result.about["data"]})
     write_json(out / "result.json", result.to_json())
     write_report(out / "report.html", result)
     print(f"start  {_score(result.start)}")
