@@ -269,7 +269,8 @@ class Decoder:
             self._totals.sample += time.perf_counter() - begun - (clock.seconds - matched)
         if job.is_done:
             return [self._finish(entry)]
-        self._move(self.scheduler.cut(job.task, stands))
+        # Where nothing follows what stands, its last token is decoded again, for the logits.
+        self._move(self.scheduler.cut(job.task, min(stands, len(job.task.tokens) - 1)))
         return []
 
     # Ending

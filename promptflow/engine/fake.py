@@ -166,7 +166,7 @@ class FakeModel:
         self.decoded_tokens = 0
         self.info = _fake_info("fake", context, self.vocabulary)
         self._seed = seed
-        self._fail = fail or {}
+        self.fail = fail or {}
         self._poison = poison
         self._held: list[dict[int, tuple[int, int]]] = [{} for _ in range(sequences)]
         self._next_cell = 0
@@ -221,8 +221,8 @@ class FakeModel:
     ) -> int:
         """Store cells and compute logits at ``outputs``; 0, or 1 where the cache is full."""
         self.decodes += 1
-        if self.decodes in self._fail:
-            return self._fail[self.decodes]
+        if self.decodes in self.fail:
+            return self.fail[self.decodes]
         if self.used_cells() + len(tokens) > self.cells:
             return 1
         assert 1 <= len(tokens) <= self.batch

@@ -189,9 +189,10 @@ class Fill:
 class Usage:
     """Tokens of one request: ``prompt`` (program text), of which ``reused`` came from the cache.
 
-    ``prefilled`` counts prompt tokens that were computed, and whatever had to be computed again
-    after a preemption: without one, prompt = reused + prefilled. ``forced`` counts the tokens that
-    a constraint left no choice about, ``generated`` the sampled ones.
+    ``prefilled`` counts prompt tokens that were computed, and whatever was computed again: after a
+    preemption, or where a stop string took text back. Without those, and where a sampled slot comes
+    last, prompt = reused + prefilled. ``forced`` counts the tokens that a constraint left no choice
+    about, ``generated`` the sampled ones.
     """
 
     prompt: int = 0

@@ -1,0 +1,410 @@
+"""Whatever runs beside it, is cached, forked, preempted or faulted: a request gets its own text.
+
+``FakeModel`` computes logits from the cells that a sequence really holds, so that a wrong copy,
+position or cut shows in the text. The reference decodes each request by itself and computes the
+whole history again for every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from promptflow.engine import sampling
+from promptflow.engine.constraint import Constraints
+from promptflow.engine.decoder import Decoder
+from promptflow.engine.fake import FakeModel
+from promptflow.engine.job import Tools
+from promptflow.engine.prefix import lower_bound
+from promptflow.engine.request import (
+    Choice,
+    Completion,
+    Fill,
+    Json,
+    Regex,
+    Request,
+    Sampling,
+    Slot,
+    Substring,
+    Text,
+    TokenLogprob,
+)
+from promptflow.engine.slots import Filling
+from promptflow.errors import CapacityError, ContextOverflow, EngineError
+
+WORDS = ("ab", "b.", ". the", "x\ny", "c\n", "the end", "é", "\n\n", "aa", "a-b-c-d")
+WORDS_LIKELY = tuple((257 + number, 7.0) for number in range(len(WORDS)))
+SEAMS = 200  # tokens that stops have cut in two and that were computed again
+NO_PROMPT_TOKENS = tuple((token, -100.0) for token in range(4))
+
+
+def model(cells: int = 4096, batch: int = 32, sequences: int = 24) -> FakeModel:
+    return FakeModel(cells, batch, sequences, words=WORDS)
+
+
+class Reference:
+    """Fills slots with no cache: every token from the logits of the whole history."""
+
+    def __init__(self) -> None:
+        self.model = model()
+        self.tools = Tools(self.model)
+
+    def logits(self, tokens: list[int]):
+        for start in range(0, len(tokens), self.model.batch):
+            chunk = tokens[start : start + self.model.batch]
+            positions = list(range(start, start + len(chunk)))
+            code = self.model.decode(chunk, positions, [0] * len(chunk), [True] * len(chunk))
+            assert code == 0
+        self.model.drop(0, 0)
+        return self.model.logits(len(chunk) - 1)
+
+    def fills(self, request: Request) -> dict[str, Fill]:
+        slots = [part for part in request.parts if isinstance(part, Slot)]
+        texts = self.tools.prompts.before_slots(request.parts)
+        tokens: list[int] = []
+        fills: dict[str, Fill] = {}
+        for number, (slot, text) in enumerate(zip(slots, texts, strict=True)):
+            tokens += text
+            rng = sampling.generator(request.seed, number)
+            filling = Filling(slot, self.tools.vocabulary, self.tools.constraints, rng, tokens)
+            filling.open()
+            while filling.finish is None:
+                filling.take(self.logits(tokens + filling.tokens))
+            fills[slot.name] = filling.fill()
+            tokens += filling.tokens[: filling.kept]
+            tokens += self.tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
+        return fills
+
+
+REFERENCE = Reference()
+
+
+def drain(decoder: Decoder) -> dict[int, Completion | tuple[TokenLogprob, ...]]:
+    outcomes = {}
+    for _ in range(20_000):
+        if not decoder.busy:
+            return outcomes
+        outcomes |= dict(decoder.step())
+        check_cells(decoder)
+    raise AssertionError("the decoder does not come to an end")
+
+
+def run(decoder: Decoder, requests: list[Request]) -> list[Completion]:
+    outcomes = {}
+    for key, request in enumerate(requests):
+        outcomes |= dict(decoder.submit(key, request))
+    outcomes |= drain(decoder)
+    return [outcomes[key] for key in range(len(requests))]
+
+
+def check_cells(decoder: Decoder) -> None:
+    """The model holds what the scheduler believes: the same tokens, in as many cells."""
+    scheduler, fake = decoder.scheduler, decoder.model
+    held = {task.sequence: task.tokens[: task.computed] for task in scheduler.running}
+    assert not held.keys() & scheduler.retained.keys()
+    held |= scheduler.retained
+    for sequence in range(fake.max_sequences):
+        assert fake.held_tokens(sequence) == held.get(sequence, []), f"sequence {sequence}"
+    assert scheduler.cells.used == fake.used_cells()
+    assert fake.used_cells() <= fake.cells
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.7]),
+    logit_bias=st.sampled_from([(), WORDS_LIKELY]),
+)
+constraints = st.sampled_from(
+    [
+        None,
+        None,
+        None,
+        Choice(("a", "ab", "abc", "the end")),
+        Choice(("only this",)),
+        Regex(r"[a-c]{2,6}"),
+        Regex(r"x\ny|[ab]+"),
+        Json('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'),
+        Json('{"type": "array", "items": {"enum": ["a", "ab"]}, "minItems": 1, "maxItems": 3}'),
+        Substring(("a-b-c-d the end é",)),
+    ]
+)
+slots = st.builds(
+    Slot,
+    name=st.just("?"),
+    constraint=constraints,
+    max_tokens=st.integers(1, 12),
+    stop=st.sampled_from([(), ("b",), (".", "\n"), ("th",), ("y",)]),
+    stop_tokens=st.sampled_from([(), (97, 98)]),
+    lead=st.sampled_from(["", " "]),
+    sampling=samplings,
+    logprobs=st.sampled_from([None, 0, 2]),
+    ignore_eos=st.booleans(),
+)
+texts = st.builds(
+    Text,
+    st.text("abc \n", max_size=4).flatmap(
+        lambda end: st.sampled_from(["", "aaaa", "aaab", "aaab the end", "x\ny" * 9]).map(
+            lambda stem: stem + end
+        )
+    ),
+    st.booleans(),
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    parts: list[Text | Slot] = draw(st.lists(texts, max_size=2))
+    for number in range(draw(st.integers(1, 3))):
+        parts.append(replace(draw(slots), name=f"s{number}"))
+        parts += draw(st.lists(texts, max_size=1))
+    return Request(tuple(parts), seed=draw(st.integers(0, 3)))
+
+
+class Decoding(RuleBasedStateMachine):
+    """Random programs over submit, step, cancel and fault, on pools from tiny to ample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: dict[int, Request] = {}
+        self.outcomes: dict[int, Completion] = {}
+        self.cancelled: set[int] = set()
+        self.decoder: Decoder | None = None
+
+    @precondition(lambda self: not self.decoder)
+    @rule(
+        cells=st.sampled_from([60, 150, 400, 4000]),
+        batch=st.sampled_from([1, 3, 16, 32]),
+        sequences=st.integers(1, 6),
+        running=st.integers(1, 6),
+    )
+    def begin(self, cells: int, batch: int, sequences: int, running: int) -> None:
+        self.decoder = Decoder(model(cells, batch, sequences), max_running=running)
+
+    @precondition(lambda self: self.decoder)
+    @rule(batch=st.lists(requests(), min_size=1, max_size=4), twice=st.booleans())
+    def submit(self, batch: list[Request], twice: bool) -> None:
+        for request in batch * (1 + twice):
+            key = len(self.requests)
+            self.requests[key] = request
+            try:
+                self.outcomes |= dict(self.decoder.submit(key, request))
+            except ContextOverflow as error:
+                self.outcomes[key] = Completion(error=error)
+
+    @precondition(lambda self: self.decoder)
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if self.decoder.busy:
+                self.outcomes |= dict(self.decoder.step())
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.requests)))
+        if key not in self.outcomes:
+            self.cancelled.add(key)
+        self.outcomes |= dict(self.decoder.cancel(key))
+
+    @precondition(lambda self: self.decoder)
+    @rule(code=st.sampled_from([1, 1, 2, -1, -2]), ahead=st.integers(1, 3))
+    def fault(self, code: int, ahead: int) -> None:
+        fake = self.decoder.model
+        fake.fail[fake.decodes + ahead] = code
+
+    @invariant()
+    def cells_agree(self) -> None:
+        if self.decoder:
+            check_cells(self.decoder)
+
+    def teardown(self) -> None:
+        if not self.decoder:
+            return
+        self.outcomes |= drain(self.decoder)
+        faulted = bool(self.decoder.model.fail)
+        for key, request in self.requests.items():
+            check(self.outcomes[key], request, key in self.cancelled, faulted)
+        scheduler = self.decoder.scheduler
+        assert not scheduler.running
+        assert not scheduler.waiting
+        for move in scheduler.evict_all():
+            self.decoder.model.drop(move.sequence, move.start)
+        assert scheduler.cells.used == self.decoder.model.used_cells() == 0
+        assert not list(scheduler.tree.nodes())
+
+
+def check(completion: Completion, request: Request, cancelled: bool, faulted: bool) -> None:
+    error = completion.error
+    if error is not None:
+        assert isinstance(error, EngineError)
+        expected = cancelled or isinstance(error, ContextOverflow)
+        assert expected or (faulted and type(error) in (EngineError, CapacityError)), error
+        return
+    assert completion.fills == REFERENCE.fills(request)
+    usage = completion.usage
+    assert usage.generated == sum(fill.generated for fill in completion.fills.values())
+    assert usage.forced == sum(fill.forced for fill in completion.fills.values())
+    assert faulted or usage.prefilled + usage.reused <= usage.prompt + len(completion.fills)
+
+
+Decoding.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+test_any_program_decodes_as_if_alone = Decoding.TestCase
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(requests(), min_size=1, max_size=12), st.booleans())
+def test_a_batch_decodes_as_if_alone(batch, batch_invariant):
+    decoder = Decoder(model(), batch_invariant=batch_invariant)
+    for completion, request in zip(run(decoder, batch), batch, strict=True):
+        assert completion.fills == REFERENCE.fills(request)
+        assert completion.usage.reused == 0 or not batch_invariant
+
+
+prompts = st.lists(
+    st.sampled_from(["", "\x01" * 30, "\x01" * 30 + "\x02" * 7, "\x03"]).flatmap(
+        lambda stem: st.text("\x01\x02\x03", min_size=1, max_size=5).map(lambda end: stem + end)
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(prompts, st.sampled_from([1, 4, 16]), st.sampled_from([1, 5, 32]))
+def test_what_arrives_together_is_prefilled_once(texts, max_running, batch):
+    """Duplicates included. Generated text shares no token with prompts, so it adds no prefix."""
+    slot = Slot("s", max_tokens=3, sampling=Sampling(logit_bias=NO_PROMPT_TOKENS))
+    decoder = Decoder(model(batch=batch), max_running=max_running)
+    completions = run(decoder, [Request((Text(text), slot)) for text in texts])
+    prefilled = sum(completion.usage.prefilled for completion in completions)
+    assert prefilled == lower_bound([list(text.encode()) for text in texts])
+    assert decoder.stats().prefilled == prefilled
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(requests(), min_size=1, max_size=8), st.sampled_from([150, 4000]))
+def test_every_prompt_token_is_computed_or_reused_once(batch, cells):
+    """The last slot is sampled, so that everything before it is needed.
+
+    Where a slot ends right before another, a token may be computed again for its logits.
+    """
+    end = Slot("last", max_tokens=1)
+    batch = [Request((*r.parts, end), r.seed) for r in batch]
+    batch = [request for request in batch if fits(request, cells)]
+    decoder = Decoder(model(cells))
+    for request, completion in zip(batch, run(decoder, batch), strict=True):
+        usage = completion.usage
+        assert usage.prompt == sum(map(len, REFERENCE.tools.prompts.before_slots(request.parts)))
+        again = usage.prefilled + usage.reused - usage.prompt
+        assert 0 <= again <= sum(isinstance(part, Slot) for part in request.parts[:-1])
+    stats = decoder.stats()
+    assert stats.preempted == 0
+    assert stats.prefilled <= decoder.model.decoded_tokens
+    assert decoder.model.decoded_tokens <= stats.prefilled + stats.generated + stats.forced + SEAMS
+
+
+def fits(request: Request, cells: int) -> bool:
+    try:
+        Decoder(model(cells)).submit(0, request)
+    except ContextOverflow:
+        return False
+    return True
+
+
+def hard_requests(count: int) -> list[Request]:
+    """Requests with shared prompts, two slots, and stops that cut words."""
+    slot = Slot("s", max_tokens=6, stop=("b",), sampling=Sampling(1.0, logit_bias=WORDS_LIKELY))
+    return [
+        Request((Text("aaab the end" * (1 + n % 3)), slot, Text(" c "), replace(slot, name="t")), n)
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("code", [1, 2, -1, -2, -3])
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_a_failed_decode_at_any_call_is_survived(code, batch_invariant):
+    """One fault costs a new start of what it hit, and no request."""
+    batch = hard_requests(6)
+    expected = [REFERENCE.fills(request) for request in batch]
+    for call in range(1, 51):
+        decoder = Decoder(model(batch=16), max_running=4, batch_invariant=batch_invariant)
+        decoder.model.fail[call] = code
+        assert [completion.fills for completion in run(decoder, batch)] == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(1, CapacityError), (2, EngineError), (-1, EngineError), (-2, EngineError)]
+)
+def test_a_decode_that_keeps_failing_is_a_typed_error(code, error):
+    batch = hard_requests(6)
+    decoder = Decoder(model(batch=16), max_running=4)
+    decoder.model.fail = dict.fromkeys(range(1, 1_000), code)
+    failed = run(decoder, batch)
+    assert {type(completion.error) for completion in failed} == {error}
+    decoder.model.fail = {}
+    assert [c.fills for c in run(decoder, batch)] == [REFERENCE.fills(r) for r in batch]
+
+
+def test_logits_that_are_no_numbers_fail_their_sequence_alone():
+    fake = FakeModel(words=WORDS, poison=ord("#"))
+    batch = hard_requests(6)
+    batch[2:2] = [Request((Text("aaab the # end"), Slot("s")))]
+    completions = run(Decoder(fake), batch)
+    assert type(completions.pop(2).error).__name__ == "NumericError"
+    del batch[2]
+    assert [c.fills for c in completions] == [REFERENCE.fills(request) for request in batch]
+
+
+def test_500_random_cancellations_leave_no_cell_behind():
+    decoder = Decoder(model(1000), max_running=5)
+    outcomes = {}
+    for key, request in enumerate(hard_requests(500)):
+        outcomes |= dict(decoder.submit(key, request))
+        for _ in range(key % 4):
+            outcomes |= dict(decoder.step()) if decoder.busy else {}
+        outcomes |= dict(decoder.cancel(key - key % 7))
+    outcomes |= drain(decoder)
+    assert sorted(outcomes) == list(range(500))
+    for move in decoder.scheduler.evict_all():
+        decoder.model.drop(move.sequence, move.start)
+    assert decoder.model.used_cells() == decoder.scheduler.cells.used == 0
+
+
+def test_scores_are_the_logprobs_of_the_whole_history():
+    before, continuations = "aaab the end", ["ab", "", "x\nyc\n", "ab"]
+    decoder = Decoder(model(batch=5), max_running=3)
+    for key, continuation in enumerate(continuations):
+        if continuation:
+            decoder.score(key, [Text(before)], continuation)
+    outcomes = drain(decoder)
+    prompts = REFERENCE.tools.prompts
+    for key, continuation in enumerate(continuations):
+        history = prompts.tokens([Text(before)])
+        expected = []
+        for token in prompts.continuation(continuation):
+            value = sampling.logprob(REFERENCE.logits(history), token)
+            expected.append(TokenLogprob(prompts.text(token), token, value))
+            history.append(token)
+        assert outcomes.get(key, ()) == tuple(expected)
+    with pytest.raises(EngineError, match="nothing to score"):
+        decoder.score(9, [Text(before)], "")
+
+
+def test_the_reference_uses_the_vocabulary_of_words():
+    assert isinstance(REFERENCE.tools.constraints, Constraints)
+    assert any(token > 256 for token in REFERENCE.tools.prompts.continuation("a the end"))
