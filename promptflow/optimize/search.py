@@ -7,6 +7,7 @@ better there beyond chance.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -157,7 +158,8 @@ def optimize(
         runs = study.affordable()
         keep = min(2 * len(parts.held), max(2 * LEAST, runs / 3))
         rungs = fitting(len(challengers), len(parts.race), runs - keep) if challengers else []
-        candidates = race(scorer, start, challengers, parts.race, rungs, 2 * LEAST)
+        running = challengers[: rungs[0][0]] if rungs else []
+        candidates = race(scorer, start, running, parts.race, rungs, 2 * LEAST)
         best = next((c.variant for c in candidates[1:] if c.rungs and not c.unfit), start)
         count = int(min(len(parts.held), study.affordable() // 2))
         # Examples outside, variants inside: a budget that ends early leaves whole pairs.
@@ -224,6 +226,7 @@ def _combined(
 ) -> list[Variant]:
     """Return up to ``search.candidates`` different combinations of demos and instructions."""
     found = {start.key: start}
+    order = itertools.cycle(random.permutation(len(wordings)).tolist() or [0])
     for attempt in range(20 * search.candidates):
         if len(found) > search.candidates:
             break
@@ -235,7 +238,7 @@ def _combined(
             demos = draw(pools[kind], size, random)
             label = f"{max(map(len, demos.values()))} {kind}"
         if wordings and (not label or attempt % 4 == 3):
-            name, instructions = wordings[int(random.integers(len(wordings)))]
+            name, instructions = wordings[next(order)]
             label = f"{label} {name}".strip()
         variant = Variant(label or start.label, instructions, demos)
         if variant.key not in found:

@@ -19,16 +19,20 @@ Demos = tuple[dict[str, Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Instructions and demos of each predictor, and in a few words where they come from."""
+    """Instructions and demos of each predictor, and in a few words where they come from.
+
+    ``key`` is 16 characters of the content's hash; the label is not part of it.
+    """
 
     label: str
     instructions: Mapping[str, str]
     demos: Mapping[str, Demos] = field(default_factory=dict)
+    key: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        """Return 16 characters of the content's hash; the label is not part of it."""
-        return hash_of([dict(self.instructions), dict(self.demos)])[:16]
+    def __post_init__(self) -> None:
+        """Set the key."""
+        content = [dict(self.instructions), dict(self.demos)]
+        object.__setattr__(self, "key", hash_of(content)[:16])
 
     @property
     def size(self) -> int:

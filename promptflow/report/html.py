@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from promptflow.evaluate import Evaluation, Record
 from promptflow.storage import write_text
 
 if TYPE_CHECKING:
-    from promptflow.evaluate import Evaluation, Record
     from promptflow.optimize import Optimization
 
 WIDTH, LEFT, RIGHT = 640, 150, 60
@@ -41,8 +41,10 @@ def write_report(path: str | Path, result: Evaluation | Optimization) -> None:
 
 def render(result: Evaluation | Optimization) -> str:
     """Return the report of a result as HTML."""
-    searched = hasattr(result, "comparison")
-    view = _optimization_view(result) if searched else _evaluation_view(result)
+    if isinstance(result, Evaluation):
+        view = _evaluation_view(result)
+    else:
+        view = _optimization_view(result)
     return _environment.get_template("report.html.j2").render(**view)
 
 
@@ -189,7 +191,7 @@ def prompt_diffs(before: Mapping[str, str], after: Mapping[str, str]) -> list[di
     """Return each predictor's document as lines marked ``same``, ``gone`` or ``new``."""
     kinds = {" ": "same", "-": "gone", "+": "new"}
     diffs = []
-    for name in before | after:
+    for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name, "").splitlines(), after.get(name, "").splitlines()
         lines = [
             {"kind": kinds[line[0]], "text": line[2:]}
@@ -270,7 +272,7 @@ def _trees(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def nested(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the roots of a tree given as rows with ``number`` (or place) and ``parent``."""
-    made = {
+    made: dict[Any, dict[str, Any]] = {
         node.get("number", place): {
             "text": str(node.get("text") or node.get("state") or "start"),
             "value": node.get("value"),
@@ -279,7 +281,7 @@ def nested(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for place, node in enumerate(nodes)
     }
-    roots = []
+    roots: list[dict[str, Any]] = []
     for place, node in enumerate(nodes):
         parent = made.get(node["parent"])
         home = roots if parent is None else parent["children"]
