@@ -79,7 +79,7 @@ def choose(
         raise NumericError("the model gives every token that may follow a probability of zero")
     if sampling.temperature == 0.0:
         return best if allowed is None else int(allowed[best])
-    near = np.flatnonzero(values > peak - _DEPTH * sampling.temperature)
+    near = np.flatnonzero(values >= peak - _DEPTH * sampling.temperature)
     scaled = (values[near].astype(np.float64) - float(peak)) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     if sampling.top_k:
@@ -118,5 +118,5 @@ def top(logits: Logits, count: int) -> list[tuple[int, float]]:
 def _log_total(logits: Logits) -> float:
     """Return the logarithm of the sum of exponentials, leaving out what is 1e-13 of the best."""
     peak = logits.max()
-    near = logits[logits > peak - _DEPTH].astype(np.float64)
+    near = logits[logits >= peak - _DEPTH].astype(np.float64)
     return float(peak) + float(np.log(np.exp(near - float(peak)).sum()))

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptflow.engine.scheduler import (
+    PATIENCE,
+    SCORED_ROWS,
+    Copy,
+    Drop,
+    Plan,
+    Scheduler,
+    Task,
+)
+
+TRUNK = list(range(100, 110))
+ROW = np.zeros(3, dtype=np.float32)
+
+
+def task(number: int, tokens: list[int], room: int = 5, **more: int) -> Task:
+    return Task(number, list(tokens), len(tokens) + room, **more)
+
+
+def step(scheduler: Scheduler) -> Plan:
+    plan = scheduler.step()
+    for one, take in plan.rows:
+        scheduler.computed(one, take)
+    return plan
+
+
+def finish(scheduler: Scheduler, *tasks: Task) -> None:
+    for one in tasks:
+        while one.pending:
+            step(scheduler)
+        scheduler.finish(one, keep=True)
+
+
+def rows(plan: Plan) -> list[tuple[int, int]]:
+    return [(one.number, take) for one, take in plan.rows]
+
+
+def test_siblings_wait_for_one_prefill_and_share_it():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    tasks = [task(n, [*TRUNK, n]) for n in range(4)]
+    for one in tasks:
+        scheduler.submit(one)
+    assert rows(step(scheduler)) == [(0, 11)]
+    plan = step(scheduler)
+    assert rows(plan) == [(1, 1), (2, 1), (3, 1)]
+    assert [move.end for move in plan.moves] == [10, 10, 10]
+    assert scheduler.cells.used == 10 + 4
+
+
+def test_nested_prefixes_are_computed_from_the_root_on():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    for number, tail in enumerate([[1], [2, 2, 2, 1], [2, 2, 2, 2]]):
+        scheduler.submit(task(number, TRUNK + tail))
+    assert rows(step(scheduler)) == [(0, 11)]
+    assert rows(step(scheduler)) == [(1, 4)]
+    assert rows(step(scheduler)) == [(2, 1)]
+
+
+def test_without_sharing_nothing_is_taken_or_left():
+    scheduler = Scheduler(1000, 64, 8, 8, sharing=False)
+    tasks = [task(n, TRUNK) for n in range(2)]
+    for one in tasks:
+        scheduler.submit(one)
+    plan = step(scheduler)
+    assert rows(plan) == [(0, 10), (1, 10)]
+    assert not plan.moves
+    assert not tasks[0].wants
+    finish(scheduler, *tasks)
+    assert not scheduler.retained
+    assert scheduler.cells.used == 0
+
+
+def test_the_longest_ready_prefix_goes_first():
+    scheduler = Scheduler(1000, 64, 8, max_running=1)
+    first = task(0, TRUNK)
+    scheduler.submit(first)
+    finish(scheduler, first)
+    scheduler.submit(task(1, [1, 2, 3]))
+    scheduler.submit(task(2, [*TRUNK, 5]))
+    assert [one.number for one in step(scheduler).admitted] == [2]
+
+
+def test_a_task_is_overtaken_a_limited_number_of_times():
+    scheduler = Scheduler(10_000, 64, 8, max_running=1)
+    trunk = task(0, TRUNK)
+    scheduler.submit(trunk)
+    finish(scheduler, trunk)
+    scheduler.submit(task(1, [1, 2, 3]))
+    order = []
+    for number in range(2, 2 * PATIENCE):
+        scheduler.submit(task(number, [*TRUNK, number]))
+        [admitted] = step(scheduler).admitted
+        order.append(admitted.number)
+        finish(scheduler, admitted)
+    assert order.index(1) == PATIENCE + 1
+
+
+def test_a_task_that_only_waits_in_line_loses_no_patience():
+    scheduler = Scheduler(10_000, 64, 8, max_running=1)
+    for number in range(PATIENCE + 10):
+        scheduler.submit(task(number, [number]))
+    last = scheduler.waiting[-1]
+    for _ in range(PATIENCE + 5):
+        [admitted] = step(scheduler).admitted
+        finish(scheduler, admitted)
+    assert last.skipped == 0
+
+
+def test_decoding_goes_before_prefill_within_the_batch():
+    scheduler = Scheduler(1000, 8, 8, 8)
+    long, short = task(0, list(range(30))), task(1, [50])
+    scheduler.submit(short)
+    assert rows(step(scheduler)) == [(1, 1)]
+    scheduler.submit(long)
+    short.tokens.append(51)
+    assert rows(step(scheduler)) == [(1, 1), (0, 7)]
+    short.tokens.append(52)
+    assert rows(step(scheduler)) == [(1, 1), (0, 7)]
+
+
+def test_scored_positions_of_a_batch_are_limited():
+    scheduler = Scheduler(10_000, 512, 8, 8)
+    one = task(0, list(range(400)), scored_from=100)
+    other = task(1, [900, 901])
+    scheduler.submit(one)
+    scheduler.submit(other)
+    assert rows(step(scheduler)) == [(1, 2), (0, 100 + SCORED_ROWS)]
+    assert rows(step(scheduler)) == [(0, SCORED_ROWS)]
+    assert rows(step(scheduler)) == [(0, 400 - 100 - 2 * SCORED_ROWS)]
+
+
+def test_the_end_of_a_waiting_prompt_is_asked_of_who_computes_it():
+    scheduler = Scheduler(1000, 4, 8, 8)
+    holder, twin, part = task(0, TRUNK), task(1, TRUNK), task(2, TRUNK[:6])
+    for one in (holder, twin):
+        scheduler.submit(one)
+    step(scheduler)
+    scheduler.submit(part)  # comes while the holder is on its way there
+    assert holder.wants == {9, 5}
+    assert scheduler.waiting_at(holder, 5) == [part]
+    assert holder.wants == {9}
+    part.row = ROW
+    step(scheduler)
+    plan = step(scheduler)
+    assert plan.admitted == [part]
+    assert plan.moves == [Copy(holder.sequence, part.sequence, 6)]
+    assert part.pending == 0
+    assert part.row is ROW
+
+
+def test_without_the_logits_the_last_token_is_computed_again():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    first, twin = task(0, TRUNK), task(1, TRUNK)
+    scheduler.submit(first)
+    finish(scheduler, first)
+    scheduler.submit(twin)
+    plan = step(scheduler)
+    assert plan.moves[0].end == 9
+    assert rows(plan) == [(1, 1)]
+
+
+def test_capacity_is_reserved_up_to_what_tasks_may_need():
+    scheduler = Scheduler(40, 64, 8, 8)
+    tasks = [task(n, [n] * 10, room=5) for n in range(3)]
+    for one in tasks:
+        scheduler.submit(one)
+    assert [one.number for one in step(scheduler).admitted] == [0, 1]
+    assert not step(scheduler).admitted
+    finish(scheduler, tasks[0])
+    assert [one.number for one in step(scheduler).admitted] == [2]
+
+
+def test_a_shared_prefix_is_reserved_once():
+    scheduler = Scheduler(40, 64, 8, 8)
+    for number in range(4):
+        scheduler.submit(task(number, [*TRUNK, number], room=4))
+    step(scheduler)
+    assert len(step(scheduler).admitted) == 3
+
+
+def test_the_least_recently_used_prefix_is_evicted_first():
+    scheduler = Scheduler(60, 64, 8, 8)
+    for number in range(3):
+        one = task(number, [number] * 8, room=0)
+        scheduler.submit(one)
+        finish(scheduler, one)
+    again = task(3, [*[0] * 8, 9], room=0)
+    scheduler.submit(again)
+    finish(scheduler, again)
+    plan = Plan()
+    scheduler.submit(task(4, [7] * 40, room=0))
+    plan = scheduler.step()
+    assert plan.moves == [Drop(1)]
+    assert scheduler.evicted == 1
+
+
+def test_where_only_the_prefix_itself_can_be_evicted_its_tail_is():
+    scheduler = Scheduler(40, 64, 8, 8)
+    scheduler.retain_limit = 40
+    old = task(0, [*TRUNK, *[1] * 20], room=0)
+    scheduler.submit(old)
+    finish(scheduler, old)
+    heir = task(1, [*TRUNK, *[2] * 20], room=5)
+    scheduler.submit(heir)
+    plan = step(scheduler)
+    assert plan.moves == [Drop(0, 10), Copy(0, heir.sequence, 10)]
+    assert scheduler.retained == {0: TRUNK}
+    assert scheduler.cells.used == 30
+
+
+def test_a_prefix_is_taken_over_where_no_sequence_number_is_left():
+    scheduler = Scheduler(100, 64, sequences=1, max_running=4)
+    old, heir = task(0, [*TRUNK, 1]), task(1, [*TRUNK, 2])
+    scheduler.submit(old)
+    finish(scheduler, old)
+    scheduler.submit(heir)
+    plan = step(scheduler)
+    assert plan.moves == [Drop(0, 10)]
+    assert rows(plan) == [(1, 1)]
+    assert heir.sequence == 0
+    assert not scheduler.retained
+
+
+def test_sequence_numbers_held_by_finished_tasks_are_given_up_for_new_ones():
+    scheduler = Scheduler(1000, 64, sequences=2, max_running=2)
+    for number in range(20):
+        one = task(number, [number, 1])
+        scheduler.submit(one)
+        finish(scheduler, one)
+        assert not scheduler.waiting
+    assert len(scheduler.retained) == 2
+
+
+def test_what_can_never_fit_is_handed_back():
+    scheduler = Scheduler(20, 64, 8, 8)
+    kept, giant = task(0, [1, 2]), task(1, [3] * 10, room=11)
+    scheduler.submit(kept)
+    step(scheduler)
+    scheduler.submit(giant)
+    assert not step(scheduler).hopeless, "something runs, and may make room"
+    finish(scheduler, kept)
+    assert step(scheduler).hopeless == [giant]
+    assert not scheduler.waiting
+
+
+def test_a_finished_sequence_replaces_those_it_covers():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    short, long, again = task(0, TRUNK), task(1, [*TRUNK, 1, 2]), task(2, [*TRUNK, 1])
+    for one in (short, long, again):
+        scheduler.submit(one)
+        finish(scheduler, one)
+    assert list(scheduler.retained.values()) == [[*TRUNK, 1, 2]]
+    assert scheduler.cells.used == 12
+
+
+def test_finished_sequences_keep_half_of_the_cache_at_most():
+    scheduler = Scheduler(100, 64, 64, 8)
+    for number in range(20):
+        one = task(number, [number] * 9, room=0)
+        scheduler.submit(one)
+        finish(scheduler, one)
+    assert scheduler.cells.used == 45
+
+
+def test_a_preempted_task_starts_again_from_what_others_hold():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    first, second = task(0, [*TRUNK, 1]), task(1, [*TRUNK, 2])
+    scheduler.submit(first)
+    scheduler.submit(second)
+    step(scheduler)
+    step(scheduler)
+    second.tokens.append(3)
+    scheduler.preempt(second)
+    assert (second.computed, second.preempted, second.sequence) == (0, 1, -1)
+    plan = step(scheduler)
+    assert rows(plan) == [(1, 2)]
+    assert plan.moves == [Copy(first.sequence, second.sequence, 10)]
+
+
+def test_a_preempted_holder_lets_its_siblings_go_on():
+    scheduler = Scheduler(1000, 4, 8, 8)
+    holder, sibling = task(0, TRUNK), task(1, [*TRUNK, 1])
+    scheduler.submit(holder)
+    scheduler.submit(sibling)
+    step(scheduler)
+    scheduler.finish(holder, keep=False)
+    assert rows(step(scheduler)) == [(1, 4)]
+
+
+def test_cut_takes_cells_back_and_the_tree_forgets_only_when_the_task_ends():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    one = task(0, TRUNK)
+    scheduler.submit(one)
+    step(scheduler)
+    assert scheduler.cut(one, 10) == []
+    assert scheduler.cut(one, 4) == [Drop(0, 4)]
+    assert scheduler.cells.used == one.computed == 4
+    del one.tokens[4:]
+    scheduler.finish(one, keep=False)
+    assert not list(scheduler.tree.nodes())
+    assert scheduler.cells.used == 0
+
+
+def test_finishing_a_waiting_task_forgets_it():
+    scheduler = Scheduler(1000, 64, 8, 8)
+    one = task(0, TRUNK)
+    scheduler.submit(one)
+    assert scheduler.finish(one, keep=True) == []
+    assert not step(scheduler).rows
+
+
+prompts = st.lists(
+    st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=20), st.integers(0, 10)),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(deadline=None)
+@given(
+    prompts,
+    st.sampled_from([30, 50, 400]),
+    st.integers(1, 16),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_every_task_is_admitted_in_the_end(prompts, cells, batch, sequences, running):
+    scheduler = Scheduler(cells, batch, sequences, running)
+    tasks = [task(number, tokens, room) for number, (tokens, room) in enumerate(prompts)]
+    for one in tasks:
+        scheduler.submit(one)
+    for _ in range(2_000):
+        if not scheduler.waiting and not scheduler.running:
+            break
+        plan = step(scheduler)
+        assert not plan.hopeless
+        assert 0 < sum(take for _, take in plan.rows) <= batch
+        assert scheduler.cells.used <= cells
+        assert len(scheduler.running) <= min(sequences, running)
+        for one in list(scheduler.running):
+            if not one.pending and len(one.tokens) < one.length_limit:
+                one.tokens.append(2)
+            elif not one.pending:
+                scheduler.finish(one, keep=True)
+    assert not scheduler.waiting
+    assert not scheduler.running
