@@ -73,17 +73,17 @@ def _quoted(text: str) -> str:
 
 
 def _lark_pattern(pattern: str) -> str:
-    """Escape the slashes that would end a Lark pattern."""
-    escaped, skip = [], False
+    """Escape what would end a Lark pattern: slashes and line breaks."""
+    written, escaping = [], False
     for char in pattern:
-        if skip:
-            skip = False
-        elif char == "\\":
-            skip = True
-        elif char == "/":
-            escaped.append("\\")
-        escaped.append("\\n" if char == "\n" else char)
-    return "".join(escaped)
+        if char == "\n":
+            written.append("n" if escaping else "\\n")
+        elif char == "/" and not escaping:
+            written.append("\\/")
+        else:
+            written.append(char)
+        escaping = char == "\\" and not escaping
+    return "".join(written)
 
 
 def _check_size(text: str, limit: int) -> None:
@@ -192,7 +192,7 @@ class Matcher:
         if not self._matcher.is_error():
             return
         reason = self._matcher.get_error().partition("<state>")[0].strip()[:300]
-        if self._matcher.stop_reason() in ("NoExtension", "NoExtensionBias"):
+        if reason.startswith("NoExtension"):
             raise ConstraintDeadEnd(f"the constraint allows no token here ({reason})")
         raise ConstraintError(f"the constraint failed: {reason}")
 
@@ -206,6 +206,10 @@ class Constraints:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._compiled: OrderedDict[tuple[Constraint, str], Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many grammars are compiled."""
+        return len(self._compiled)
 
     def start(self, constraint: Constraint, lead: str) -> Matcher:
         """Return a fresh matcher; raises ConstraintError for what llguidance refuses."""

@@ -100,23 +100,27 @@ def choose(
 
 def logprob(logits: Logits, token: int) -> float:
     """Return the natural-log probability of ``token`` under the softmax of ``logits``."""
-    return float(logits[token]) - _log_total(logits)
+    peak, rest = _log_total(logits)
+    return float(logits[token]) - peak - rest
 
 
 def top(logits: Logits, count: int) -> list[tuple[int, float]]:
     """Return the ``count`` most probable ids with their log-probabilities, best first."""
     if count == 0:
         return []
-    total = _log_total(logits)
+    peak, rest = _log_total(logits)
     # Partitioning leaves ties at the border to chance; sorting all that reach it does not.
     border = np.partition(logits, -min(count, len(logits)))[-min(count, len(logits))]
     ids = np.flatnonzero(logits >= border)
     ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
-    return [(int(i), float(logits[i]) - total) for i in ids]
+    return [(int(i), float(logits[i]) - peak - rest) for i in ids]
 
 
-def _log_total(logits: Logits) -> float:
-    """Return the logarithm of the sum of exponentials, leaving out what is 1e-13 of the best."""
+def _log_total(logits: Logits) -> tuple[float, float]:
+    """Return the largest logit, and the logarithm of the sum of exponentials less that.
+
+    What is 1e-13 of the best is left out.
+    """
     peak = logits.max()
     near = logits[logits >= peak - _DEPTH].astype(np.float64)
-    return float(peak) + float(np.log(np.exp(near - float(peak)).sum()))
+    return float(peak), float(np.log(np.exp(near - float(peak)).sum()))

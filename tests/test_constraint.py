@@ -1,0 +1,336 @@
+"""Constraints over the byte tokenizer: what they let through is checked by others' parsers."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptflow.engine.constraint import MAX_BYTES, Constraints, Matcher, byte_tokenizer
+from promptflow.engine.fake import FakeModel
+from promptflow.engine.request import Choice, Constraint, Json, Lark, Regex, Substring
+from promptflow.errors import ConstraintDeadEnd, ConstraintError
+
+END = 256
+BYTES = Constraints(byte_tokenizer(), 257)
+
+
+def can(matcher: Matcher, data: bytes) -> bool:
+    """Feed ``data``, forced tokens or not; False where a byte is not allowed."""
+    for byte in data:
+        try:
+            if not matcher.allowed()[byte]:
+                return False
+        except ConstraintDeadEnd:
+            return False
+        matcher.consume(byte)
+    return True
+
+
+def accepts(constraint: Constraint, text: str, lead: str = "") -> bool:
+    matcher = BYTES.start(constraint, lead)
+    data = (lead + text).encode()
+    return can(matcher, data) and matcher.can_end(len(data))
+
+
+def written(constraint: Constraint, seed: int, limit: int = 120, lead: str = "") -> str | None:
+    """What a model of random taste would write: follow forced tokens, then draw from the rest.
+
+    None where ``limit`` comes first.
+    """
+    rng = np.random.default_rng(seed)
+    matcher = BYTES.start(constraint, lead)
+    data = b""
+    while len(data) < limit:
+        for token in matcher.forced():
+            if token == END:
+                break
+            matcher.consume(token)
+            data += bytes([token])
+        if matcher.must_end():
+            return data.decode()
+        allowed = matcher.allowed()
+        allowed[END] = False
+        ids = np.flatnonzero(allowed)
+        if matcher.can_end(len(data)) and (not ids.size or rng.random() < 0.3):
+            return data.decode()
+        # Mostly what ends strings and lists soon.
+        short = [i for i in ids if i in b'"]},0123a']
+        token = int(rng.choice(short if short and rng.random() < 0.9 else ids))
+        matcher.consume(token)
+        data += bytes([token])
+    return None
+
+
+SCHEMAS = [
+    {"type": "integer", "minimum": -3, "maximum": 12},
+    {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5},
+    {"type": "number", "minimum": 0.25, "maximum": 0.5},
+    {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 100},
+    {"type": "string", "maxLength": 3},
+    {"type": "string", "minLength": 2, "maxLength": 4},
+    {"type": "string", "pattern": "^a/b[0-9]{2}$"},
+    {"type": "string", "pattern": "[0-3]{2}", "maxLength": 6},
+    {"enum": ["low", "high", 3, None, True, 'a/b\n"c\\']},
+    {"const": {"a": [1, "é"]}},
+    {"type": "boolean"},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3},
+    {"type": "array", "prefixItems": [{"type": "integer"}, {"enum": ["a"]}], "items": False},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "string", "maxLength": 4}, "b": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+    {
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {
+                    "v": {"enum": [0, 1]},
+                    "next": {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}]},
+                },
+                "required": ["v", "next"],
+                "additionalProperties": False,
+            }
+        },
+        "$ref": "#/$defs/tree",
+    },
+    {"anyOf": [{"type": "integer", "maximum": 9, "minimum": 0}, {"type": "null"}]},
+    {"type": "string", "format": "date"},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
+def test_whatever_json_lets_through_is_valid(schema):
+    constraint = Json(json.dumps(schema))
+    texts = [written(constraint, seed) for seed in range(25)]
+    assert sum(text is not None for text in texts) > 5
+    for text in texts:
+        if text is not None:
+            jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        ({"type": "integer", "minimum": 10, "maximum": 200}, "200", True),
+        ({"type": "integer", "minimum": 10, "maximum": 200}, "201", False),
+        ({"type": "integer", "minimum": 10, "maximum": 200}, "9", False),
+        ({"type": "string", "maxLength": 3}, '"éé€"', True),
+        ({"type": "string", "maxLength": 3}, '"abcd"', False),
+        ({"type": "string", "pattern": "^a/b$"}, '"a/b"', True),
+        ({"type": "string", "pattern": "^a/b$"}, '"a/bc"', False),
+        ({"enum": ["low", "lower"]}, '"lower"', True),
+        ({"enum": ["low", "lower"]}, '"lowe"', False),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 2}, "[1, 2]", True),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 2}, "[1, 2, 3]", False),
+        ({"type": "array", "items": {"type": "integer"}, "maxItems": 2}, "[1,2]", False),
+        (True, '{"any": ["thing"]}', True),
+        ({}, "null", True),
+    ],
+)
+def test_json_limits_hold_at_their_edges(schema, text, fits):
+    assert accepts(Json(json.dumps(schema)), text) is fits
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"\d{1,3}", ["7", "123"], ["", "1234", "a"]),
+        ("a/b", ["a/b"], ["a\\/b", "ab"]),
+        (r"a\/b", ["a/b"], ["a\\/b"]),
+        (r"[/\\]+", ["/\\/"], ["a", ""]),
+        ("x\ny", ["x\ny"], ["x\\ny", "xy"]),
+        (r"x\ny", ["x\ny"], ["xny"]),
+        ("[^\\n]*", ["", "any text"], ["two\nlines"]),
+        ("(?s:.*)", ["two\nlines", ""], []),
+        ("(?i)yes", ["YES", "yEs"], ["no"]),
+        ("a|bc|", ["a", "bc", ""], ["ab"]),
+        ("^ab$", ["ab"], ["^ab$", "abc"]),
+        ('"quoted"', ['"quoted"'], ["quoted"]),
+        ("é[à-ü]", ["éü"], ["e", "éa"]),
+        ("", [""], ["a"]),
+    ],
+)
+def test_regex_is_matched_as_a_whole(pattern, good, bad):
+    for lead in ("", " ", "=> "):
+        assert all(accepts(Regex(pattern), text, lead) for text in good)
+        assert not any(accepts(Regex(pattern), text, lead) for text in bad)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.from_regex(r"[a-c/\\ .\n\"*+?()\[\]{}|^$-]{1,6}", fullmatch=True), st.integers(0, 5))
+def test_an_escaped_pattern_is_that_text(text, seed):
+    assert written(Regex(re.escape(text)), seed) == text
+    assert written(Choice((text,)), seed, lead=" ") == " " + text
+
+
+def test_a_choice_may_hold_options_that_begin_others():
+    choice = Choice(("a", "ab", "abc", "b c\nd", 'q"\\/'))
+    assert all(accepts(choice, option) for option in choice.options)
+    assert not any(accepts(choice, text) for text in ("", "abcd", "b", "b c\n", "c"))
+    assert {written(choice, seed) for seed in range(60)} == set(choice.options)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text('ab\n"é\\/ ', min_size=1, max_size=5), min_size=1, max_size=5))
+def test_a_choice_lets_through_its_options_alone(options):
+    choice = Choice(tuple(options))
+    assert all(accepts(choice, option) for option in options)
+    for seed in range(3):
+        assert written(choice, seed) in options
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.text('abé\n "/', max_size=12), min_size=1, max_size=3),
+    st.text("abé\n ", max_size=3),
+)
+def test_a_quotation_is_a_span_of_one_of_its_texts(texts, probe):
+    if not any(texts):
+        return
+    quotation = Substring(tuple(texts))
+    assert accepts(quotation, probe) is (probe != "" and any(probe in text for text in texts))
+    assert accepts(quotation, probe, " ") is (probe != "" and any(probe in t for t in texts))
+    for seed in range(3):
+        text = written(quotation, seed)
+        assert text
+        assert any(text in whole for whole in texts)
+
+
+def test_a_quotation_from_a_long_text_may_start_anywhere():
+    text = "".join(f"Sentence {number}. " for number in range(2_000))
+    quotation = Substring((text, "another"))
+    assert accepts(quotation, text[20_000:20_050])
+    assert not accepts(quotation, text[20_000:20_050] + "x")
+
+
+def test_lark_writes_its_own_grammar():
+    grammar = Lark('start: greeting ", " NAME\ngreeting: "hi" | "hello"\nNAME: /[A-Z][a-z]+/')
+    assert accepts(grammar, "hello, Ada")
+    assert not accepts(grammar, "hey, Ada")
+    assert accepts(Lark('start: "n=" num\nnum: %json {"type": "integer", "maximum": 9}'), "n=7")
+
+
+def test_forced_text_comes_at_once():
+    schema = {"type": "object", "properties": {"name": {"const": "Ada"}}, "required": ["name"]}
+    matcher = BYTES.start(Json(json.dumps(schema)), " ")
+    assert bytes(matcher.forced()).startswith(b' {"name": "Ada"')
+
+
+def test_a_lead_is_no_content():
+    matcher = BYTES.start(Substring(("hello",)), "ab")
+    assert can(matcher, b"ab")
+    assert not matcher.can_end(2)
+    assert can(matcher, b"h")
+    assert matcher.can_end(3)
+
+
+def test_matchers_of_one_constraint_are_independent():
+    first, second = (BYTES.start(Choice(("ab", "cd")), "") for _ in range(2))
+    first.consume(ord("a"))
+    assert np.flatnonzero(second.allowed()).tolist() == [ord("a"), ord("c")]
+    assert first.forced() == [ord("b")]
+
+
+def test_a_token_that_may_not_follow_is_an_error_of_its_matcher_alone():
+    wrong, other = (BYTES.start(Choice(("ab", "cd")), "") for _ in range(2))
+    with pytest.raises(ConstraintError, match="failed"):
+        wrong.consume(ord("x"))
+    assert can(other, b"cd")
+
+
+def test_only_the_last_grammars_stay_compiled():
+    constraints = Constraints(byte_tokenizer(), 257)
+    for number in range(600):
+        constraints.start(Choice((f"option {number}",)), "")
+    assert constraints.clock.seconds > 0
+    assert len(constraints) == 256
+
+
+DEEP = '{"items":' * 40 + "{}" + "}" * 40
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        (Regex("("), "Regex constraint cannot be compiled"),
+        (Regex("(?=a)b"), "look-around"),
+        (Regex(r"\bword\b"), "Regex constraint cannot be compiled"),
+        (Regex("a" * (MAX_BYTES + 1)), "over the limit"),
+        (Regex("(" * 2_000 + "a" + ")" * 2_000), "Regex constraint cannot be compiled"),
+        (Regex("\ud800"), "half a character"),
+        (Choice(()), "non-empty options"),
+        (Choice(("a", "")), "non-empty options"),
+        (Choice(("\udfff",)), "half a character"),
+        (Choice(("a" * MAX_BYTES, "b")), "over the limit"),
+        (Json("{"), "not JSON"),
+        (Json("[" * 100_000), "over the limit"),
+        (Json("[" * 60_000), "not JSON"),
+        (Json("[1]"), "a JSON Schema is an object, got list"),
+        (Json("false"), "a JSON Schema is an object, got bool"),
+        (Json('{"type": "strong"}'), "Json constraint cannot be compiled"),
+        (Json('{"$ref": "http://example.com/schema"}'), "only references within"),
+        (Json('{"$ref": "#/$defs/none"}'), "Json constraint cannot be compiled"),
+        (Json(DEEP), "32 levels"),
+        (Json(json.dumps({"enum": list(range(2_000))})), "1,000 nodes"),
+        (Lark("start: missing"), "Lark constraint cannot be compiled"),
+        (Lark("no grammar"), "Lark constraint cannot be compiled"),
+        (Lark("start: " + "(" * 3_000 + '"a"' + ")" * 3_000), "cannot be compiled"),
+        (Lark("#" * (MAX_BYTES + 1)), "over the limit"),
+        (Substring(()), "at least one text"),
+        (Substring(("", "")), "at least one text"),
+        (Substring(("a" * (1 << 20), "b")), "over the limit"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_cannot_be_compiled_is_an_error_that_says_why(constraint, message):
+    with pytest.raises(ConstraintError, match=re.escape(message)):
+        BYTES.start(constraint, "")
+
+
+def test_a_lark_grammar_takes_no_lead():
+    with pytest.raises(ConstraintError, match="lead=''"):
+        BYTES.start(Lark('start: "a"'), " ")
+
+
+@pytest.mark.parametrize(
+    "schema", ['{"$ref": "#"}', '{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}']
+)
+def test_a_schema_that_nothing_fits_is_a_dead_end(schema):
+    with pytest.raises(ConstraintDeadEnd, match="no token"):
+        BYTES.start(Json(schema), "").allowed()
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Regex("(a{1,1000}b){1,1000}"),
+        Regex("(x+x+)+y"),
+        Regex("(.*a.{20})|b{1,400}"),
+        Json('{"type": "string", "minLength": 1000000}'),
+        Json('{"type": "array", "items": {"type": "integer"}, "minItems": 100000}'),
+    ],
+    ids=repr,
+)
+def test_costly_constraints_begin_to_decode(constraint):
+    matcher = BYTES.start(constraint, "")
+    for _ in range(50):
+        if matcher.must_end():
+            break
+        matcher.consume(int(np.flatnonzero(matcher.allowed())[0]))
+
+
+def test_words_of_several_bytes_are_forced_as_the_tokenizer_would_write_them():
+    fake = FakeModel(words=["ab", "abc", "ef"])
+    constraints = fake.constraints()
+    open_ended = constraints.start(Choice(("abc", "abd")), "")
+    assert np.flatnonzero(open_ended.allowed()).tolist() == [ord("a"), 257, 258]
+    forced = constraints.start(Choice(("abcdefg",)), "").forced()
+    assert forced == fake.tokenize("abcdefg", special=False) == [258, ord("d"), 259, ord("g")]
