@@ -238,7 +238,10 @@ def run(at, folder, kind):
     outcome = result.to_json()
     outcome["spent"] = outcome["start"]["seconds"] = outcome["winner"]["seconds"] = None
     records = [[r.index, r.score, r.fields] for r in result.winner.records]
-    write_json(folder + "/result.json", [outcome, result.prompts, records])
+    from promptflow.program import save_program
+    saved = save_program(result.program, folder + "/program")
+    files = {file.name: file.read_text() for file in sorted(saved.iterdir())}
+    write_json(folder + "/result.json", [outcome, files, records])
 
 def child(at, folder, kind):
     pid = os.fork()
@@ -289,6 +292,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kind, places
     found = outcomes(tmp_path, kind, places)
     [_, codes, expected] = found[0]
     assert codes == [0]
+    assert "[compiled]" in "".join(json.loads(expected)[1].values())
     killed = [codes for _, codes, _ in found[1:] if codes == [-signal.SIGKILL, 0]]
     assert len(killed) >= 7
     for place, _, text in found[1:]:
