@@ -113,8 +113,8 @@ class ScriptedEngine:
         """Return ChatML texts."""
         texts = [f"{_OPEN}{role}\n" for role in roles]
         texts[1:] = [f"{END}\n{text}" for text in texts[1:]]
-        ends_open = bool(roles) and roles[-1] == "assistant"
-        return (*texts, "" if ends_open else f"{END}\n{_OPEN}assistant\n")
+        opens = "" if roles[-1] == "assistant" else f"{_OPEN}assistant\n"
+        return (*texts, f"{END}\n{opens}")
 
     def count(self, parts: Sequence[Part]) -> int:
         """Count words."""
