@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gzip
+import itertools
 import json
 import os
 import random
@@ -35,6 +36,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 import promptflow as pf
 from promptflow.evaluate.metrics import exact_match, f1
+from promptflow.evaluate.progress import bar
 from promptflow.evaluate.stats import paired_interval
 
 SEED = 2026
@@ -118,21 +120,28 @@ class Typed(pf.Module):
 def through_adapter(adapter: Any, data: list[dspy.Example], lm: Any) -> list[Any]:
     """Return DSPy's predictions, None for a parse failure; eight threads, as Evaluate has."""
 
+    done = itertools.count(1)
+
     def answer(example: dspy.Example) -> Any:
         with dspy.context(lm=lm, adapter=adapter):
             try:
                 return dspy.Predict(signature_of(example))(**example.inputs())
             except AdapterParseError:
                 return None
+            finally:
+                advance(next(done))
 
-    parallel = dspy.Parallel(num_threads=8, timeout=0, disable_progress_bar=True)
-    answers: list[Any] = parallel([(answer, (example,)) for example in data])
+    with bar(type(adapter).__name__, len(data)) as advance:
+        parallel = dspy.Parallel(num_threads=8, timeout=0, disable_progress_bar=True)
+        answers: list[Any] = parallel([(answer, (example,)) for example in data])
     return answers
 
 
 def through_slots(module: Any, data: list[dspy.Example], lm: Any) -> list[Any]:
     """Return our predictions, None for a parse failure."""
-    answers = pf.run_many(module, [example.inputs().toDict() for example in data], lm=lm)
+    inputs = [example.inputs().toDict() for example in data]
+    with bar(type(module).__name__, len(data)) as advance:
+        answers = pf.run_many(module, inputs, lm=lm, progress=lambda done, known: advance(done))
     for answer in answers:
         if isinstance(answer, Exception) and not isinstance(answer, pf.errors.ParseError):
             raise answer
