@@ -45,7 +45,7 @@ class GroundedQA(Module):
         *,
         quotes: int = 3,
         min_score: float = 0.3,
-        min_support: float = 0.35,
+        min_support: float = 0.5,
     ) -> None:
         super().__init__()
         if k < 1 or quotes < 1:
