@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from promptflow.engine import child
+
+
+def test_a_module_runs_from_any_folder_with_this_package(tmp_path: Path):
+    (tmp_path / "promptflow").mkdir()
+    (tmp_path / "promptflow" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder')")
+    done = subprocess.run(
+        child.command("promptflow.engine.template"),
+        input=b'{"template": "{{ 1 + 1 }}"}',
+        cwd=tmp_path,
+        env=child.environment(),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"2"
+
+
+def test_the_environment_is_passed_on(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("OTHER", "kept")
+    environment = child.environment()
+    assert environment["OTHER"] == "kept"
+    assert environment["PYTHONPATH"].split(":")[-1] == "/somewhere"
+    assert child.command("x")[0] == sys.executable

@@ -1,0 +1,180 @@
+"""The loop's own rules; that its text is right is the subject of test_oracle.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptflow.engine.decoder import Decoder
+from promptflow.engine.fake import FakeModel
+from promptflow.engine.request import Choice, Completion, Json, Request, Sampling, Slot, Text
+from promptflow.errors import (
+    Cancelled,
+    ConstraintDeadEnd,
+    ConstraintError,
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineError,
+)
+
+
+def drain(decoder: Decoder) -> dict[int, Completion]:
+    outcomes = {}
+    while decoder.busy:
+        outcomes |= dict(decoder.step())
+    return outcomes
+
+
+def ask(text: str = "question", **settings) -> Request:
+    return Request((Text(text), Slot("a", **{"max_tokens": 5, "ignore_eos": True, **settings})))
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers():
+    decoder = Decoder(FakeModel(context=50))
+    decoder.submit(0, ask("x" * 45))
+    with pytest.raises(
+        ContextOverflow, match=r"prompt has 46 tokens .* up to 5 more: 1 over .* 50"
+    ):
+        decoder.submit(1, ask("x" * 46))
+    slots = Slot("a", max_tokens=5, stop=(".",)), Slot("b", max_tokens=20)
+    long = Request((Text("x" * 20), slots[0], Text("y" * 10), slots[1]))
+    with pytest.raises(ContextOverflow, match=r"prompt has 30 tokens .* up to 33 more: 13 over"):
+        decoder.submit(1, long)
+    with pytest.raises(ContextOverflow):
+        decoder.score(1, [Text("x" * 45)], "y" * 6)
+    assert [completion.error for completion in drain(decoder).values()] == [None]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"stop_tokens": (257,)}, {"sampling": Sampling(logit_bias=((5, 1.0), (100_000, 1.0)))}],
+)
+def test_tokens_that_the_model_does_not_have_are_refused(settings):
+    decoder = Decoder(FakeModel())
+    with pytest.raises(EngineError, match=r"slot 'a' names token .* are 0 to 256"):
+        decoder.submit(0, ask(**settings))
+    assert not decoder.busy
+
+
+def test_a_constraint_that_cannot_be_compiled_is_refused():
+    decoder = Decoder(FakeModel())
+    with pytest.raises(ConstraintError):
+        decoder.submit(0, ask(constraint=Json("{")))
+    assert not decoder.busy
+
+
+def test_a_dead_end_fails_its_request_alone():
+    decoder = Decoder(FakeModel())
+    decoder.submit(0, ask(constraint=Json('{"$ref": "#"}')))
+    decoder.submit(1, ask())
+    outcomes = drain(decoder)
+    assert isinstance(outcomes[0].error, ConstraintDeadEnd)
+    assert outcomes[1].error is None
+
+
+def test_a_request_that_is_all_forced_is_answered_at_once():
+    decoder = Decoder(FakeModel())
+    [(key, completion)] = decoder.submit(7, ask(constraint=Choice(("yes",))))
+    assert key == 7
+    assert completion.text("a") == "yes"
+    assert decoder.model.decodes == 0
+    assert not decoder.busy
+    assert decoder.stats().requests == 1
+
+
+def test_starts_are_told_before_the_decode_that_touches_them():
+    started = []
+    fake = FakeModel()
+    decoder = Decoder(
+        fake, max_running=2, on_start=lambda keys: started.append((fake.decodes, keys))
+    )
+    for key in range(3):
+        decoder.submit(key, ask(f"{key}"))
+    drain(decoder)
+    assert started == [(0, [0, 1]), (5, [2])]
+
+
+def test_cancelling_ends_a_request_wherever_it_is():
+    decoder = Decoder(FakeModel(), max_running=1)
+    for key in range(3):
+        decoder.submit(key, ask(f"{key}"))
+    decoder.step()
+    [(key, completion)] = decoder.cancel(0)
+    assert key == 0
+    assert isinstance(completion.error, Cancelled)
+    assert completion.usage.generated == 1
+    [(_, waiting)] = decoder.cancel(2)
+    assert waiting.usage.generated == 0
+    assert decoder.cancel(0) == []
+    assert list(drain(decoder)) == [1]
+
+
+def test_deadlines_end_requests_that_wait_or_run():
+    decoder = Decoder(FakeModel(), max_running=1)
+    now = Request((Text("a"), Slot("a")), deadline=0.0)
+    decoder.submit(0, ask("first"))
+    decoder.submit(1, now)
+    decoder.submit(2, Request((Text("b"), Slot("a", max_tokens=3)), deadline=1e6))
+    outcomes = drain(decoder)
+    assert isinstance(outcomes[1].error, DeadlineExceeded)
+    assert outcomes[0].error is outcomes[2].error is None
+
+
+def test_batch_invariant_runs_alone_from_an_empty_cache_at_the_same_boundaries():
+    def calls(requests: list[Request]) -> list[tuple]:
+        fake = Recording(batch=8)
+        decoder = Decoder(fake, batch_invariant=True)
+        for key, request in enumerate(requests):
+            decoder.submit(key, request)
+        drain(decoder)
+        return fake.calls
+
+    one, other = ask("the same beginning, then this"), ask("the same beginning, or that")
+    alone = calls([one])
+    assert calls([other, one])[-len(alone) :] == alone
+    assert calls([one, one, other])[: 2 * len(alone)] == alone * 2
+    assert {sequence for call in alone for sequence in call[2]} == {0}
+
+
+class Recording(FakeModel):
+    def __init__(self, batch: int) -> None:
+        super().__init__(batch=batch)
+        self.calls: list[tuple] = []
+
+    def decode(self, tokens, positions, sequences, outputs) -> int:
+        self.calls.append((tuple(tokens), tuple(positions), tuple(sequences), tuple(outputs)))
+        return super().decode(tokens, positions, sequences, outputs)
+
+
+def test_a_long_prefill_does_not_hold_up_what_decodes():
+    decoder = Decoder(FakeModel(context=2000, batch=8))
+    decoder.submit(0, ask("short", max_tokens=20))
+    decoder.step()
+    decoder.submit(1, ask("x" * 400))
+    done = {}
+    for _ in range(20):
+        done |= dict(decoder.step())
+    assert list(done) == [0]
+
+
+def test_stats_count_decodes_rows_and_seconds():
+    decoder = Decoder(FakeModel())
+    for key in range(4):
+        decoder.submit(key, ask(f"{key}", max_tokens=10, constraint=Json('{"type": "string"}')))
+    drain(decoder)
+    stats = decoder.stats()
+    assert stats.requests == 4
+    assert stats.decodes == decoder.model.decodes
+    assert stats.occupancy == 4.0
+    assert stats.prefilled == stats.prefilled + stats.reused == 4
+    assert stats.generated + stats.forced == 40
+    spent = (stats.decode_seconds, stats.sample_seconds, stats.constraint_seconds)
+    assert all(seconds > 0 for seconds in (*spent, stats.bookkeeping_seconds))
+
+
+def test_a_second_batch_finds_what_the_first_one_left():
+    decoder = Decoder(FakeModel())
+    for number in range(2):
+        decoder.submit(number, ask("a prompt that stays"))
+        [completion] = drain(decoder).values()
+    assert completion.usage.prefilled == 1
+    assert completion.usage.reused == len("a prompt that stays") - 1
