@@ -140,7 +140,7 @@ class ChildHost:
         """End the child; idempotent."""
         self._outbox.put(None)
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -176,8 +176,8 @@ class ThreadHost:
             try:
                 self._worker.run()
             except Exception as error:
+                log.exception("the engine's thread died")
                 on_lost(EngineLost(f"the engine's thread died: {type(error).__name__}: {error}"))
-                raise
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
