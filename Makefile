@@ -56,18 +56,18 @@ $(DONE)/torch: $(DONE)/environment constraints.txt
 
 # pip keeps the wheel that it builds: the next clone installs it in seconds. The wheel is kept under
 # the source's name, whatever CMAKE_ARGS were, so a build with the user's own flags bypasses the cache.
-# Default flags: on some processors ggml's AMX kernels die with SIGSEGV in the first decode.
+# Where cmake is missing, pip's isolated build brings it. On some processors ggml's AMX kernels die
+# with SIGSEGV in the first decode: they are left out where the compiler knows them.
 ifeq ($(origin CMAKE_ARGS),undefined)
-llama_flags = -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF $(if $(amx_off),-DCMAKE_C_FLAGS='$(amx_off)' -DCMAKE_CXX_FLAGS='$(amx_off)')
 amx_off = $(shell echo 'int x;' | $(CC) $(AMX_FLAGS) -Werror -x c -c -o /dev/null - 2>/dev/null && echo $(AMX_FLAGS))
+$(DONE)/llama: export CMAKE_ARGS = -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF \
+	$(if $(amx_off),-DCMAKE_C_FLAGS='$(amx_off)' -DCMAKE_CXX_FLAGS='$(amx_off)')
 else
-llama_flags = $(CMAKE_ARGS)
-llama_cache = --no-cache-dir
+NO_CACHE := --no-cache-dir
 endif
 $(DONE)/llama: $(DONE)/environment constraints.txt
 	@echo "llama.cpp is built once, about 11 minutes on 2 cores; log: $(VENV)/llama.log"
-	@export CMAKE_ARGS="$(llama_flags)"; \
-	$(BIN)/pip install -v $(llama_cache) -c constraints.txt llama-cpp-python 2>&1 \
+	@$(BIN)/pip install -v $(NO_CACHE) -c constraints.txt llama-cpp-python 2>&1 \
 	| tee $(VENV)/llama.log | awk '/^ *\[[0-9]+\/[0-9]+\]/ && ++n % 20 == 1 { print "  " $$1; fflush() }' \
 	|| { tail -n 20 $(VENV)/llama.log; echo "not built; it needs a C++ compiler:" \
 	"apt install build-essential, or xcode-select --install"; exit 1; }
