@@ -196,15 +196,14 @@ def test_optimizers_find_and_fill_it():
 
 
 class Place(BaseModel):
-    city: str
-    country: str
+    city: str = Field(max_length=16)
+    capital: bool
 
 
 class Person(BaseModel):
-    name: str
+    name: str = Field(max_length=16)
     born: int
     home: Place
-    tags: list[str] = Field(max_length=2)
 
 
 SUBJECTS = ["cats", "the Moon", "Napoléon", "«guillemets»", "日本", "C++", "a\nb", "{}", "", "42"]
