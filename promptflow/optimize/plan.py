@@ -15,6 +15,9 @@ Rungs = Sequence[tuple[int, int]]
 FIRST = 8
 """Examples of the first rung."""
 
+FEW = 4
+"""Candidates below which the first rung is cut short."""
+
 LEAST = 4
 """Examples that the smallest race and the smallest confirmation take."""
 
@@ -91,10 +94,32 @@ def cost(rungs: Rungs) -> int:
 
 
 def fitting(candidates: int, examples: int, runs: float) -> list[tuple[int, int]]:
-    """Return the schedule of the most candidates that costs at most ``runs``, or none."""
+    """Return the schedule of the most candidates that costs at most ``runs``, or none.
+
+    Where that leaves fewer than ``FEW``, the first rung is cut to seat more. What is left over
+    lengthens the last rung.
+
+    >>> fitting(12, 40, 60)
+    [(4, 4), (2, 17)]
+    """
+    if math.isinf(runs):
+        return schedule(candidates, examples)
+    rungs: list[tuple[int, int]] = []
     for first in (FIRST, LEAST):
         for count in range(candidates, 0, -1):
-            rungs = schedule(count, examples, first)
-            if cost(rungs) <= runs:
-                return rungs
-    return []
+            tried = schedule(count, examples, first)
+            if cost(tried) <= runs:
+                rungs = tried if not rungs or count > rungs[0][0] else rungs
+                break
+        if rungs and rungs[0][0] >= min(FEW, candidates):
+            break
+    return _lengthened(rungs, examples, runs)
+
+
+def _lengthened(rungs: list[tuple[int, int]], examples: int, runs: float) -> list[tuple[int, int]]:
+    """Give the last rung the examples that the runs still pay for; one alone needs no more."""
+    if not rungs or rungs[-1][0] < 2:
+        return rungs
+    last, size = rungs[-1]
+    more = min(float(examples - size), (runs - cost(rungs)) // (last + 1))
+    return [*rungs[:-1], (last, size + int(more))]
