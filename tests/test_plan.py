@@ -46,5 +46,5 @@ def test_the_smallest_budget():
 def test_little_money_seats_fewer_and_what_is_left_lengthens_the_last_rung():
     assert fitting(12, 40, 100) == [(4, 8), (2, 28)]
     assert fitting(12, 40, 60) == [(4, 4), (2, 17)]
-    assert fitting(12, 10, 60) == [(4, 8), (2, 10)]
+    assert fitting(12, 10, 60) == [(5, 8), (3, 10)]
     assert fitting(12, 100, float("inf")) == schedule(12, 100)
