@@ -119,11 +119,14 @@ class Engine:
 
     def _start(self) -> Host:
         """Start a worker. The lock is held."""
-        if self._model is not None or not self.options.isolate:
+        if self._model is not None:
             host: Host = ThreadHost(self._settings, self._model)
         else:
             # What has crashed once is not tried again: later workers start with what survived.
             host, self._settings = launch(self._settings)
+            if not self.options.isolate:
+                host.close()  # it has shown that loading ends well
+                host = ThreadHost(self._settings)
         threads = self._settings["load"]["threads"]
         self.info = ModelInfo(**{**describe(host.ready), "threads": threads})
         self._host = host

@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest
+from conftest import ROOT
+
+from promptflow.catalog import locate
+from promptflow.engine import Engine, EngineOptions, memory
+from promptflow.engine.fake import FakeModel
+from promptflow.engine.request import Choice, Completion, Json, Request, Sampling, Slot, Text
+from promptflow.errors import (
+    CapacityError,
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineError,
+    EngineLost,
+    ForkedUse,
+    ModelInvalid,
+    ModelNotFound,
+    TemplateError,
+)
+
+MODEL = "smollm2-135m"
+
+
+def ask(text: str = "question", seed: int = 0, deadline: float | None = None, **slot) -> Request:
+    return Request((Text(text), Slot("a", **{"max_tokens": 8, **slot})), seed, deadline)
+
+
+def long(text: str = "long") -> Request:
+    return ask(text, max_tokens=3_000, ignore_eos=True)
+
+
+def texts(completions: list[Completion]) -> list[str]:
+    return [completion.text("a") for completion in completions]
+
+
+@pytest.fixture
+def fake():
+    with Engine(FakeModel()) as engine:
+        yield engine
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# In a thread, with a model that is not one
+
+
+def test_completions_come_in_order_and_are_counted(fake):
+    seen = []
+    requests = [ask(f"{number}", sampling=Sampling(1.0)) for number in range(40)]
+    together = fake.generate(requests, seen.append)
+    assert seen == list(range(1, 41))
+    assert texts(together) == [fake.generate([request])[0].text("a") for request in requests]
+    assert fake.generate([]) == []
+
+
+def test_an_error_is_a_value_in_its_place(fake):
+    good, long, bad = fake.generate([ask(), ask("x" * 9_000), ask(constraint=Json("{"))])
+    assert good.error is None
+    assert isinstance(long.error, ContextOverflow)
+    assert isinstance(bad.error, EngineError)
+    with pytest.raises(ContextOverflow):
+        long.text("a")
+
+
+def test_seeds_and_slots_decide_the_text(fake):
+    def sample(seed: int) -> Completion:
+        return fake.generate([ask(seed=seed, sampling=Sampling(1.0), max_tokens=20)])[0]
+
+    assert sample(1).text("a") == sample(1).text("a") != sample(2).text("a")
+
+
+def test_threads_get_their_own_answers(fake):
+    requests = [ask(f"{number % 7} {number}", seed=number) for number in range(120)]
+    expected = texts(fake.generate(requests))
+    with ThreadPoolExecutor(16) as pool:
+        futures = list(pool.map(fake.submit, requests))
+    assert [future.result(30).text("a") for future in futures] == expected
+    assert fake.stats().occupancy > 1
+
+
+def test_futures_can_be_awaited(fake):
+    requests = [ask(f"{number}") for number in range(9)]
+
+    async def answers() -> list[Completion]:
+        return await asyncio.gather(*(asyncio.wrap_future(fake.submit(r)) for r in requests))
+
+    assert texts(asyncio.run(answers())) == texts(fake.generate(requests))
+
+
+def test_cancelling_a_future_cancels_its_request(fake):
+    running = [fake.submit(long(f"{number}")) for number in range(40)]
+    assert all(future.cancel() for future in running)
+    assert fake.generate([ask()])[0].error is None
+    assert fake.stats().requests == 41
+    assert fake.stats().generated < 40 * 3_000
+    with pytest.raises(CancelledError):
+        running[0].result()
+
+
+def test_a_late_request_says_so(fake):
+    late, good = fake.generate([ask(deadline=0.0), ask(deadline=60.0)])
+    assert isinstance(late.error, DeadlineExceeded)
+    assert good.error is None
+
+
+def test_ctrl_c_cancels_what_is_unfinished(fake):
+    def interrupt(done: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fake.generate([ask(), *(long(f"{number}") for number in range(30))], interrupt)
+    assert texts(fake.generate([ask()])) == texts(fake.generate([ask()]))
+    assert fake.stats().requests == 33
+    assert fake.stats().generated < 30 * 3_000
+
+
+def test_scores_are_logprobs_of_given_text(fake):
+    scores = fake.score([Text("prefix")], ["ab", "c"])
+    assert [[token.token for token in tokens] for tokens in scores] == [["a", "b"], ["c"]]
+    completion = fake.generate([ask("prefix", constraint=Choice(("ab", "cd")), logprobs=0)])[0]
+    sampled = completion.fills["a"].logprobs[0]
+    assert fake.score([Text("prefix")], [sampled.token])[0][0].logprob == sampled.logprob
+    assert fake.score([Text("prefix")], []) == []
+    with pytest.raises(EngineError, match="empty"):
+        fake.score([Text("prefix")], ["a", ""])
+
+
+def test_prompts_are_shown_token_by_token(fake):
+    parts = [Text("a<|im_end|>", True), Slot("s"), Text("<|", False), Slot("t")]
+    assert fake.pieces(parts) == ["a", "<|im_end|>", "<", "|"]
+    assert fake.count(parts) == 4
+
+
+def test_a_model_without_a_template_says_what_to_do(fake):
+    with pytest.raises(TemplateError, match="layout='completion'"):
+        fake.scaffold(["user"])
+
+
+def test_closing_ends_what_runs_and_what_comes():
+    engine = Engine(FakeModel())
+    running = engine.submit(long())
+    engine.close()
+    engine.close()
+    assert isinstance(running.result(10).error, EngineLost)
+    with pytest.raises(EngineLost, match="make a new one"):
+        engine.generate([ask()])
+    with pytest.raises(EngineLost):
+        engine.submit(ask())
+    assert engine.child_pid == 0
+
+
+def test_copies_share_one_engine(fake):
+    assert copy.deepcopy({"engine": fake})["engine"] is fake
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"context": 1}, {"batch": 0}, {"max_running": 0}, {"max_running": 65}, {"threads": 0}],
+)
+def test_sizes_that_would_abort_llama_cpp_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        EngineOptions(**options)
+
+
+class Dying(FakeModel):
+    """Dies, as far as a thread can, at the decode call ``dies``."""
+
+    dies = 0
+
+    def decode(self, *batch) -> int:
+        if self.decodes + 1 == self.dies:
+            self.decodes += 1
+            raise RuntimeError("as asked")
+        return super().decode(*batch)
+
+
+def test_what_ran_is_lost_and_what_waited_runs_again():
+    model = Dying()
+    with Engine(model, EngineOptions(max_running=2)) as engine:
+        requests = [ask(f"{number}", max_tokens=4, ignore_eos=True) for number in range(6)]
+        expected = texts(engine.generate(requests))
+        before = engine.stats()
+        model.dies = model.decodes + 6
+        completions = engine.generate(requests)
+        lost = [number for number, c in enumerate(completions) if c.error is not None]
+        assert len(lost) == 2
+        assert all(isinstance(completions[number].error, EngineLost) for number in lost)
+        kept = [number for number in range(6) if number not in lost]
+        assert texts([completions[n] for n in kept]) == [expected[n] for n in kept]
+        assert texts(engine.generate(requests)) == expected
+        stats = engine.stats()
+        assert stats.restarts == 1
+        assert stats.requests == before.requests + 4 + 6
+        assert stats.generated == before.generated + 4 * 10
+
+
+def test_an_engine_that_cannot_start_again_fails_what_waits():
+    class Once(Dying):
+        def reset(self) -> None:
+            if self.dies:
+                raise EngineError("not a second time")
+
+    model = Once()
+    with Engine(model, EngineOptions(max_running=1)) as engine:
+        model.dies = 2
+        first, second = engine.generate([ask("1", ignore_eos=True), ask("2")])
+        assert isinstance(first.error, EngineLost)
+        assert "not a second time" in str(second.error)
+        with pytest.raises(EngineError, match="not a second time"):
+            engine.generate([ask()])
+        assert engine.stats().requests == 0
+
+
+def test_a_forked_child_is_told_at_once(fake):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for use in (lambda: fake.generate([ask()]), lambda: fake.submit(ask()), fake.stats):
+            try:
+                use()
+            except ForkedUse as error:
+                os.write(write, f"{error}\n".encode())
+        fake.close()
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        lines = told.read().splitlines()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(lines) == 3
+    assert "make a new Engine in the forked child" in lines[0]
+    assert fake.generate([ask()])[0].error is None
+
+
+# Files that are no models: refused before a process is started
+
+
+def test_a_directory_is_no_model(tmp_path):
+    with pytest.raises(ModelInvalid, match=r"director|folder"):
+        Engine(tmp_path)
+
+
+def test_a_missing_model_says_how_to_get_one(tmp_path):
+    with pytest.raises(ModelNotFound):
+        Engine(tmp_path / "missing.gguf")
+    with pytest.raises(ModelNotFound, match="smollm2-135m"):
+        Engine("smollm2-135")
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 100, 500_000, 20_000_000])
+def test_a_truncated_model_is_refused(tmp_path, size):
+    path = tmp_path / "short.gguf"
+    with locate(MODEL).open("rb") as source, path.open("wb") as target:
+        target.write(source.read(size))
+    with pytest.raises(ModelInvalid, match=r"short\.gguf"):
+        Engine(path)
+
+
+def test_another_file_is_no_model(tmp_path):
+    path = tmp_path / "text.gguf"
+    path.write_text("once upon a time " * 1_000)
+    with pytest.raises(ModelInvalid, match="not a GGUF"):
+        Engine(path)
+
+
+def test_a_context_larger_than_memory_is_refused():
+    if (memory.free_bytes() or 0) > 90e9:
+        pytest.skip("needs a machine with less than 90 GB free")
+    with pytest.raises(CapacityError, match=r"lower EngineOptions\(context=...\)"):
+        Engine(MODEL, EngineOptions(context=1 << 22))
+
+
+# A child process with a model
+
+
+def counting(number: int, **slot) -> Request:
+    return ask(f"Count: {number}, {number + 1}, {number + 2},", max_tokens=12, **slot)
+
+
+def test_a_killed_child_loses_what_ran_and_nothing_else():
+    requests = [counting(number, ignore_eos=True) for number in range(8)]
+    with Engine(MODEL, EngineOptions(context=1024, max_running=2)) as engine:
+        killed = engine.child_pid
+        done_before = []
+
+        def kill(done: int) -> None:
+            if done == 2:
+                done_before.append(done)
+                os.kill(killed, signal.SIGKILL)
+
+        completions = engine.generate(requests, kill)
+        lost = [c for c in completions if c.error is not None]
+        assert done_before
+        assert 1 <= len(lost) <= 2
+        assert all(isinstance(completion.error, EngineLost) for completion in lost)
+        assert "SIGKILL" in str(lost[0].error)
+        assert not is_alive(killed)
+        assert engine.child_pid != killed
+        assert [c.error for c in engine.generate(requests)] == [None] * 8
+        stats = engine.stats()
+        assert stats.restarts == 1
+        assert stats.requests == 16 - len(lost)
+        last = engine.child_pid
+    assert not is_alive(last)
+
+
+def test_a_child_killed_between_calls_is_replaced():
+    with Engine(MODEL, EngineOptions(context=512)) as engine:
+        expected = texts(engine.generate([counting(3)]))
+        child = os.pidfd_open(engine.child_pid)
+        os.kill(engine.child_pid, signal.SIGKILL)
+        select.select([child], [], [], 30)
+        os.close(child)
+        assert texts(engine.generate([counting(3)])) == expected
+        assert engine.stats().restarts == 1
+
+
+ORPHANING = """
+import os, sys, time
+from promptflow.engine import Engine, EngineOptions
+engine = Engine("smollm2-135m", EngineOptions(context=512))
+other = os.fork()  # holds the pipes open
+if other == 0:
+    time.sleep(120)
+    os._exit(0)
+print(engine.child_pid, other, flush=True)
+time.sleep(120)
+"""
+
+
+def test_no_child_outlives_a_killed_parent():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANING],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with parent:
+        worker, other = map(int, parent.stdout.readline().split())
+        try:
+            watch = os.pidfd_open(worker)
+            parent.kill()
+            parent.wait(10)
+            ended, _, _ = select.select([watch], [], [], 30)
+            os.close(watch)
+            assert ended, "the engine's child still runs"
+        finally:
+            os.kill(other, signal.SIGKILL)
+
+
+def test_ctrl_c_is_the_parents(smollm):
+    def interrupt(done: int) -> None:
+        os.killpg(0, 0)  # the group exists
+        os.kill(smollm.child_pid, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = smollm.child_pid
+    with pytest.raises(KeyboardInterrupt):
+        smollm.generate([counting(1), counting(2)], interrupt)
+    assert smollm.generate([counting(1)])[0].error is None
+    assert smollm.child_pid == before
+
+
+def test_a_typed_slot_is_valid_and_an_engine_knows_its_model(smollm):
+    year = {"type": "integer", "minimum": 1000, "maximum": 2100}
+    schema = {"type": "object", "properties": {"year": year}, "required": ["year"]}
+    constraint = Json(json.dumps({**schema, "additionalProperties": False}))
+    request = ask("Rome, in JSON:", constraint=constraint, lead=" ", max_tokens=30)
+    [completion] = smollm.generate([request])
+    assert completion.fills["a"].finish == "constraint"
+    assert completion.fills["a"].text.startswith('{"year": ')
+    assert completion.usage.forced > 2
+    info = smollm.info
+    assert info.name == MODEL
+    assert info.sha256.startswith("b179c9523d0e")
+    assert info.architecture == "llama"
+    assert info.context == 8192
+    assert info.build.startswith("llama-cpp-python")
+    assert "<|im_start|>" in info.template
+    assert smollm.scaffold(["user"])[-1] == "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_prefix_is_prefilled_once_for_all(smollm):
+    trunk = "A long common beginning, which everything after it shares. " * 8
+    completions = smollm.generate([ask(f"{trunk}{number}", max_tokens=2) for number in range(6)])
+    prompts = [smollm.count([Text(f"{trunk}{number}")]) for number in range(6)]
+    prefilled = sum(completion.usage.prefilled for completion in completions)
+    assert prefilled <= prompts[0] + 5 * 2
+
+
+def test_batch_invariant_text_depends_on_nothing_else():
+    options = EngineOptions(context=2048, batch_invariant=True)
+    requests = [counting(n, sampling=Sampling(0.8), logprobs=0) for n in range(4)]
+    with Engine(MODEL, options) as engine:
+        together = engine.generate(requests)
+        backwards = engine.generate(requests[::-1])[::-1]
+        alone = [engine.generate([request])[0] for request in requests]
+    for first, second, third in zip(together, backwards, alone, strict=True):
+        assert first.fills == second.fills == third.fills
+
+
+def test_a_model_may_run_in_this_process(tmp_path):
+    """In a process of its own here, since the default build of llama.cpp may abort it."""
+    code = (
+        "from promptflow.engine import Engine, EngineOptions\n"
+        "from promptflow.engine.request import *\n"
+        "with Engine('smollm2-135m', EngineOptions(context=256, isolate=False)) as engine:\n"
+        "    request = Request((Text('1, 2, 3,'), Slot('a', max_tokens=3)))\n"
+        "    print(engine.child_pid, repr(engine.generate([request])[0].text('a')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.startswith("0 "), done.stderr
+    assert done.returncode == 0, done.stderr
