@@ -124,7 +124,8 @@ class Study:
         elif entry["request"] != asked:
             raise ResumeMismatch(
                 f"step {self.number} of {self._journal and self._journal.path} is {entry['kind']!r}"
-                f" with other contents than this run's {kind!r}; name another journal"
+                f" with other contents than this run's {kind!r}: another version of promptflow "
+                "wrote it. Name another journal to start anew."
             )
         else:
             self.replayed += 1
