@@ -1,0 +1,251 @@
+"""llama.cpp itself, in this process: without extra buffers, since some builds crash with them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptflow.catalog import locate
+from promptflow.engine.llama import Load, Model, build, log_to_stderr, system_info
+from promptflow.engine.prompt import Prompts
+from promptflow.engine.request import Choice, Json, Regex, Text
+from promptflow.errors import ModelInvalid
+
+CELLS, BATCH, SEQUENCES = 256, 64, 4
+TOLERANCE = 1.0  # any other shape of batch or cache moves logits by up to 0.8; a wrong one by 5
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Model]:
+    log_to_stderr()
+    load = Load(CELLS, BATCH, SEQUENCES, threads=1, extra_buffers=False)
+    model = Model(locate("smollm2-135m"), "smollm2-135m", "0" * 64, load)
+    yield model
+    model.close()
+    model.close()
+
+
+@pytest.fixture
+def model(loaded: Model) -> Model:
+    for sequence in range(SEQUENCES):
+        loaded.drop(sequence, 0)
+    return loaded
+
+
+def feed(model: Model, tokens: list[int], sequence: int = 0, start: int = 0) -> np.ndarray:
+    positions = list(range(start, start + len(tokens)))
+    outputs = [False] * (len(tokens) - 1) + [True]
+    assert model.decode(tokens, positions, [sequence] * len(tokens), outputs) == 0
+    return model.logits(len(tokens) - 1).copy()
+
+
+def prompt(model: Model, text: str) -> list[int]:
+    return model.tokenize(text, special=False)
+
+
+STORY = "The quick brown fox jumps over the lazy dog. Then it sleeps, and dreams of a"
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=60))
+def test_tokens_give_their_text_back(loaded, text):
+    """This vocabulary lacks the first bytes of characters beyond."""
+    for special in (False, True):
+        tokens = loaded.tokenize(text, special)
+        pieces = [loaded.piece(token) or loaded.control_piece(token) for token in tokens]
+        assert b"".join(pieces) == text.encode()
+
+
+def test_half_characters_are_replaced(loaded):
+    assert loaded.tokenize("a\ud800b", special=False) == loaded.tokenize("a?b", special=False)
+    assert loaded.tokenize("", special=True) == []
+
+
+def test_control_tokens_are_known(loaded):
+    [start] = loaded.tokenize("<|im_start|>", special=True)
+    [end] = loaded.tokenize("<|im_end|>", special=True)
+    assert {start, end} <= loaded.end_tokens
+    assert loaded.piece(end) == b""
+    assert loaded.control_piece(end) == b"<|im_end|>"
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(loaded.control_texts())
+    assert len(loaded.tokenize("<|im_end|>", special=False)) > 1
+
+
+def hostile(controls: list[str]) -> Iterator[list[Text]]:
+    for control in controls:
+        half = len(control) // 2
+        yield [Text(control)]
+        yield [Text(f"a{control}b {control}\n{control}")]
+        yield [Text(control[:half], True), Text(control[half:])]
+        yield [Text(control[:half]), Text(control[half:], True)]
+        yield [Text(control[:half]), Text("", True), Text(control[half:])]
+        yield [Text(control[:half] + control + control[half:])]
+        yield [Text(control[:1]), Text(control), Text(control[1:])]
+        yield [Text(control.replace("|", "\uff5c"))]
+        yield [Text(control.upper() + control.strip("<>"))]
+    for first, second in itertools.pairwise(controls):
+        yield [Text(first + second)]
+        yield [Text(first[:-1] + second), Text(first[-1:])]
+
+
+def test_untrusted_text_never_makes_a_control_token(loaded):
+    prompts = Prompts(loaded)
+    attacks = list(hostile(loaded.control_texts()))
+    assert len(attacks) > 150
+    special = {
+        t for text in loaded.control_texts() for t in loaded.tokenize(text, special=True)[:1]
+    }
+    for texts in attacks:
+        tokens = prompts.tokens(texts)
+        assert not special & set(tokens), texts
+        pieces = b"".join(map(loaded.piece, tokens))
+        assert pieces.decode() == "".join(text.text for text in texts)
+
+
+def test_harmless_prompts_are_tokenized_as_a_whole(loaded):
+    chat = [Text("<|im_start|>user\n", True), Text("1 < 2 |> 3"), Text("<|im_end|>\n", True)]
+    whole = "".join(text.text for text in chat)
+    assert Prompts(loaded).tokens(chat) == loaded.tokenize(whole, special=True)
+
+
+def test_a_copied_prefix_goes_on_as_the_original(model):
+    tokens = prompt(model, STORY)
+    whole = feed(model, tokens)
+    model.copy(0, 1, len(tokens) - 1)
+    copied = feed(model, tokens[-1:], 1, len(tokens) - 1)
+    assert np.abs(copied - whole).max() < TOLERANCE
+    other = feed(model, prompt(model, "Compute 3 + 4 ="), 2)
+    assert np.abs(other - whole).max() > 5 * TOLERANCE
+
+
+def test_a_cut_sequence_goes_on_from_the_cut(model):
+    tokens = prompt(model, STORY)
+    whole = feed(model, tokens)
+    model.drop(0, 10)
+    again = feed(model, tokens[10:], 0, 10)
+    assert np.abs(again - whole).max() < TOLERANCE
+    model.copy(0, 3, 10)
+    model.drop(0, 0)
+    survives = feed(model, tokens[10:], 3, 10)
+    assert np.abs(survives - whole).max() < TOLERANCE
+
+
+def test_sequences_of_one_batch_do_not_mix(model):
+    first, second = prompt(model, STORY), prompt(model, "Compute 3 + 4 =")
+    alone = feed(model, first), feed(model, second, 1)
+    for sequence in (0, 1):
+        model.drop(sequence, 0)
+    tokens = first + second
+    positions = [*range(len(first)), *range(len(second))]
+    sequences = [0] * len(first) + [1] * len(second)
+    outputs = [False] * (len(first) - 1) + [True] + [False] * (len(second) - 1) + [True]
+    assert model.decode(tokens, positions, sequences, outputs) == 0
+    for row, expected in zip((len(first) - 1, len(tokens) - 1), alone, strict=True):
+        assert np.abs(model.logits(row) - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        ([], [], [], []),
+        ([1] * (BATCH + 1), list(range(BATCH + 1)), [0] * (BATCH + 1), [True] * (BATCH + 1)),
+        ([-1], [0], [0], [True]),
+        ([10_000_000], [0], [0], [True]),
+        ([1], [-1], [0], [True]),
+        ([1], [CELLS], [0], [True]),
+        ([1], [0], [-1], [True]),
+        ([1], [0], [SEQUENCES], [True]),
+        ([1, 2], [0, 2], [0, 0], [False, True]),
+    ],
+    ids=lambda batch: repr(batch)[:40],
+)
+def test_a_batch_that_llama_cpp_would_abort_on_is_refused(model, batch):
+    feed(model, [5, 6, 7], 3)
+    assert model.decode(*batch) == -1
+    model.drop(0, 0)
+    assert np.isfinite(feed(model, [8], 3, 3)).all()
+
+
+def test_a_full_cache_returns_1_and_takes_nothing(model):
+    tokens = [7] * BATCH
+    for sequence in range(CELLS // BATCH):
+        feed(model, tokens, sequence)
+    assert model.decode([1], [BATCH], [0], [True]) == 1
+    model.drop(3, BATCH - 1)
+    assert model.decode([1], [BATCH], [0], [True]) == 0
+
+
+def test_a_reset_cache_is_empty_and_works(model):
+    before = feed(model, prompt(model, STORY))
+    model.reset()
+    assert np.abs(feed(model, prompt(model, STORY)) - before).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("constraint", "text"),
+    [
+        (Choice(("an unmistakable and rather long answer, isn't it?",)), None),
+        (Regex("the one and only \\(yes\\)"), "the one and only (yes)"),
+        (Json('{"const": {"name": "Ada Lovelace", "born": 1815}}'), None),
+    ],
+)
+def test_forced_tokens_are_those_that_the_tokenizer_would_give(loaded, constraint, text):
+    if text is None:
+        text = '{"name": "Ada Lovelace", "born": 1815}'
+        text = constraint.options[0] if isinstance(constraint, Choice) else text
+    matcher = loaded.constraints().start(constraint, " ")
+    forced = []
+    while not matcher.must_end():
+        tokens = matcher.forced() or [int(np.flatnonzero(matcher.allowed())[-1])]
+        for token in tokens:
+            if token in loaded.end_tokens:
+                break
+            matcher.consume(token)
+            forced.append(token)
+        else:
+            continue
+        break
+    assert b"".join(map(loaded.piece, forced)).decode() == f" {text}"
+    assert forced == loaded.tokenize(f" {text}", special=False)
+
+
+def test_a_constraint_allows_no_control_token(loaded):
+    """Ends of generation it may: they end the slot."""
+    allowed = loaded.constraints().start(Regex("(?s:.*)"), "").allowed()
+    [start, end] = loaded.tokenize("<|im_start|><|im_end|>", special=True)
+    assert allowed[end]
+    assert not allowed[start]
+
+
+def test_a_model_says_what_it_is(loaded):
+    info = loaded.info
+    assert info.architecture == "llama"
+    assert info.vocabulary == loaded.vocabulary == 49_152
+    assert info.context == CELLS
+    assert info.load == "no extra buffers, one thread"
+    assert info.build == build()
+    assert info.eos == "<|im_end|>"
+    assert "CPU" in system_info()
+    assert Load().name == "default"
+
+
+def test_the_pool_may_be_larger_than_what_one_sequence_can_hold():
+    load = Load(16_384, 32, 2, threads=1, extra_buffers=False)
+    model = Model(locate("smollm2-135m"), "smollm2-135m", "", load)
+    assert model.cells == 16_384
+    assert model.info.context == 8_192
+    model.close()
+
+
+def test_a_file_that_llama_cpp_refuses_is_a_typed_error(tmp_path):
+    data = bytearray(locate("smollm2-135m").read_bytes()[: 4 << 20])
+    data[data.index(b"llama") : data.index(b"llama") + 5] = b"lorem"
+    path = tmp_path / "lorem.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelInvalid, match=r"llama\.cpp refuses .*lorem\.gguf"):
+        Model(path, "lorem", "", Load(extra_buffers=False))
