@@ -25,6 +25,7 @@ def loaded() -> Iterator[Model]:
     log_to_stderr()
     load = Load(CELLS, BATCH, SEQUENCES, threads=1, extra_buffers=False)
     model = Model(locate("smollm2-135m"), "smollm2-135m", "0" * 64, load)
+    model.short = {model.piece(token) for token in range(model.vocabulary)}
     yield model
     model.close()
     model.close()
@@ -52,13 +53,14 @@ STORY = "The quick brown fox jumps over the lazy dog. Then it sleeps, and dreams
 
 
 @settings(deadline=None, max_examples=200)
-@given(text=st.text(st.characters(codec="utf-8", max_codepoint=0x3FFFF), max_size=60))
+@given(text=st.text(max_size=60))
 def test_tokens_give_their_text_back(loaded, text):
-    """This vocabulary lacks the first bytes of characters beyond."""
+    """This vocabulary lacks some control characters, and first bytes of rare planes."""
+    expected = bytes(byte for byte in text.encode() if bytes([byte]) in loaded.short)
     for special in (False, True):
         tokens = loaded.tokenize(text, special)
         pieces = [loaded.piece(token) or loaded.control_piece(token) for token in tokens]
-        assert b"".join(pieces) == text.encode()
+        assert b"".join(pieces) == expected
 
 
 def test_half_characters_are_replaced(loaded):
