@@ -192,8 +192,9 @@ def test_another_model_is_refused_and_both_sides_are_shown(tmp_path: Path) -> No
 
 
 def test_without_a_model_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    save_program(Predict(QA), tmp_path, lock={"train": "abc"})
-    assert "model" not in lock_of(Predict(QA))
+    with dspy.context(lm=None):
+        save_program(Predict(QA), tmp_path, lock={"train": "abc"})
+        assert "model" not in lock_of(Predict(QA))
     with dspy.context(lm=engine("beta")):
         load_program(tmp_path)
     assert tomllib.loads((tmp_path / "program.toml").read_text())["lock"] == {"train": "abc"}
