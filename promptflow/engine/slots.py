@@ -116,10 +116,9 @@ class Filling:
         if matcher.can_end(len(self.text)) and not may_go_on:
             allowed = content.copy()
             allowed[self._vocabulary.terminators] = True
-        ids = np.flatnonzero(allowed)
-        if not ids.size:
+        if not allowed.any():
             raise ConstraintDeadEnd("the constraint is not complete and allows no token")
-        token = sampling.choose(row, self.slot.sampling, self._rng, ids)
+        token = sampling.choose(row, self.slot.sampling, self._rng, allowed)
         if not content[token]:
             self._end("constraint", len(self.text))
             return
