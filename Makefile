@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/done
 STEPS := environment torch llama project index
-QUESTIONS := "What is zero-shot chain of thought?" \
+QUESTIONS := "Which accuracy did zero-shot chain of thought reach on MultiArith?" \
              "How does self-consistency pick its answer?" \
              "How much did tree of thoughts improve the Game of 24?"
 AMX_FLAGS := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
