@@ -145,6 +145,28 @@ class Recording(FakeModel):
         return super().decode(tokens, positions, sequences, outputs)
 
 
+class Damaged(FakeModel):
+    """After a fatal code nothing works until the cache is made anew."""
+
+    broken = False
+
+    def decode(self, *batch) -> int:
+        code = super().decode(*batch)
+        self.broken |= code < -1
+        return -3 if self.broken else code
+
+    def reset(self) -> None:
+        super().reset()
+        self.broken = False
+
+
+def test_a_fatal_code_makes_the_cache_anew():
+    decoder = Decoder(Damaged(fail={3: -2}))
+    for key in range(3):
+        decoder.submit(key, ask(f"{key}"))
+    assert [completion.error for completion in drain(decoder).values()] == [None] * 3
+
+
 def test_a_long_prefill_does_not_hold_up_what_decodes():
     decoder = Decoder(FakeModel(context=2000, batch=8))
     decoder.submit(0, ask("short", max_tokens=20))

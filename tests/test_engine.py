@@ -228,6 +228,25 @@ def test_an_engine_that_cannot_start_again_fails_what_waits():
         assert engine.stats().requests == 0
 
 
+def test_a_start_that_is_killed_too_is_tried_again():
+    class Killed(Dying):
+        starts = 0
+
+        def reset(self) -> None:
+            super().reset()
+            self.starts += 1
+            if self.starts == 2:
+                raise EngineLost("killed while it loaded")
+
+    model = Killed()
+    with Engine(model, EngineOptions(max_running=1)) as engine:
+        model.dies = 2
+        first, second = engine.generate([ask("1", ignore_eos=True), ask("2")])
+        assert isinstance(first.error, EngineLost)
+        assert second.error is None
+        assert model.starts == 3
+
+
 def test_a_forked_child_is_told_at_once(fake):
     read, write = os.pipe()
     pid = os.fork()

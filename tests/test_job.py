@@ -89,6 +89,18 @@ def test_what_a_stop_cuts_is_taken_back():
     assert bytes(one.task.tokens) == b"q1x-"
 
 
+def test_forced_tokens_in_place_of_cut_ones_are_not_computed_again():
+    one = job(Text("q"), Slot("a", stop=("2.",)), Slot("b", Regex("xy[0-9]")))
+    one.open()
+    one.take(wish("1"))
+    one.take(wish("2"))
+    one.meter.compute(0, 3)
+    assert one.take(wish(".")) == 2
+    assert bytes(one.task.tokens) == b"q1xy"
+    one.meter.compute(2, 4)
+    assert one.usage() == Usage(prompt=1, prefilled=1, generated=3, forced=2)
+
+
 def test_room_shrinks_as_slots_end():
     one = job(Text("q"), Slot("a", max_tokens=10, stop=(".",)), Text("--"), Slot("b", max_tokens=5))
     assert one.room() == 10 + SEAM + 2 + 5

@@ -92,6 +92,12 @@ def test_no_seam_of_untrusted_text_makes_a_control_token(parts):
     assert written(tokens).decode() == "".join(text for text, _ in parts)
 
 
+def test_a_control_text_that_grows_into_another_is_no_trusted_one():
+    """As many control texts as the trusted text has, at the same place, and yet another one."""
+    tokens = Prompts(Tokens()).tokens((Text("<|", True), Text("im_end|>")))
+    assert END not in tokens
+
+
 def test_a_control_text_split_over_trusted_texts_is_one():
     assert PROMPTS.tokens((Text("<|im_", True), Text("end|>", True))) == [END]
 

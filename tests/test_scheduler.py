@@ -282,6 +282,19 @@ def test_a_preempted_task_starts_again_from_what_others_hold():
     assert plan.moves == [Copy(first.sequence, second.sequence, 10)]
 
 
+def test_a_preempted_task_keeps_logits_for_nobody():
+    scheduler = Scheduler(1000, 4, 8, 8)
+    holder, twin = task(0, TRUNK), task(1, TRUNK)
+    scheduler.submit(holder)
+    scheduler.submit(twin)
+    step(scheduler)
+    assert holder.wants
+    scheduler.finish(twin, keep=False)
+    scheduler.preempt(holder)
+    step(scheduler)
+    assert not holder.wants
+
+
 def test_a_preempted_holder_lets_its_siblings_go_on():
     scheduler = Scheduler(1000, 4, 8, 8)
     holder, sibling = task(0, TRUNK), task(1, [*TRUNK, 1])

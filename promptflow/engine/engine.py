@@ -142,16 +142,18 @@ class Engine:
                 self._tickets.fail(EngineLost("the engine was closed"))
                 return
             self._past, self._latest = self._past + self._latest, Stats()
-            again = self._tickets.sort_out(error)
-            if not again:
+            while again := self._tickets.sort_out(error):
+                try:
+                    fresh = self._running()
+                except EngineLost as failure:
+                    error = failure  # a start that failed counts as one more try
+                    continue
+                except PromptflowError as failure:
+                    self._tickets.fail(failure)
+                    return
+                for frame in frames(again):
+                    fresh.send(frame)
                 return
-            try:
-                fresh = self._running()
-            except PromptflowError as failure:
-                self._tickets.fail(failure)
-                return
-            for frame in frames(again):
-                fresh.send(frame)
 
     def _running(self) -> Host:
         """Return the worker's host, started anew if it died. The lock is held."""

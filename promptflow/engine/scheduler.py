@@ -186,7 +186,7 @@ class Scheduler:
         if not self._free:
             # All numbers are taken and the prefix is all that its sequence holds: take that over.
             task.sequence = source
-            self.tree.remove(source, self.retained.pop(source))
+            del self.retained[source]
         else:
             task.sequence = self._free.pop()
             if shared:
