@@ -18,7 +18,7 @@ READY = {"ready": {"_": "ModelInfo", "name": "stub"}, "features": "none"}
 PRELUDE = """
 import os, signal, sys
 from promptflow.engine.frames import read_frame, write_frame
-from promptflow.engine.request import to_wire
+from promptflow.engine.wire import to_wire
 from promptflow.errors import ModelInvalid
 settings = read_frame(sys.stdin.buffer)
 def say(message): write_frame(sys.stdout.buffer, message)

@@ -69,6 +69,7 @@ def test_options_reach_the_slot():
         top_p=0.9,
         top_k=40,
         min_p=0.05,
+        typical_p=0.8,
         repetition_penalty=1.1,
         stop=["##"],
         max_tokens=9,
@@ -76,7 +77,7 @@ def test_options_reach_the_slot():
     [slot] = engine.slots()
     sampling = slot.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 40)
-    assert (sampling.min_p, sampling.repetition_penalty) == (0.05, 1.1)
+    assert (sampling.min_p, sampling.typical_p, sampling.repetition_penalty) == (0.05, 0.8, 1.1)
     assert slot.stop == ("##",)
     assert slot.max_tokens == 9
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,8 @@ from promptflow.engine.fake import FakeModel
 from promptflow.engine.job import Tools
 from promptflow.engine.prefix import lower_bound
 from promptflow.engine.request import (
+    Alternative,
+    Beam,
     Choice,
     Completion,
     Fill,
@@ -72,12 +75,64 @@ class Reference:
             rng = sampling.generator(request.seed, number)
             filling = Filling(slot, self.tools.vocabulary, self.tools.constraints, rng, tokens)
             filling.open()
-            while filling.finish is None:
-                filling.take(self.logits(tokens + filling.tokens))
-            fills[slot.name] = filling.fill()
+            if slot.beam is not None:
+                filling, fills[slot.name] = self.search(filling, tokens, slot.beam)
+            elif slot.is_weighed:
+                filling, fills[slot.name] = self.weigh(filling, tokens, rng)
+            else:
+                while filling.finish is None:
+                    filling.take(self.logits(tokens + filling.tokens))
+                fills[slot.name] = filling.fill()
             tokens += filling.tokens[: filling.kept]
             tokens += self.tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
         return fills
+
+    def search(self, opened: Filling, tokens: list[int], beam: Beam) -> tuple[Filling, Fill]:
+        """Go on until nothing lives, every step from scratch."""
+        live, ended = [(0.0, 0, opened)], []
+        if opened.finish is not None:
+            live, ended = ended, live
+        while live:
+            found = [
+                (logprob + pick.logprob, steps + 1, filling, pick)
+                for logprob, steps, filling in live
+                for pick in filling.picks(self.logits(tokens + filling.tokens), beam.width)
+            ]
+            live = []
+            for logprob, steps, filling, pick in sorted(found, key=lambda one: -one[0]):
+                if len(live) < beam.width:
+                    twin = filling.fork()
+                    twin.put(pick)
+                    (live if twin.finish is None else ended).append((logprob, steps, twin))
+
+        def score(one: tuple[float, int, Filling]) -> float:
+            return float(one[0] / max(1, one[1]) ** beam.length_penalty)
+
+        ended = sorted(ended, key=score, reverse=True)[: beam.width]
+        texts = tuple(Alternative(one[2].written, one[0], score(one)) for one in ended)
+        best = ended[0][2]
+        return best, replace(best.fill(), generated=0, alternatives=texts)
+
+    def weigh(self, opened: Filling, tokens: list[int], rng) -> tuple[Filling, Fill]:
+        """Follow every token of every option."""
+        found: dict[str, tuple[float, Filling]] = {}
+
+        def follow(logprob: float, filling: Filling) -> None:
+            if filling.finish is not None:
+                known, shortest = found.get(filling.written, (-np.inf, filling))
+                shortest = min(shortest, filling, key=lambda one: len(one.tokens))
+                found[filling.written] = float(np.logaddexp(known, logprob)), shortest
+                return
+            for pick in filling.picks(self.logits(tokens + filling.tokens), 1000, within=True):
+                twin = filling.fork()
+                twin.put(pick)
+                follow(logprob + pick.logprob, twin)
+
+        follow(0.0, opened)
+        weights = np.array([weight for weight, _ in found.values()], dtype=np.float32)
+        chosen = list(found)[sampling.choose(weights, opened.slot.sampling, rng)]
+        best = found[chosen][1]
+        return best, Fill(chosen, best.finish)
 
 
 REFERENCE = Reference()
@@ -119,6 +174,7 @@ samplings = st.builds(
     top_k=st.sampled_from([0, 3]),
     top_p=st.sampled_from([1.0, 0.8]),
     min_p=st.sampled_from([0.0, 0.1]),
+    typical_p=st.sampled_from([1.0, 0.6]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     presence_penalty=st.sampled_from([0.0, 0.7]),
     logit_bias=st.sampled_from([(), WORDS_LIKELY]),
@@ -149,6 +205,24 @@ slots = st.builds(
     logprobs=st.sampled_from([None, 0, 2]),
     ignore_eos=st.booleans(),
 )
+searched = st.builds(
+    Slot,
+    name=st.just("?"),
+    constraint=constraints,
+    max_tokens=st.integers(1, 6),
+    stop=st.sampled_from([(), ("b",), (".", "\n")]),
+    lead=st.sampled_from(["", " "]),
+    ignore_eos=st.booleans(),
+    beam=st.builds(Beam, st.integers(1, 4), st.sampled_from([0.0, 1.0, 2.0, -0.5])),
+)
+weighed = st.builds(
+    Slot,
+    name=st.just("?"),
+    constraint=st.sampled_from([("a", "ab", "abc", "the end"), ("only this",), ("x", "y")]).map(
+        lambda options: Choice(options, weighed=True)
+    ),
+    lead=st.sampled_from(["", " "]),
+)
 texts = st.builds(
     Text,
     st.text("abc \n", max_size=4).flatmap(
@@ -161,10 +235,10 @@ texts = st.builds(
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Request:
+def requests(draw: st.DrawFn, kinds=slots | slots | searched | weighed) -> Request:
     parts: list[Text | Slot] = draw(st.lists(texts, max_size=2))
     for number in range(draw(st.integers(1, 3))):
-        parts.append(replace(draw(slots), name=f"s{number}"))
+        parts.append(replace(draw(kinds), name=f"s{number}"))
         parts += draw(st.lists(texts, max_size=1))
     return Request(tuple(parts), seed=draw(st.integers(0, 3)))
 
@@ -197,7 +271,7 @@ class Decoding(RuleBasedStateMachine):
             self.requests[key] = request
             try:
                 self.outcomes |= dict(self.decoder.submit(key, request))
-            except ContextOverflow as error:
+            except (ContextOverflow, CapacityError) as error:
                 self.outcomes[key] = Completion(error=error)
 
     @precondition(lambda self: self.decoder)
@@ -242,14 +316,33 @@ class Decoding(RuleBasedStateMachine):
         assert not list(scheduler.tree.nodes())
 
 
+def beams(request: Request) -> list[Slot]:
+    return [part for part in request.parts if isinstance(part, Slot) and part.beam]
+
+
+def comparable(completion: Completion, request: Request) -> dict[str, Fill]:
+    """The fills, less the work that a search has cost and the weights of options."""
+    fills = dict(completion.fills)
+    for part in request.parts:
+        if isinstance(part, Slot) and part.beam:
+            fills[part.name] = replace(fills[part.name], generated=0)
+        if isinstance(part, Slot) and part.is_weighed:
+            fill = fills[part.name]
+            assert abs(sum(np.exp(a.logprob) for a in fill.alternatives) - 1) < 1e-6
+            fills[part.name] = replace(fill, generated=0, logprob=0.0, alternatives=())
+    return fills
+
+
 def check(completion: Completion, request: Request, cancelled: bool, faulted: bool) -> None:
     error = completion.error
     if error is not None:
         assert isinstance(error, EngineError)
         expected = cancelled or isinstance(error, ContextOverflow)
+        # A beam may be wider than the pool.
+        expected |= isinstance(error, CapacityError) and bool(beams(request))
         assert expected or (faulted and type(error) in (EngineError, CapacityError)), error
         return
-    assert completion.fills == REFERENCE.fills(request)
+    assert comparable(completion, request) == REFERENCE.fills(request)
     usage = completion.usage
     assert usage.generated == sum(fill.generated for fill in completion.fills.values())
     assert usage.forced == sum(fill.forced for fill in completion.fills.values())
@@ -271,7 +364,7 @@ test_any_program_decodes_as_if_alone = Decoding.TestCase
 def test_a_batch_decodes_as_if_alone(batch, batch_invariant):
     decoder = Decoder(model(), batch_invariant=batch_invariant)
     for completion, request in zip(run(decoder, batch), batch, strict=True):
-        assert completion.fills == REFERENCE.fills(request)
+        assert comparable(completion, request) == REFERENCE.fills(request)
         assert completion.usage.reused == 0 or not batch_invariant
 
 
@@ -297,7 +390,7 @@ def test_what_arrives_together_is_prefilled_once(texts, max_running, batch):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(requests(), min_size=1, max_size=8), st.sampled_from([150, 4000]))
+@given(st.lists(requests(slots), min_size=1, max_size=8), st.sampled_from([150, 4000]))
 def test_every_prompt_token_is_computed_or_reused_once(batch, cells):
     """The last slot is sampled, so that everything before it is needed.
 

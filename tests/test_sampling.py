@@ -36,6 +36,15 @@ def reference(
             kept.append(i)
         before += weights[i]
     kept = [i for i in kept if weights[i] >= settings.min_p * weights[kept[0]]]
+    if settings.typical_p < 1:
+        total = sum(weights[i] for i in kept)
+        surprisal = {i: math.log(total / weights[i]) for i in kept if weights[i] > 0}
+        entropy = sum(weights[i] / total * surprisal[i] for i in surprisal)
+        order, before, kept = sorted(surprisal, key=lambda i: abs(surprisal[i] - entropy)), 0.0, []
+        for i in order:
+            if before < settings.typical_p * total or not kept:
+                kept.append(i)
+            before += weights[i]
     total = sum(weights[i] for i in kept)
     probabilities = [0.0] * len(logits)
     for i in kept:
@@ -68,6 +77,10 @@ def fits(drawn: Counter[int], probabilities: list[float], draws: int) -> bool:
         (Sampling(1.0, top_p=0.9), None),
         (Sampling(1.0, min_p=0.05), None),
         (Sampling(0.7, top_k=40, top_p=0.95, min_p=0.02), None),
+        (Sampling(1.0, typical_p=0.3), None),
+        (Sampling(1.0, typical_p=0.95), None),
+        (Sampling(0.8, top_k=60, top_p=0.9, typical_p=0.6), None),
+        (Sampling(1.5, typical_p=0.5), ALLOWED),
         (Sampling(1.0), ALLOWED),
         (Sampling(1.0), ALLOWED | (LOGITS.max() == LOGITS)),
         (Sampling(0.7, top_p=0.9), ALLOWED | (LOGITS.max() == LOGITS)),

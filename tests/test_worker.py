@@ -13,10 +13,8 @@ from promptflow.engine.request import (
     Request,
     Slot,
     Text,
-    completion_from_wire,
-    error_from_wire,
-    to_wire,
 )
+from promptflow.engine.wire import completion_from_wire, error_from_wire, to_wire
 from promptflow.engine.worker import Worker, probe
 from promptflow.errors import ConstraintError, ContextOverflow, EngineError, ModelInvalid
 

@@ -7,6 +7,7 @@ ConstraintError here.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections import OrderedDict
@@ -168,6 +169,14 @@ class Matcher:
         with self.clock:
             self._matcher.consume_token(token)
             self._check()
+
+    def fork(self) -> Matcher:
+        """Return a copy that goes on by itself."""
+        twin = copy.copy(self)
+        with self.clock:
+            twin._matcher = self._matcher.deep_copy()
+        twin._bits = self._bits.copy()
+        return twin
 
     def forced(self) -> list[int]:
         """Return the tokens that must follow, without moving."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from promptflow.engine import admission
+from promptflow.engine.beam import Fork
 from promptflow.engine.job import FillJob, ScoreJob, Tools
 from promptflow.engine.model import Model
 from promptflow.engine.request import (
@@ -23,7 +25,6 @@ from promptflow.engine.scheduler import Copy, Move, Scheduler, Task
 from promptflow.errors import (
     Cancelled,
     CapacityError,
-    ContextOverflow,
     DeadlineExceeded,
     EngineError,
     PromptflowError,
@@ -102,10 +103,12 @@ class Decoder:
         """
         started, elsewhere = time.monotonic(), self._accounted()
         slots = [part for part in request.parts if isinstance(part, Slot)]
-        self._check_ids(slots)
+        admission.check_ids(self.model, slots)
         texts = self.tools.prompts.before_slots(request.parts)
         job = FillJob(slots, texts, request.seed, self.tools)
-        self._check_fits(job.prompt, len(texts[0]) + job.room() - job.prompt)
+        length = len(texts[0]) + job.room()
+        admission.check_length(self.model, job.prompt, length - job.prompt)
+        admission.check_cells(self.model, length, job.task.forks, job.task.fork_limit)
         job.open()
         entry = _Entry(key, job, started, request.deadline)
         self._enqueue(entry)
@@ -119,35 +122,17 @@ class Decoder:
         expected = self.tools.prompts.continuation(continuation)
         if not expected:
             raise EngineError("there is nothing to score: the continuation is empty")
-        self._check_fits(len(before), len(expected))
+        admission.check_length(self.model, len(before), len(expected))
         self._enqueue(_Entry(key, ScoreJob(before, expected, self.tools), time.monotonic()))
 
-    def _check_ids(self, slots: Sequence[Slot]) -> None:
-        known = self.model.vocabulary
-        for slot in slots:
-            ids = [*slot.stop_tokens, *(token for token, _ in slot.sampling.logit_bias)]
-            wrong = [token for token in ids if not 0 <= token < known]
-            if wrong:
-                raise EngineError(
-                    f"slot {slot.name!r} names token {wrong[0]}, but this model's tokens are 0 to "
-                    f"{known - 1:,}"
-                )
-
-    def _check_fits(self, prompt: int, room: int) -> None:
-        context = self.model.info.context
-        over = prompt + room - context
-        if over > 0:
-            raise ContextOverflow(
-                f"the prompt has {prompt:,} tokens and asks for up to {room:,} more: {over:,} over "
-                f"the context of {context:,}. Shorten the prompt, lower max_tokens, or load the "
-                "model with EngineOptions(context=...), up to what it was trained for"
-            )
+    def _number_of(self, entry: _Entry) -> int:
+        self._number += 1
+        self._by_task[self._number] = entry
+        return self._number
 
     def _enqueue(self, entry: _Entry) -> None:
-        self._number += 1
-        entry.job.task.number = self._number
+        entry.job.task.number = self._number_of(entry)
         self._entries[entry.key] = entry
-        self._by_task[self._number] = entry
         if not entry.job.is_done:
             self.scheduler.submit(entry.job.task)
 
@@ -179,7 +164,7 @@ class Decoder:
         for task in plan.admitted:
             if task.row is not None and task.sequence >= 0:
                 row, task.row = task.row, None
-                finished += self._advance(self._by_task[task.number], row)
+                finished += self._advance(self._by_task[task.number], row, task)
         elsewhere = self._accounted() - elsewhere
         self._totals.bookkeeping += time.perf_counter() - begun - elsewhere
         return finished
@@ -221,18 +206,21 @@ class Decoder:
         finished: list[Finished] = []
         row = 0
         for task, take in rows:
-            entry = self._by_task[task.number]
             start, first = task.computed, row
             row += take
+            entry = self._by_task.get(task.number)
+            if entry is None:
+                continue  # a fork whose search another row of this batch has ended
             self.scheduler.computed(task, take)
-            entry.job.meter.compute(start, start + take)
+            if task is entry.job.task:
+                entry.job.meter.compute(start, start + take)
             for position in sorted(p for p in task.wants if start <= p < start + take):
                 self._hand_over(task, position, first + position - start)
             if isinstance(entry.job, ScoreJob):
                 scored = range(max(start, task.scored_from) - start, take)
                 finished += self._score(entry, [first + offset for offset in scored])
             elif task.pending == 0:
-                finished += self._advance(entry, self.model.logits(row - 1))
+                finished += self._advance(entry, self.model.logits(row - 1), task)
         return finished
 
     def _hand_over(self, task: Task, position: int, row: int) -> None:
@@ -256,13 +244,22 @@ class Decoder:
             self._totals.sample += time.perf_counter() - begun
         return [self._finish(entry)] if job.is_done else []
 
-    def _advance(self, entry: _Entry, logits: np.ndarray) -> list[Finished]:
+    def _advance(self, entry: _Entry, logits: np.ndarray, task: Task) -> list[Finished]:
         """Sample a token for a job; take back what no longer stands of its sequence."""
         job, clock = entry.job, self.tools.constraints.clock
         assert isinstance(job, FillJob)
         begun, matched = time.perf_counter(), clock.seconds
         try:
-            stands = job.take(logits)
+            if job.beams is None:
+                stands = job.take(logits)
+            else:
+                self._fork(entry, job.beams.take(task, logits))
+                if not job.beams.is_done:
+                    return []
+                self._join(entry)
+                stands = job.close_beams()
+                if job.is_done:
+                    self._move(self.scheduler.cut(job.task, stands))
         except PromptflowError as error:
             return [self._fail(entry, error)]
         finally:
@@ -272,6 +269,23 @@ class Decoder:
         # Where nothing follows what stands, its last token is decoded again, for the logits.
         self._move(self.scheduler.cut(job.task, min(stands, len(job.task.tokens) - 1)))
         return []
+
+    def _fork(self, entry: _Entry, forks: Sequence[Fork]) -> None:
+        job = entry.job
+        for fork in forks:
+            if fork.child.sequence < 0:
+                fork.child.number = self._number_of(entry)
+            self._move(self.scheduler.fork(fork.parent, fork.child, job.task))
+            if fork.child is job.task:
+                job.meter.cut(job.task.computed)
+
+    def _join(self, entry: _Entry) -> None:
+        """End the forks of a search."""
+        if isinstance(entry.job, ScoreJob) or entry.job.beams is None:
+            return
+        for child in entry.job.beams.children:
+            self._by_task.pop(child.number, None)
+            self._move(self.scheduler.join(child, entry.job.task))
 
     # Ending
 
@@ -287,6 +301,7 @@ class Decoder:
         return entry.key, Completion(fills, usage, time.monotonic() - entry.started, error)
 
     def _retire(self, entry: _Entry, keep: bool) -> Usage:
+        self._join(entry)
         del self._entries[entry.key]
         del self._by_task[entry.job.task.number]
         self._move(self.scheduler.finish(entry.job.task, keep=keep))
@@ -315,18 +330,18 @@ class Decoder:
         if code == 1:
             return self._make_room()
         finished: list[Finished] = []
-        for task in tasks:
-            entry = self._by_task[task.number]
+        for entry in dict.fromkeys(self._by_task[task.number] for task in tasks):
             entry.faults += 1
             if entry.faults > RETRIES:
                 reason = f"llama_decode failed with code {code}, and again after a new start"
                 finished.append(self._fail(entry, EngineError(reason)))
-        restart = [task for task in tasks if task.sequence >= 0]
+        restart = list(tasks)
         if code < -1:
             restart = list(self.scheduler.running)
             self._move(self.scheduler.evict_all())
         for task in reversed(restart):
-            self._preempt(task)
+            if task.sequence >= 0:
+                self._preempt(self._by_task[task.number])
         if code < -1:
             self.model.reset()
         return finished
@@ -337,12 +352,18 @@ class Decoder:
         self._move(freed)
         if freed:
             return []
-        task = max(self.scheduler.running, key=lambda task: task.number)
-        self._preempt(task)
+        newest = max(self.scheduler.running, key=lambda task: task.number)
+        entry = self._by_task[newest.number]
+        self._preempt(entry)
+        task = entry.job.task
         return [self._no_room(task)] if task.preempted > 1 else []
 
-    def _preempt(self, task: Task) -> None:
-        self._move(self.scheduler.preempt(task))
+    def _preempt(self, entry: _Entry) -> None:
+        """Send a job back to the queue; a search begins again."""
+        self._join(entry)
+        if isinstance(entry.job, FillJob):
+            entry.job.restart()
+        self._move(self.scheduler.preempt(entry.job.task))
         self._totals.preempted += 1
 
     def _no_room(self, task: Task) -> Finished:

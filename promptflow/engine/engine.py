@@ -26,11 +26,9 @@ from promptflow.engine.request import (
     Stats,
     Text,
     TokenLogprob,
-    completion_from_wire,
-    logprobs_from_wire,
-    to_wire,
 )
 from promptflow.engine.tickets import Tickets, frames, resolve
+from promptflow.engine.wire import completion_from_wire, logprobs_from_wire, to_wire
 from promptflow.errors import EngineLost, ForkedUse, PromptflowError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptflow.engine import child
 from promptflow.engine.frames import Message, encode, read_frame
-from promptflow.engine.request import error_from_wire, to_wire
+from promptflow.engine.wire import error_from_wire, to_wire
 from promptflow.errors import EngineLost
 
 if TYPE_CHECKING:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from promptflow.engine import sampling
+from promptflow.engine.beam import Beams
 from promptflow.engine.constraint import Constraints
 from promptflow.engine.model import Model
 from promptflow.engine.prompt import Prompts
 from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
 from promptflow.engine.scheduler import Task
 from promptflow.engine.slots import Filling, Vocabulary
+from promptflow.engine.weigh import Weighing
 
 SEAM = 8  # tokens that a stop string which cuts a token may add
 
@@ -81,7 +83,11 @@ class FillJob:
         self._seed = seed
         self._tools = tools
         self._at = 0
-        self._filling: Filling | None = None
+        self._filling: Filling | Weighing | None = None
+        self.beams: Beams | None = None
+        searched = [slot for slot in slots if slot.beam is not None]
+        self.task.forks = max((slot.beam.width - 1 for slot in searched if slot.beam), default=0)
+        self.task.fork_limit = max((slot.max_tokens for slot in searched), default=0)
 
     @property
     def is_done(self) -> bool:
@@ -109,35 +115,65 @@ class FillJob:
             tools = self._tools
             filling = Filling(slot, tools.vocabulary, tools.constraints, rng, task.tokens)
             task.tokens += filling.open()
-            self._filling = filling
-            if filling.finish is None:
+            if slot.beam is not None and filling.finish is None:
+                self.beams = Beams(task, filling)
                 return
-            self._close(filling)
+            self._filling = Weighing(filling, rng) if slot.is_weighed else filling
+            if self._filling.finish is None:
+                return
+            self._close(self._filling, len(task.tokens) - len(filling.tokens))
 
     def take(self, logits: np.ndarray) -> int:
         """Sample a token; go on to the next slot where this one has ended.
 
         Return how many of the tokens known before still stand. Raises EngineError.
         """
-        filling = self._filling
+        filling, tokens = self._filling, self.task.tokens
         assert filling is not None
-        stands = len(self.task.tokens)
-        self.task.tokens += filling.take(logits)
+        stands = len(tokens)
+        base = stands - len(filling.tokens)
+        if isinstance(filling, Weighing):
+            stands = base + filling.take(logits)
+            if filling.finish is None:
+                tokens[base:] = filling.tokens
+                self.meter.cut(stands)
+        else:
+            tokens += filling.take(logits)
         if filling.finish is not None:
-            stands = min(stands, self._close(filling))
+            stands = min(stands, self._close(filling, base))
             self.open()
         return stands
 
-    def _close(self, filling: Filling) -> int:
-        """Keep what was written, take back what a stop cut off; return how many tokens stand."""
+    def close_beams(self) -> int:
+        """Keep the best text of a search that has ended and go on; return how many tokens stand."""
+        beams = self.beams
+        assert beams is not None
+        self.beams = None
+        stands = beams.rewind()
+        self.meter.cut(stands)
+        stands = min(stands, self._close(beams, beams.base))
+        self.open()
+        return stands
+
+    def restart(self) -> None:
+        """Begin a search again that has lost its sequences."""
+        if self.beams is not None:
+            self.beams.rewind()
+            self.beams = Beams(self.task, self.beams.opened)
+
+    def _close(self, filling: Filling | Weighing | Beams, base: int) -> int:
+        """Keep what was written from ``base`` on, less what a stop cut off.
+
+        Return how many tokens stand.
+        """
         task = self.task
         self.fills[filling.slot.name] = filling.fill()
         self._filling = None
         self._at += 1
         if self.is_done:
             return len(task.tokens)
-        kept = len(task.tokens) - len(filling.tokens) + filling.kept
-        del task.tokens[kept:]
+        task.tokens[base:] = filling.tokens[: filling.kept]
+        kept = len(task.tokens)
         self.meter.cut(kept)
         task.tokens += self._tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
         return kept
@@ -145,8 +181,9 @@ class FillJob:
     def usage(self) -> Usage:
         """Return the counts so far, those of an unfinished slot included."""
         fills = list(self.fills.values())
-        if self._filling is not None:
-            fills.append(self._filling.fill())
+        open_slot = self.beams or self._filling
+        if open_slot is not None:
+            fills.append(open_slot.fill())
         return Usage(
             self.meter.prompt,
             self.meter.prefilled,

@@ -1,7 +1,6 @@
 """What passes between programs and the engine: requests of text and slots, completions of fills.
 
-Plain frozen dataclasses that know neither llama.cpp nor DSPy. ``to_wire`` and ``from_wire`` are the
-JSON form that crosses the pipe to the engine's child.
+Plain frozen dataclasses that know neither llama.cpp nor DSPy.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from promptflow.errors import ENGINE_ERRORS, EngineError, PromptflowError
+from promptflow.errors import PromptflowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -49,6 +49,7 @@ class Sampling:
         _within("top_k", self.top_k, 0, 10_000_000)
         _within("top_p", self.top_p, 0.0, 1.0)
         _within("min_p", self.min_p, 0.0, 1.0)
+        _within("typical_p", self.typical_p, 0.0, 1.0)
         _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _within("frequency_penalty", self.frequency_penalty, -10.0, 10.0)
         _within("presence_penalty", self.presence_penalty, -10.0, 10.0)
@@ -78,9 +79,14 @@ class Regex:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of ``options``, verbatim."""
+    """One of ``options``, verbatim.
+
+    ``weighed`` looks at all of them instead of writing one: the fill's ``alternatives`` hold each
+    option with its probability, and where no option begins like another nothing is decoded.
+    """
 
     options: tuple[str, ...]
+    weighed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,24 @@ Constraint = Json | Regex | Choice | Lark | Substring
 
 
 @dataclass(frozen=True, slots=True)
+class Beam:
+    """Search for the most probable text with ``width`` hypotheses side by side.
+
+    Hypotheses are ranked by logprob / tokens ** ``length_penalty``, the end counted as a token:
+    0 prefers short texts, 1 compares the mean (Wu et al. 2016, arXiv 1609.08144, section 7, without
+    the offset of 5).
+    """
+
+    width: int = 4
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a search without hypotheses."""
+        _within("width", self.width, 1, 1_000)
+        _within("length_penalty", self.length_penalty, -10.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """Text written by the model.
 
@@ -112,7 +136,7 @@ class Slot:
     join it with the word that follows). Under a constraint the lead is forced; without one it is
     removed, once and exactly, where the model wrote it. ``logprobs`` counts the alternatives
     reported for each sampled token: None is off, 0 is the chosen token alone. ``ignore_eos`` keeps
-    the model from ending the slot while it could go on.
+    the model from ending the slot while it could go on. ``beam`` searches instead of sampling.
     """
 
     name: str
@@ -124,15 +148,25 @@ class Slot:
     sampling: Sampling = Sampling()
     logprobs: int | None = None
     ignore_eos: bool = False
+    beam: Beam | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a slot that could not end."""
+        """Refuse a slot that could not end, and a search that samples."""
         if self.max_tokens < 1:
             raise ValueError(f"slot {self.name!r}: max_tokens={self.max_tokens} is below 1")
         if any(not stop for stop in self.stop):
             raise ValueError(f"slot {self.name!r}: an empty stop string")
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, 1_000)
+        if self.beam is not None and self.sampling != Sampling():
+            raise ValueError(f"slot {self.name!r}: a beam does not sample; leave out sampling=")
+        if self.is_weighed and (self.beam is not None or self.ignore_eos):
+            raise ValueError(f"slot {self.name!r}: a weighed Choice takes no beam and no ignore_eos")
+
+    @property
+    def is_weighed(self) -> bool:
+        """Return whether every option of a choice is looked at."""
+        return isinstance(self.constraint, Choice) and self.constraint.weighed
 
 
 Part = Text | Slot
@@ -168,13 +202,28 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A text that a slot might hold, with its natural-log probability.
+
+    Of a beam: the sum over the tokens and the end, and ``score`` ranks it. Of a weighed choice:
+    the option's share under the constraint, all of them summing to 1, and ``score`` is the same.
+    """
+
+    text: str
+    logprob: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fill:
     """What the model wrote into a slot.
 
     ``finish`` is ``stop`` (a stop string, stop token or end of turn), ``constraint`` (complete) or
     ``length``: cut at ``max_tokens``, before a constraint was complete too. ``generated`` counts
     the sampled tokens, those that a stop string cut off among them, but not the token that ended
-    the slot; ``logprob`` sums their natural-log probabilities. ``forced`` ones count 0.
+    the slot; ``logprob`` sums their natural-log probabilities. ``forced`` ones count 0. Of a beam
+    and of a weighed choice ``generated`` counts what all hypotheses sampled and had decoded, and
+    ``alternatives`` holds the texts, best first.
     """
 
     text: str
@@ -183,6 +232,7 @@ class Fill:
     forced: int = 0
     logprob: float = 0.0
     logprobs: tuple[TokenLogprob, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,69 +370,3 @@ class TextEngine(Protocol):
 
     def close(self) -> None:
         """Stop the engine; idempotent."""
-
-
-_TAGGED: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (Text, Slot, Json, Regex, Choice, Lark, Substring)
-}
-
-
-def to_wire(value: Any) -> Any:
-    """Return ``value`` as JSON data; dataclasses of this module carry their class name in ``_``."""
-    if isinstance(value, PromptflowError):
-        return {"_": "error", "type": type(value).__name__, "message": str(value)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_wire(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"_": type(value).__name__, **fields}
-    if isinstance(value, list | tuple):
-        return [to_wire(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: to_wire(item) for key, item in value.items()}
-    return value
-
-
-def request_from_wire(data: Mapping[str, Any]) -> Request:
-    """Return the request that ``to_wire`` wrote."""
-    parts = tuple(_part_from_wire(part) for part in data["parts"])
-    return Request(parts, data["seed"], data["deadline"])
-
-
-def _part_from_wire(data: Mapping[str, Any]) -> Part:
-    fields = {key: value for key, value in data.items() if key != "_"}
-    if data["_"] == "Slot":
-        if (constraint := fields["constraint"]) is not None:
-            kind = _TAGGED[constraint["_"]]
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in constraint.items()}
-            del values["_"]
-            fields["constraint"] = kind(**values)
-        sampling = {k: v for k, v in fields["sampling"].items() if k != "_"}
-        sampling["logit_bias"] = tuple((i, b) for i, b in sampling["logit_bias"])
-        fields["sampling"] = Sampling(**sampling)
-        fields["stop"] = tuple(fields["stop"])
-        fields["stop_tokens"] = tuple(fields["stop_tokens"])
-        return Slot(**fields)
-    return Text(**fields)
-
-
-def completion_from_wire(data: Mapping[str, Any]) -> Completion:
-    """Return the completion that ``to_wire`` wrote."""
-    fills = {}
-    for name, fill in data["fills"].items():
-        plain = {k: v for k, v in fill.items() if k not in ("_", "logprobs")}
-        fills[name] = Fill(**plain, logprobs=logprobs_from_wire(fill["logprobs"]))
-    usage = Usage(**{k: v for k, v in data["usage"].items() if k != "_"})
-    error = None if data["error"] is None else error_from_wire(data["error"])
-    return Completion(fills, usage, data["seconds"], error)
-
-
-def logprobs_from_wire(data: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
-    """Return the log-probabilities that ``to_wire`` wrote."""
-    return tuple(
-        TokenLogprob(t["token"], t["token_id"], t["logprob"], tuple(map(tuple, t["top"])))
-        for t in data
-    )
-
-
-def error_from_wire(data: Mapping[str, Any]) -> PromptflowError:
-    """Return the error that ``to_wire`` wrote; an unknown class becomes an EngineError."""
-    return ENGINE_ERRORS.get(data["type"], EngineError)(data["message"])

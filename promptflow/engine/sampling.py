@@ -19,6 +19,7 @@ from promptflow.errors import NumericError
 Logits = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 _DEPTHS = (3.0, 6.0, 10.0, 16.0, 32.0, math.inf)  # below the best logit, in temperatures
+_WIDTHS = (1.0, 2.0, 4.0, 8.0, math.inf)  # around the entropy, in nats
 _BLOCK = 512
 _COLDEST = 1e-4  # below this only ties of the best token have weight in single precision
 
@@ -72,7 +73,7 @@ def choose(
 ) -> int:
     """Return a token id drawn from ``logits``, among those that ``allowed`` flags if given.
 
-    Order of reductions: allowed ids, temperature, top-k, top-p, min-p, as in transformers
+    Order of reductions: allowed ids, temperature, top-k, top-p, min-p, typical, as in transformers
     (llama.cpp applies the temperature last). Ties at temperature 0 go to the lowest id. Raises
     NumericError where every allowed id has a logit of minus infinity.
     """
@@ -92,8 +93,13 @@ def choose(
         weights = np.exp(scaled, out=scaled)
         if allowed is not None:
             weights *= allowed
-        return _draw(weights, rng)
-    ids, weights = _cut(scaled, sampling, allowed)
+        if sampling.typical_p == 1.0:
+            return _draw(weights, rng)
+        ids, weights = _typical(np.arange(len(weights)), weights, sampling.typical_p)
+    else:
+        ids, weights = _cut(scaled, sampling, allowed)
+        if sampling.typical_p < 1.0:
+            ids, weights = _typical(ids, weights, sampling.typical_p)
     return int(ids[_draw(weights, rng)])
 
 
@@ -129,6 +135,32 @@ def _cut(
     return ids[:kept], weights[:kept]
 
 
+def _typical(
+    ids: NDArray[np.int64], weights: Logits, typical_p: float
+) -> tuple[NDArray[np.int64], Logits]:
+    """Return the ids whose surprisal is nearest the entropy, up to a mass of ``typical_p``.
+
+    Locally typical sampling: Meister et al. 2022, arXiv 2202.00666. Ties go to the id that comes
+    first.
+    """
+    held = weights > 0
+    ids, weights = ids[held], weights[held]
+    surprisal = np.log(weights, dtype=np.float64)
+    shares = np.exp(surprisal)
+    total = shares.sum()
+    surprisal = math.log(total) - surprisal
+    shares /= total
+    distance = np.abs(surprisal - (shares * surprisal).sum())
+    for width in _WIDTHS:
+        near = np.flatnonzero(distance <= width)
+        if shares[near].sum() >= typical_p:
+            break
+    order = near[np.argsort(distance[near], kind="stable")]
+    sums = np.cumsum(shares[order])
+    kept = np.sort(order[: max(1, np.count_nonzero(sums - shares[order] < typical_p))])
+    return ids[kept], weights[kept]
+
+
 def _draw(weights: Logits, rng: np.random.Generator) -> int:
     """Return an index with probability in proportion to its weight."""
     sums = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)), dtype=np.float64)
@@ -145,25 +177,32 @@ def _draw(weights: Logits, rng: np.random.Generator) -> int:
 
 def logprob(logits: Logits, token: int) -> float:
     """Return the natural-log probability of ``token`` under the softmax of ``logits``."""
-    peak, rest = _log_total(logits)
-    return float(logits[token]) - peak - rest
+    return float(logits[token]) - log_total(logits)
 
 
 def top(logits: Logits, count: int) -> list[tuple[int, float]]:
     """Return the ``count`` most probable ids with their log-probabilities, best first."""
     if count == 0:
         return []
-    peak, rest = _log_total(logits)
+    total = log_total(logits)
+    return [(int(i), float(logits[i]) - total) for i in largest(logits, count)]
+
+
+def largest(logits: Logits, count: int) -> NDArray[np.int64]:
+    """Return where the ``count`` largest values are, largest first, ties by place."""
     # Partitioning leaves ties at the border to chance; sorting all that reach it does not.
     border = np.partition(logits, -min(count, len(logits)))[-min(count, len(logits))]
     ids = np.flatnonzero(logits >= border)
-    ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
-    return [(int(i), float(logits[i]) - peak - rest) for i in ids]
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
-def _log_total(logits: Logits) -> tuple[float, float]:
-    """Return the largest logit, and the logarithm of the sum of exponentials less that."""
+def log_total(logits: Logits, allowed: Flags | None = None) -> float:
+    """Return the logarithm of the sum of exponentials, of ``allowed`` ids alone if given."""
+    if allowed is not None:
+        logits = logits[allowed]
     peak = logits.max()
+    if peak == -np.inf:
+        return -math.inf
     with np.errstate(over="ignore"):
         below = logits - peak
-    return float(peak), math.log(np.exp(below, out=below).sum())
+    return float(peak) + math.log(np.exp(below, out=below).sum())

@@ -24,6 +24,9 @@ class Task:
     tokens: list[int]
     length_limit: int  # tokens it may hold when it ends
     share_limit: int = _NEVER  # tokens that it may take from others
+    forks: int = 0  # sequences that it may fork off, each for up to ``fork_limit`` more tokens
+    fork_limit: int = 0
+    spares: list[int] = field(default_factory=list)  # sequence numbers kept for them
     scored_from: int = _NEVER  # the logits of every position from here on are wanted
     computed: int = 0
     sequence: int = -1
@@ -37,6 +40,11 @@ class Task:
     def pending(self) -> int:
         """Return how many known tokens are not yet in the cache."""
         return len(self.tokens) - self.computed
+
+    @property
+    def promised(self) -> int:
+        """Return how many more cells it may come to need, forks included."""
+        return self.length_limit - self.computed + len(self.spares) * self.fork_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +202,7 @@ class Scheduler:
                 self.cells.share(source, task.sequence, shared)
             if source in self.retained:
                 self.retained[source] = self.retained.pop(source)
+        task.spares = [self._free.pop() for _ in range(task.forks)]
         if shared < len(task.tokens):
             task.row = None
         task.computed = shared
@@ -210,16 +219,17 @@ class Scheduler:
 
     def _make_room(self, task: Task, source: int, shared: int, moves: list[Move]) -> bool:
         """Evict until ``task`` fits beside what running tasks may still need, if that is enough."""
-        promised = sum(other.length_limit - other.computed for other in self.running)
-        room = self.cells.capacity - promised - (task.length_limit - shared)
-        while self.cells.used > room or not self._free:
+        promised = sum(other.promised for other in self.running)
+        wanted = task.length_limit - shared + task.forks * task.fork_limit
+        room = self.cells.capacity - promised - wanted
+        while self.cells.used > room or len(self._free) <= task.forks:
             if self._evict(moves, keep=source):
                 continue
             held = self.retained.get(source, ())
             if len(held) > shared:
                 self._trim(source, shared, moves)
             else:
-                return len(held) > 0 and self.cells.used <= room
+                return len(held) > 0 and not task.forks and self.cells.used <= room
         return True
 
     def _ask(self, holder: Task, waiting: Iterable[Task]) -> None:
@@ -235,6 +245,34 @@ class Scheduler:
         holder.wants.discard(position)
         prompt = holder.tokens[: position + 1]
         return [task for task in self.waiting if task.tokens == prompt]
+
+    # Forks of a running task
+
+    def fork(self, parent: Task, child: Task, lead: Task) -> list[Move]:
+        """Let ``child`` hold what ``parent`` has in the cache; new children take lead's spares."""
+        moves: list[Move] = []
+        if child.sequence < 0:
+            child.sequence = lead.spares.pop()
+            self._owners[child.sequence] = child
+            self._indexed[child.sequence] = []
+            self.running.append(child)
+        else:
+            self.cells.drop(child.sequence)
+            moves.append(Drop(child.sequence))
+        self.cells.share(parent.sequence, child.sequence, parent.computed)
+        child.computed = parent.computed
+        return [*moves, Copy(parent.sequence, child.sequence, parent.computed)]
+
+    def join(self, child: Task, lead: Task) -> list[Move]:
+        """End a fork; its sequence number is lead's again."""
+        if child.sequence < 0:
+            return []
+        sequence, child.sequence = child.sequence, -1
+        self.running.remove(child)
+        del self._owners[sequence], self._indexed[sequence]
+        self.cells.drop(sequence)
+        lead.spares.append(sequence)
+        return [Drop(sequence)]
 
     # What the decoder reports
 
@@ -264,6 +302,8 @@ class Scheduler:
                 self.waiting.remove(task)
             return []
         self.running.remove(task)
+        self._free += task.spares
+        task.spares = []
         sequence, task.sequence = task.sequence, -1
         del self._owners[sequence]
         self.tree.remove(sequence, self._indexed.pop(sequence))

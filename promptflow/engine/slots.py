@@ -5,15 +5,18 @@ Works on bytes, since a token may hold half a character. Knows nothing of batche
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from promptflow.engine import sampling
 from promptflow.engine.constraint import Constraints, Matcher
 from promptflow.engine.model import Model
-from promptflow.engine.request import Fill, Slot, TokenLogprob
+from promptflow.engine.request import Alternative, Fill, Slot, TokenLogprob
+from promptflow.engine.sampling import Flags
 from promptflow.errors import ConstraintDeadEnd
 
 
@@ -29,6 +32,14 @@ class Vocabulary:
         # A complete constraint ends at a line break as well as at an end token: the label of the
         # next field follows on a new line, and that is what models write there.
         self.terminators = np.array(sorted({*breaks, *model.end_tokens}), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A token that may come next, or None for the end, with its natural-log probability."""
+
+    token: int | None
+    logprob: float
 
 
 class Filling:
@@ -76,28 +87,97 @@ class Filling:
         Raises NumericError, ConstraintError and ConstraintDeadEnd.
         """
         sampling.check(logits)
-        before = len(self.tokens)
         row = sampling.penalize(logits, self.slot.sampling, self._sampled, self._sequence)
-        if self._matcher is None:
-            self._write(logits, row)
+        content, allowed = self._allowed()
+        if allowed is None and self.slot.ignore_eos:
+            row = row.copy()
+            row[self._vocabulary.ends] = -np.inf
+        token = sampling.choose(row, self.slot.sampling, self._rng, allowed)
+        if self._is_end(token, content):
+            return self.put(Pick(None, 0.0))
+        value = sampling.logprob(logits, token)
+        self._note(logits, token, value)
+        return self.put(Pick(token, value))
+
+    def picks(self, logits: sampling.Logits, count: int, within: bool = False) -> list[Pick]:
+        """Return the ``count`` most probable tokens that may follow, and the end, best first.
+
+        With ``within`` probabilities are shares of what the constraint allows. Raises as ``take``.
+        """
+        sampling.check(logits)
+        content, allowed = self._allowed()
+        if allowed is None:
+            flags = np.ones(len(logits), dtype=np.bool_)
+            flags[self._vocabulary.ends] = False
+            flags[list(self.slot.stop_tokens)] = False
+            ends = np.flatnonzero(~flags)
         else:
-            self._follow(self._matcher, logits, row)
+            assert content is not None
+            flags, ends = content, np.flatnonzero(allowed & ~content)
+        total = sampling.log_total(logits, allowed if within else None)
+        ids = np.flatnonzero(flags)
+        best = ids if len(ids) <= count else ids[sampling.largest(logits[ids], count)]
+        picks = [Pick(int(i), float(logits[i]) - total) for i in best if np.isfinite(logits[i])]
+        if len(ends) and not (allowed is None and self.slot.ignore_eos):
+            # Whichever token ends it, the text is the same.
+            picks.append(Pick(None, sampling.log_total(logits[ends]) - total))
+        return sorted(picks, key=lambda pick: -pick.logprob)
+
+    def put(self, pick: Pick) -> list[int]:
+        """Take a pick; return the tokens that this adds, forced ones included."""
+        before = len(self.tokens)
+        if pick.token is None:
+            self._end("stop" if self._matcher is None else "constraint", len(self.text))
+            return []
+        self._logprob += pick.logprob
+        self._sampled[pick.token] += 1
+        self._append(pick.token)
+        if self._matcher is None:
+            self._look_for_stops(len(self._vocabulary.pieces[pick.token]))
+        else:
+            self._matcher.consume(pick.token)
+            self._force(self._matcher)
         if self.finish is None and len(self.tokens) >= self.slot.max_tokens:
             self._end("length", len(self.text))
         return self.tokens[before:]
 
-    def _write(self, logits: sampling.Logits, row: sampling.Logits) -> None:
-        """Add a token of free text, or end at an end token or at a stop."""
-        if self.slot.ignore_eos:
-            row = row.copy()
-            row[self._vocabulary.ends] = -np.inf
-        token = sampling.choose(row, self.slot.sampling, self._rng)
-        if token in self._vocabulary.end_set or token in self.slot.stop_tokens:
-            self._end("stop", len(self.text))
-            return
-        self._record(logits, token)
-        self._append(token)
-        fresh = len(self._vocabulary.pieces[token])
+    def fork(self) -> Filling:
+        """Return a copy that goes on by itself."""
+        twin = copy.copy(self)
+        twin.tokens, twin.text = self.tokens.copy(), self.text.copy()
+        twin._sampled, twin._logprobs = self._sampled.copy(), self._logprobs.copy()
+        twin._sequence = self._sequence.copy()
+        if self._matcher is not None:
+            twin._matcher = self._matcher.fork()
+        return twin
+
+    def _allowed(self) -> tuple[Flags | None, Flags | None]:
+        """Return flags of the tokens that continue the text, and of those and the end.
+
+        None where there is no constraint.
+        """
+        if self._matcher is None:
+            return None, None
+        allowed = self._matcher.allowed()
+        allowed[self._vocabulary.ends] = False
+        content = allowed
+        # Asked to go on, the model may end only where nothing else can follow.
+        may_go_on = self.slot.ignore_eos and bool(content.any())
+        if self._matcher.can_end(len(self.text)) and not may_go_on:
+            allowed = content.copy()
+            allowed[self._vocabulary.terminators] = True
+        if not allowed.any():
+            raise ConstraintDeadEnd(
+                f"slot {self.slot.name!r}: its constraint is not complete and allows no token"
+            )
+        return content, allowed
+
+    def _is_end(self, token: int, content: Flags | None) -> bool:
+        if content is not None:
+            return not content[token]
+        return token in self._vocabulary.end_set or token in self.slot.stop_tokens
+
+    def _look_for_stops(self, fresh: int) -> None:
         ends = [
             at
             for stop in self._stops
@@ -106,31 +186,8 @@ class Filling:
         if ends:
             self._end("stop", min(ends))
 
-    def _follow(self, matcher: Matcher, logits: sampling.Logits, row: sampling.Logits) -> None:
-        """Add a token that the constraint allows and what it forces then, or end where complete."""
-        allowed = matcher.allowed()
-        allowed[self._vocabulary.ends] = False
-        content = allowed
-        # Asked to go on, the model may end only where nothing else can follow.
-        may_go_on = self.slot.ignore_eos and bool(content.any())
-        if matcher.can_end(len(self.text)) and not may_go_on:
-            allowed = content.copy()
-            allowed[self._vocabulary.terminators] = True
-        if not allowed.any():
-            raise ConstraintDeadEnd("the constraint is not complete and allows no token")
-        token = sampling.choose(row, self.slot.sampling, self._rng, allowed)
-        if not content[token]:
-            self._end("constraint", len(self.text))
-            return
-        self._record(logits, token)
-        self._append(token)
-        matcher.consume(token)
-        self._force(matcher)
-
-    def _record(self, logits: sampling.Logits, token: int) -> None:
-        value = sampling.logprob(logits, token)
-        self._logprob += value
-        self._sampled[token] += 1
+    def _note(self, logits: sampling.Logits, token: int, value: float) -> None:
+        """Keep a token's log-probability and alternatives, if the slot asks for them."""
         count = self.slot.logprobs
         if count is None:
             return
@@ -175,17 +232,28 @@ class Filling:
         self.rest = bytes(self.text[held:length])
         del self.text[length:]
 
+    @property
+    def written(self) -> str:
+        """Return the text so far, without the lead."""
+        return self.text.decode("utf-8", "replace").removeprefix(self.slot.lead)
+
     def fill(self) -> Fill:
-        """Return what was written, without the lead."""
-        text = self.text.decode("utf-8", "replace").removeprefix(self.slot.lead)
+        """Return what was written."""
         return Fill(
-            text=text,
+            text=self.written,
             finish=self.finish or "length",
             generated=self._sampled.total(),
             forced=self._forced,
             logprob=self._logprob,
             logprobs=tuple(self._logprobs),
+            alternatives=self._only(),
         )
+
+    def _only(self) -> tuple[Alternative, ...]:
+        """Return the one text there is where a search has nothing to decide."""
+        if self.slot.beam is None or self._sampled:
+            return ()
+        return (Alternative(self.written, 0.0, 0.0),)
 
 
 def _half_character(text: bytes | bytearray) -> int:

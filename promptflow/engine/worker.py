@@ -20,7 +20,8 @@ from pathlib import Path
 from promptflow.engine.decoder import Decoder, Finished
 from promptflow.engine.frames import Message, read_frame, write_frame
 from promptflow.engine.model import Model
-from promptflow.engine.request import Completion, Part, Slot, Text, request_from_wire, to_wire
+from promptflow.engine.request import Completion, Part, Slot, Text
+from promptflow.engine.wire import request_from_wire, to_wire
 from promptflow.errors import EngineError, ModelInvalid, PromptflowError
 
 Emit = Callable[[Message], None]

@@ -83,7 +83,7 @@ class LocalLM(dspy.LM):
         return copied
 
 
-_REFUSED = ("min_p", "repetition_penalty")
+_REFUSED = ("min_p", "repetition_penalty", "typical_p")
 _OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
 
 DEFAULTS = EngineOptions()

@@ -10,7 +10,8 @@ from typing import Any
 
 import dspy
 
-from promptflow.engine.request import Sampling, to_wire
+from promptflow.engine.request import Sampling
+from promptflow.engine.wire import to_wire
 from promptflow.errors import UnknownField
 from promptflow.flow import Call, Flow, Order, Prediction, request_of, run
 from promptflow.lm import prompt_text, sampling_of, seed_of

@@ -1,0 +1,52 @@
+"""What can never run is refused at submission, with the numbers that say why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from promptflow.engine.model import Model
+from promptflow.engine.request import Slot
+from promptflow.errors import CapacityError, ContextOverflow, EngineError
+
+
+def check_ids(model: Model, slots: Sequence[Slot]) -> None:
+    """Raise EngineError for a token id that the model does not have."""
+    for slot in slots:
+        ids = [*slot.stop_tokens, *(token for token, _ in slot.sampling.logit_bias)]
+        wrong = [token for token in ids if not 0 <= token < model.vocabulary]
+        if wrong:
+            raise EngineError(
+                f"slot {slot.name!r} names token {wrong[0]}, but this model's tokens are 0 to "
+                f"{model.vocabulary - 1:,}"
+            )
+
+
+def check_length(model: Model, prompt: int, room: int) -> None:
+    """Raise ContextOverflow where ``prompt`` and ``room`` tokens are more than a sequence holds."""
+    context = model.info.context
+    over = prompt + room - context
+    if over > 0:
+        raise ContextOverflow(
+            f"the prompt has {prompt:,} tokens and asks for up to {room:,} more: {over:,} over "
+            f"the context of {context:,}. Shorten the prompt, lower max_tokens, or load the "
+            "model with EngineOptions(context=...), up to what it was trained for"
+        )
+
+
+def check_cells(model: Model, length: int, forks: int, fork_limit: int) -> None:
+    """Raise CapacityError for a request that the cache could not hold even alone.
+
+    ``forks`` sequences may add up to ``fork_limit`` tokens each to one of ``length``.
+    """
+    cells = length + forks * fork_limit
+    if cells > model.cells:
+        beam = f" for a beam of width {forks + 1}" if forks else ""
+        raise CapacityError(
+            f"the request may need {cells:,} cells{beam}, and the KV cache has {model.cells:,}: "
+            "lower max_tokens or the width, or load the model with EngineOptions(context=...)"
+        )
+    if forks >= model.max_sequences:
+        raise CapacityError(
+            f"a beam of width {forks + 1} needs as many sequences, and this engine has "
+            f"{model.max_sequences}: lower the width, or load with EngineOptions(max_running=...)"
+        )
