@@ -146,7 +146,9 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--quick", action="store_true", help="one turn of 32 tokens")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--one", nargs=3, metavar=("KIND", "SIZE", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=3, metavar=("KIND", "SIZE", "TOKENS"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args()
     if arguments.one:
         kind, size, tokens = arguments.one[0], int(arguments.one[1]), int(arguments.one[2])

@@ -11,7 +11,7 @@ import functools
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptflow import fields
-from promptflow.engine.request import Completion, Part, Sampling, Slot, Text, TextEngine
+from promptflow.engine.request import Choice, Completion, Part, Sampling, Slot, Text, TextEngine
 from promptflow.errors import TemplateError, UnknownField
 from promptflow.signature import description_of, has_default_instructions, label_of
 
@@ -34,12 +34,16 @@ Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How slots are decoded. Tokens are per slot; a constrained slot takes what its type needs."""
+    """How slots are decoded. Tokens are per slot; a constrained slot takes what its type needs.
+
+    ``weigh`` has every option of a Literal weighed (``Choice.weighed``).
+    """
 
     sampling: Sampling = GREEDY
     max_tokens: int = 256
     reasoning_tokens: int = 256
     logprobs: int | None = None
+    weigh: bool = False
 
 
 _DECODING = Decoding()
@@ -199,6 +203,8 @@ class _Slots:
             text = fields.output_text(self.inputs[name], info.annotation, info.metadata)
             return _field(name, info, text, self.markers, shape)
         constraint = fields.constraint_of(name, info.annotation, info.metadata, self.inputs)
+        if self.decoding.weigh and isinstance(constraint, Choice):
+            constraint = replace(constraint, weighed=True)
         default = self.decoding.max_tokens
         if name in REASONING:
             default = self.decoding.reasoning_tokens
@@ -344,14 +350,4 @@ def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...]) -> Slot:
         elif lead:
             parts.pop()
     stops = slot.stop if slot.constraint else (*slot.stop, *stop)
-    return Slot(
-        slot.name,
-        slot.constraint,
-        slot.max_tokens,
-        stops,
-        slot.stop_tokens,
-        lead,
-        slot.sampling,
-        slot.logprobs,
-        slot.ignore_eos,
-    )
+    return replace(slot, stop=stops, lead=lead)

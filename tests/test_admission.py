@@ -17,7 +17,9 @@ def test_what_just_fits_is_admitted():
 
 
 def test_a_sequence_that_is_too_long_is_refused_with_the_numbers():
-    with pytest.raises(ContextOverflow, match=r"has 60 tokens .* 41 more: 1 over the context of 100"):
+    with pytest.raises(
+        ContextOverflow, match=r"has 60 tokens .* 41 more: 1 over the context of 100"
+    ):
         admission.check_length(MODEL, 60, 41)
 
 

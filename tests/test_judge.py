@@ -6,40 +6,16 @@ import pytest
 
 import promptflow as pf
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.request import TokenLogprob
 from promptflow.errors import EngineLost, SignatureError
 from promptflow.flow import Prediction, run, run_many
-from promptflow.modules.judge import Judge, PairJudge, consistency, option_probabilities
+from promptflow.modules.judge import Judge, PairJudge, consistency, shares
 
 
-def fill(text: str, *tokens: tuple[str, dict[str, float]]) -> pf.Fill:
-    """A fill whose tokens had these alternatives with these probabilities."""
-    return pf.Fill(
-        text,
-        "constraint",
-        logprobs=tuple(
-            TokenLogprob(token, 0, 0.0, tuple((t, math.log(p)) for t, p in top.items()))
-            for token, top in tokens
-        ),
-    )
-
-
-def test_probabilities_are_those_of_the_first_token_that_chooses() -> None:
-    given = fill("4", (" ", {" ": 0.9}), ("4", {"4": 0.5, "5": 0.3, "x": 0.1, " 5": 0.1}))
-    shares = option_probabilities(given, ["1", "2", "3", "4", "5"])
-    assert shares["4"] == pytest.approx(0.5 / 0.9)
-    assert shares["5"] == pytest.approx(0.4 / 0.9)
-    assert shares["1"] == 0.0
-
-
-def test_a_token_may_begin_its_option() -> None:
-    given = fill("first", ("f", {"f": 0.6, "sec": 0.2}))
-    shares = option_probabilities(given, ["first", "second"])
-    assert shares == pytest.approx({"first": 0.75, "second": 0.25})
-
-
-def test_without_alternatives_the_choice_is_certain() -> None:
-    assert option_probabilities(fill("B"), ["A", "B"]) == {"A": 0.0, "B": 1.0}
+def test_shares_come_in_the_order_of_the_options() -> None:
+    prediction = Prediction(verdict="B")
+    assert shares(prediction, "verdict", ["A", "B"]) == {"A": 0.0, "B": 1.0}
+    prediction._weighed = {"verdict": {"B": 0.7, "A": 0.3}}
+    assert list(shares(prediction, "verdict", ["A", "B"]).items()) == [("A", 0.3), ("B", 0.7)]
 
 
 def test_a_score_is_the_expected_level() -> None:
@@ -50,17 +26,17 @@ def test_a_score_is_the_expected_level() -> None:
     assert float(result) == 4.0
 
 
-def test_the_judge_sees_rubric_question_and_answer_and_asks_for_alternatives() -> None:
+def test_the_judge_sees_rubric_question_and_answer_and_weighs_every_level() -> None:
     asked = []
 
     def answer(text: str, slot: pf.Slot) -> str:
-        asked.append(slot.logprobs)
+        asked.append(slot.is_weighed)
         assert all(part in text for part in ("Is it right?", "2 + 2?", "five"))
         return "1"
 
     lm = pf.load("scripted", engine=ScriptedEngine(answer))
     assert run(Judge("Is it right?"), lm=lm, question="2 + 2?", answer="five").unit == 0.0
-    assert asked == [20]
+    assert asked == [True]
 
 
 @pytest.mark.parametrize("score", ["str", "Literal['good', 'bad']", "Literal[3, 1]", "bool"])

@@ -3,8 +3,22 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from promptflow.engine.request import Beam, Choice, Completion, Fill, Request, Sampling, Slot, Text
+from promptflow.engine.request import (
+    Completion,
+    Fill,
+    ModelInfo,
+    Request,
+    Sampling,
+    Slot,
+    Stats,
+    Text,
+    Usage,
+)
+
+counts = st.integers(0, 1 << 40)
 
 
 @pytest.mark.parametrize(

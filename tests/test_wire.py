@@ -67,14 +67,18 @@ slots = st.builds(
     logprobs=st.none() | st.integers(0, 1000),
     ignore_eos=st.booleans(),
 )
-searched = st.builds(Slot, st.just("searched"), beam=st.builds(Beam, st.integers(1, 9), st.floats(-1, 1)))
+searched = st.builds(
+    Slot, st.just("searched"), beam=st.builds(Beam, st.integers(1, 9), st.floats(-1, 1))
+)
 weighed = st.builds(
     Slot, st.just("weighed"), st.builds(Choice, st.lists(anything).map(tuple), st.just(True))
 )
 requests = st.builds(
     Request,
     st.tuples(
-        st.builds(Text, anything, st.booleans()), slots | searched | weighed, st.builds(Text, anything)
+        st.builds(Text, anything, st.booleans()),
+        slots | searched | weighed,
+        st.builds(Text, anything),
     ),
     seed=st.integers(-(1 << 70), 1 << 70),
     deadline=st.none() | st.floats(0, 1e9),

@@ -128,7 +128,7 @@ class Beams:
             return False
         best = max(self._live, key=lambda live: live.logprob)
         steps = self.slot.max_tokens + 1 if self._penalty > 0 else best.steps + 1
-        return self._score(self._ended[-1]) >= best.logprob / steps**self._penalty
+        return self._score(self._ended[-1]) >= float(best.logprob / steps**self._penalty)
 
     @property
     def tokens(self) -> list[int]:

@@ -8,6 +8,7 @@ cells that a sequence really holds: a wrong copy, drop or position changes the t
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from promptflow.engine.request import (
+    Alternative,
+    Choice,
     Completion,
     Fill,
     ModelInfo,
@@ -86,7 +89,9 @@ class ScriptedEngine:
                 return Completion(fills, usage, 0.0, error)
             words = len(filled.split())
             usage += Usage(generated=words)
-            fills[part.name] = Fill(filled, "stop", generated=words)
+            fills[part.name] = Fill(
+                filled, "stop", generated=words, alternatives=_certain(part, filled)
+            )
             text += part.lead + filled
         self.prompts.append(text)
         self._stats = replace(
@@ -135,6 +140,15 @@ class ScriptedEngine:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def _certain(slot: Slot, chosen: str) -> tuple[Alternative, ...]:
+    """Return the options of a weighed slot, all the weight on the chosen one."""
+    if not isinstance(slot.constraint, Choice) or not slot.is_weighed:
+        return ()
+    weights = {option: 0.0 if option == chosen else -math.inf for option in slot.constraint.options}
+    ranked = sorted(weights, key=lambda option: -weights[option])
+    return tuple(Alternative(option, weights[option], weights[option]) for option in ranked)
 
 
 class FakeModel:

@@ -161,7 +161,9 @@ class Slot:
         if self.beam is not None and self.sampling != Sampling():
             raise ValueError(f"slot {self.name!r}: a beam does not sample; leave out sampling=")
         if self.is_weighed and (self.beam is not None or self.ignore_eos):
-            raise ValueError(f"slot {self.name!r}: a weighed Choice takes no beam and no ignore_eos")
+            raise ValueError(
+                f"slot {self.name!r}: a weighed Choice takes no beam and no ignore_eos"
+            )
 
     @property
     def is_weighed(self) -> bool:

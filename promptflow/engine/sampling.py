@@ -177,15 +177,16 @@ def _draw(weights: Logits, rng: np.random.Generator) -> int:
 
 def logprob(logits: Logits, token: int) -> float:
     """Return the natural-log probability of ``token`` under the softmax of ``logits``."""
-    return float(logits[token]) - log_total(logits)
+    peak, rest = _log_total(logits)
+    return float(logits[token]) - peak - rest
 
 
 def top(logits: Logits, count: int) -> list[tuple[int, float]]:
     """Return the ``count`` most probable ids with their log-probabilities, best first."""
     if count == 0:
         return []
-    total = log_total(logits)
-    return [(int(i), float(logits[i]) - total) for i in largest(logits, count)]
+    peak, rest = _log_total(logits)
+    return [(int(i), float(logits[i]) - peak - rest) for i in largest(logits, count)]
 
 
 def largest(logits: Logits, count: int) -> NDArray[np.int64]:
@@ -198,11 +199,15 @@ def largest(logits: Logits, count: int) -> NDArray[np.int64]:
 
 def log_total(logits: Logits, allowed: Flags | None = None) -> float:
     """Return the logarithm of the sum of exponentials, of ``allowed`` ids alone if given."""
-    if allowed is not None:
-        logits = logits[allowed]
+    peak, rest = _log_total(logits if allowed is None else logits[allowed])
+    return peak + rest
+
+
+def _log_total(logits: Logits) -> tuple[float, float]:
+    """Return the largest logit, and the logarithm of the sum of exponentials less that."""
     peak = logits.max()
     if peak == -np.inf:
-        return -math.inf
+        return -math.inf, 0.0
     with np.errstate(over="ignore"):
         below = logits - peak
-    return float(peak) + math.log(np.exp(below, out=below).sum())
+    return float(peak), math.log(np.exp(below, out=below).sum())

@@ -6,6 +6,7 @@ or decoded (``engine``), or of who waits for the answer (``drive``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import dspy
 
 from promptflow import layout
-from promptflow.engine.request import Completion, Fill, Request, Sampling, TextEngine, Usage
+from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, TextEngine, Usage
 from promptflow.errors import EngineError, ProgramError, PromptflowError
 from promptflow.lm import record_call, sampling_of, seed_of, trace_call
 
@@ -32,6 +33,7 @@ class Call:
     max_tokens: int | None = None
     seed: int | None = None
     logprobs: int | None = None
+    weigh: bool | None = None
     signature: Any = None
     demos: Sequence[Mapping[str, Any]] | None = None
     until: str | None = None
@@ -45,6 +47,7 @@ class Prediction(dspy.Prediction):
     """A ``dspy.Prediction`` that knows what the model wrote and what it cost."""
 
     _fills: Mapping[str, Fill] = {}
+    _weighed: Mapping[str, Mapping[str, float]] = {}
     _usage: Usage = Usage()
     _trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
 
@@ -52,6 +55,11 @@ class Prediction(dspy.Prediction):
     def fills(self) -> Mapping[str, Fill]:
         """Return what the model wrote, by output field: text, finish, log-probability."""
         return self._fills
+
+    @property
+    def weighed(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the probability of each option's text, for each output that was weighed."""
+        return self._weighed
 
     @property
     def usage(self) -> Usage:
@@ -87,7 +95,8 @@ def _decoding(call: Call, config: Mapping[str, Any]) -> layout.Decoding:
     own = call.predictor
     sampling = call.sampling or getattr(own, "sampling", None) or sampling_of(config)
     max_tokens = call.max_tokens or getattr(own, "max_tokens", None) or config.get("max_tokens")
-    decoding = layout.Decoding(sampling=sampling, logprobs=call.logprobs)
+    weigh = getattr(own, "weigh", False) if call.weigh is None else call.weigh
+    decoding = layout.Decoding(sampling=sampling, logprobs=call.logprobs, weigh=weigh)
     if max_tokens:
         decoding = replace(decoding, max_tokens=int(max_tokens))
     if (reasoning := getattr(own, "reasoning_tokens", None)) is not None:
@@ -154,6 +163,11 @@ def _predicted(
         return error
     prediction: Prediction = Prediction.from_completions([values], signature=call.signature)
     prediction._fills = completion.fills
+    prediction._weighed = {
+        part.name: {a.text: math.exp(a.logprob) for a in completion.fills[part.name].alternatives}
+        for part in request.parts
+        if isinstance(part, Slot) and part.is_weighed
+    }
     prediction._usage = completion.usage
     prediction.set_lm_usage(record_call(order.lm, request, completion))
     trace_call(call.predictor, call.inputs, prediction)

@@ -9,16 +9,15 @@ quotes answer the question, by the probability of its verdict.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import StoreNotFound, UnknownField
-from promptflow.flow import Call, Flow, Module, Prediction
+from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
-from promptflow.modules.judge import ALTERNATIVES, option_probabilities
+from promptflow.modules.judge import shares
 from promptflow.modules.predict import Predict
 from promptflow.retrieval import Index, Passage, verify_quote
 from promptflow.storage import find_document
@@ -52,7 +51,7 @@ class GroundedQA(Module):
             raise ValueError(f"GroundedQA: k={k} and quotes={quotes} must be at least 1")
         self.index = index if not isinstance(index, str | Path) else Index.open(index)
         own = find_document("signatures", "supports", bundled_only=True)
-        self.check = Predict(own, sampling=Sampling())
+        self.check = Predict(own, sampling=Sampling(), weigh=True)
         self.answer = Predict(signature, sampling=Sampling())
         self.k = k
         self.quotes = quotes
@@ -90,7 +89,7 @@ class GroundedQA(Module):
             return _abstained(f"no passage is near enough: {best:.2f} is below {self.min_score:g}")
         if lacking := missing_terms(question, _chunks(evidence, near)):
             return _abstained(f"the passages do not speak of {', '.join(sorted(lacking))}")
-        checks = yield [self._check(e, question) for e in evidence]
+        checks = yield [self.check.call(text=e.text, question=question) for e in evidence]
         supports = [_support(check) for check in checks]
         support = max(supports)
         chosen = [e for e, s in zip(evidence, supports, strict=True) if s >= self.min_support]
@@ -115,14 +114,9 @@ class GroundedQA(Module):
             support=support,
         )
 
-    def _check(self, evidence: Evidence, question: str) -> Call:
-        call = self.check.call(text=evidence.text, question=question)
-        return dataclasses.replace(call, logprobs=ALTERNATIVES)
-
 
 def _support(check: Prediction) -> float:
-    verdict = list(check.fills.values())[-1]
-    return option_probabilities(verdict, ("Yes", "No"))["Yes"]
+    return shares(check, "verdict", ("Yes", "No"))["Yes"]
 
 
 def _abstained(reason: str, support: float = 0.0) -> Prediction:

@@ -7,46 +7,29 @@ no preference but position bias (Zheng et al. 2023), and counts as a tie.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 
-from promptflow.engine.request import Fill, Sampling
+from promptflow.engine.request import Sampling
 from promptflow.errors import PromptflowError, SignatureError, UnknownField
-from promptflow.flow import Call, Flow, Module, Prediction
+from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.predict import Predict
 from promptflow.storage import find_document
 
-ALTERNATIVES = 20
-"""Alternatives asked for at each token: a level outside them is too unlikely to matter."""
 
+def shares(prediction: Prediction, field: str, options: Sequence[str]) -> dict[str, float]:
+    """Return the probability of each option of an output that was weighed, in their order.
 
-def option_probabilities(fill: Fill, options: Sequence[str]) -> dict[str, float]:
-    """Return the probability of each option at the token where the model chose one, summing to 1.
-
-    Alternatives count for the one option that they begin, whatever their case. Without reported
-    alternatives the option that was chosen has probability 1.
+    From a model that gives none, the option that was chosen has probability 1.
     """
-    for token in fill.logprobs:
-        mass = dict.fromkeys(options, 0.0)
-        for text, logprob in token.top:
-            begun = [option for option in options if text.strip() and _begins(text, option)]
-            if len(begun) == 1:
-                mass[begun[0]] += math.exp(logprob)
-        total = math.fsum(mass.values())
-        if total > 0:
-            return {option: share / total for option, share in mass.items()}
-    return {option: float(option == fill.text.strip()) for option in options}
-
-
-def _begins(token: str, option: str) -> bool:
-    return option.casefold().startswith(token.strip().casefold())
+    weighed = prediction.weighed.get(field) or {str(prediction[field]): 1.0}
+    return {option: weighed.get(option, 0.0) for option in options}
 
 
 class Judge(Module):
@@ -59,7 +42,7 @@ class Judge(Module):
     def __init__(self, rubric: str, signature: str | Path | type[Any] | None = None) -> None:
         super().__init__()
         self.rubric = rubric
-        self.score = Predict(signature or _own("judge"), sampling=Sampling())
+        self.score = Predict(signature or _own("judge"), sampling=Sampling(), weigh=True)
         self.levels = _levels(self.score.signature)
 
     def settings(self) -> dict[str, Any]:
@@ -72,12 +55,10 @@ class Judge(Module):
         ``inputs`` are the signature's without the rubric. ``unit`` is the score on a scale from 0
         to 1, ``level`` the level that the model wrote.
         """
-        call = self.score.call(rubric=self.rubric, **inputs)
-        [prediction] = yield [dataclasses.replace(call, logprobs=ALTERNATIVES)]
+        [prediction] = yield [self.score.call(rubric=self.rubric, **inputs)]
         field = list(self.score.signature.output_fields)[-1]
         texts = [str(level) for level in self.levels]
-        shares = option_probabilities(prediction.fills[field], texts)
-        weighted = dict(zip(self.levels, shares.values(), strict=True))
+        weighted = dict(zip(self.levels, shares(prediction, field, texts).values(), strict=True))
         expected = math.fsum(level * share for level, share in weighted.items())
         low, high = self.levels[0], self.levels[-1]
         return Prediction(
@@ -112,7 +93,7 @@ class PairJudge(Module):
 
     def __init__(self, signature: str | Path | type[Any] | None = None) -> None:
         super().__init__()
-        self.compare = Predict(signature or _own("judge_pair"), sampling=Sampling())
+        self.compare = Predict(signature or _own("judge_pair"), sampling=Sampling(), weigh=True)
 
     def flow(self, **inputs: Any) -> Flow:
         """Return ``winner`` (first, second or tie), ``consistent``, ``verdicts``, ``preference``.
@@ -128,13 +109,14 @@ class PairJudge(Module):
             (first, second, {"A": "first", "B": "second"}),
             (second, first, {"A": "second", "B": "first"}),
         ]
-        calls = [self._call(a, b, inputs) for a, b, _ in orders]
-        predictions = yield calls
+        predictions = yield [
+            self.compare.call(answer_a=a, answer_b=b, **inputs) for a, b, _ in orders
+        ]
         field = list(self.compare.signature.output_fields)[-1]
         verdicts, preferences = [], []
         for prediction, (_, _, names) in zip(predictions, orders, strict=True):
-            shares = option_probabilities(prediction.fills[field], ("A", "B", "tie"))
-            won = {names.get(option, option): share for option, share in shares.items()}
+            weighed = shares(prediction, field, ("A", "B", "tie"))
+            won = {names.get(option, option): share for option, share in weighed.items()}
             verdicts.append(names.get(prediction[field], "tie"))
             preferences.append(won["first"] + won["tie"] / 2)
         consistent = verdicts[0] == verdicts[1]
@@ -144,10 +126,6 @@ class PairJudge(Module):
             verdicts=tuple(verdicts),
             preference=math.fsum(preferences) / len(preferences),
         )
-
-    def _call(self, a: str, b: str, inputs: Mapping[str, Any]) -> Call:
-        call = self.compare.call(answer_a=a, answer_b=b, **inputs)
-        return dataclasses.replace(call, logprobs=ALTERNATIVES)
 
 
 @dataclass(frozen=True, slots=True)

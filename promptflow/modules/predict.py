@@ -23,7 +23,8 @@ class Predict(dspy.Predict):
 
     ``signature`` is a string, the name or path of a document, or a class. What is left out comes
     from the document, then from the LM; ``layout`` is then chat, or completion for a model without
-    a chat template. Outputs after ``until`` are not written. Raises SignatureError.
+    a chat template. Outputs after ``until`` are not written. ``weigh`` looks at every option of a
+    Literal: see ``Prediction.weighed``. Raises SignatureError.
 
     >>> predict = Predict("question -> answer, sure: bool")
     >>> sorted(predict.signature.output_fields)
@@ -40,6 +41,7 @@ class Predict(dspy.Predict):
         max_tokens: int | None = None,
         reasoning_tokens: int | None = None,
         until: str | None = None,
+        weigh: bool = False,
         **config: Any,
     ) -> None:
         document = document_of(signature)
@@ -50,6 +52,7 @@ class Predict(dspy.Predict):
         self.max_tokens = max_tokens
         self.reasoning_tokens = reasoning_tokens
         self.until = until
+        self.weigh = weigh
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings as JSON data, without signature and demos."""
@@ -59,6 +62,7 @@ class Predict(dspy.Predict):
             "max_tokens": self.max_tokens,
             "reasoning_tokens": self.reasoning_tokens,
             "until": self.until,
+            "weigh": self.weigh or None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -127,7 +131,7 @@ def _print(text: str, tokens: Sequence[str]) -> None:
 def _merged(predictions: Sequence[Prediction]) -> Prediction:
     first = predictions[0]
     merged: Prediction = Prediction.from_completions([dict(p.items()) for p in predictions])
-    merged._fills = first.fills
+    merged._fills, merged._weighed = first.fills, first.weighed
     return merged
 
 
