@@ -1,8 +1,8 @@
 """Who runs the workloads of prefix_sharing.py: each function loads a model, decodes, and reports.
 
 Each is called in a process of its own. What is reported: ``seconds`` for the workload alone,
-``prefilled`` and ``generated`` tokens, and ``prefill_rate``, the tokens a second of one cold prompt,
-so that builds of llama.cpp with different kernels can be compared.
+``prefilled`` and ``generated`` tokens, and ``prefill_rate``, the tokens a second of one cold
+prompt, so that builds of llama.cpp with different kernels can be compared.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def ram_cache(path: Path, work: Workload, threads: int) -> Figures:
 
 
 def server(path: Path, work: Workload, threads: int) -> Figures:
-    """Call llama.cpp's server inside this process from eight threads (``pip install xllamacpp``)."""
+    """Call llama.cpp's server in this process from eight threads (``pip install xllamacpp``)."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

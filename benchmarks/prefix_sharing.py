@@ -14,12 +14,12 @@ budgets, and never stops early. Workloads:
     candidates   6 instructions with their demonstrations on 16 questions, question by question, as
                  a race of candidates asks them, 16 tokens each
 
-Contestants: ours; ``llama_cpp.Llama`` in a loop (``loop``) and with its RAM cache (``ram_cache``);
-llama.cpp's server in process, 8 slots, unified cache, called from 8 threads (``server``); DSPy over
-llama-cpp-python's HTTP server (``dspy``, evaluation alone). ``bound`` is what a perfect prefix cache
-prefills, computed from the prompts alone. ``normalised`` is the time that a contestant would need at
-our prefill speed: seconds * its tokens a second / ours. Exemplars, questions and logs come from
-PROMPTFLOW_DATA or ../shared/data.
+Contestants: ours; ``llama_cpp.Llama`` in a loop (``loop``), with its RAM cache (``ram_cache``);
+llama.cpp's server in process, 8 slots, unified cache, from 8 threads (``server``); DSPy over
+llama-cpp-python's HTTP server (``dspy``, evaluation alone). ``bound`` is what a perfect prefix
+cache prefills, computed from the prompts alone. ``normalised`` is the time that a contestant would
+need at our prefill speed: seconds * its tokens a second / ours. Exemplars, questions and logs come
+from PROMPTFLOW_DATA or ../shared/data.
 """
 
 from __future__ import annotations
