@@ -160,6 +160,20 @@ class Damaged(FakeModel):
         self.broken = False
 
 
+def test_what_stays_in_the_cache_is_what_the_text_was():
+    """A stop takes text back, all that follows is forced: nothing is left to decode after it."""
+    model = FakeModel()
+    decoder = Decoder(model)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    stops = tuple(one + two for one in letters for two in letters)
+    slots = Slot("a", max_tokens=300, stop=stops), Slot("b", Choice(("only this",)))
+    decoder.submit(0, Request((Text("question"), *slots)))
+    [completion] = drain(decoder).values()
+    assert completion.fills["a"].finish == "stop"
+    for sequence, tokens in decoder.scheduler.retained.items():
+        assert model.held_tokens(sequence) == tokens
+
+
 def test_a_fatal_code_makes_the_cache_anew():
     decoder = Decoder(Damaged(fail={3: -2}))
     for key in range(3):

@@ -259,9 +259,11 @@ class Decoding(RuleBasedStateMachine):
         batch=st.sampled_from([1, 3, 16, 32]),
         sequences=st.integers(1, 6),
         running=st.integers(1, 6),
+        lookup=st.booleans(),
     )
-    def begin(self, cells: int, batch: int, sequences: int, running: int) -> None:
-        self.decoder = Decoder(model(cells, batch, sequences), max_running=running)
+    def begin(self, cells: int, batch: int, sequences: int, running: int, lookup: bool) -> None:
+        fake = model(cells, batch, sequences)
+        self.decoder = Decoder(fake, max_running=running, lookup=lookup)
 
     @precondition(lambda self: self.decoder)
     @rule(batch=st.lists(requests(), min_size=1, max_size=4), twice=st.booleans())
@@ -360,9 +362,9 @@ test_any_program_decodes_as_if_alone = Decoding.TestCase
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(requests(), min_size=1, max_size=12), st.booleans())
-def test_a_batch_decodes_as_if_alone(batch, batch_invariant):
-    decoder = Decoder(model(), batch_invariant=batch_invariant)
+@given(st.lists(requests(), min_size=1, max_size=12), st.booleans(), st.booleans())
+def test_a_batch_decodes_as_if_alone(batch, batch_invariant, lookup):
+    decoder = Decoder(model(), batch_invariant=batch_invariant, lookup=lookup)
     for completion, request in zip(run(decoder, batch), batch, strict=True):
         assert comparable(completion, request) == REFERENCE.fills(request)
         assert completion.usage.reused == 0 or not batch_invariant

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from promptflow.engine import admission
+from promptflow.engine.batch import batch_of
 from promptflow.engine.beam import Fork
 from promptflow.engine.job import FillJob, ScoreJob, Tools
 from promptflow.engine.model import Model
+from promptflow.engine.prefix import common
 from promptflow.engine.request import (
     Completion,
     Request,
@@ -22,6 +24,7 @@ from promptflow.engine.request import (
     Usage,
 )
 from promptflow.engine.scheduler import Copy, Move, Scheduler, Task
+from promptflow.engine.totals import Totals
 from promptflow.errors import (
     Cancelled,
     CapacityError,
@@ -31,6 +34,7 @@ from promptflow.errors import (
 )
 
 Finished = tuple[int, Completion | tuple[TokenLogprob, ...]]
+DRAFTED_ROWS = 64  # tokens a batch, drafts included: llama.cpp keeps a row of logits for each
 RETRIES = 1  # how often a sequence starts again after a decode that failed
 
 
@@ -45,20 +49,6 @@ class _Entry:
     faults: int = 0
 
 
-@dataclass(slots=True)
-class _Totals:
-    """What ``stats`` reports, as it grows."""
-
-    usage: Usage = field(default_factory=Usage)
-    requests: int = 0
-    decodes: int = 0
-    rows: int = 0
-    preempted: int = 0
-    decode: float = 0.0
-    sample: float = 0.0
-    bookkeeping: float = 0.0
-
-
 class Decoder:
     """Runs many jobs over one model, a batch at a time."""
 
@@ -68,11 +58,13 @@ class Decoder:
         *,
         max_running: int = 16,
         batch_invariant: bool = False,
+        lookup: bool = False,
         on_start: Callable[[list[int]], None] | None = None,
     ) -> None:
         """Take over ``model``. ``batch_invariant`` runs jobs alone, each from an empty cache.
 
-        ``on_start`` is told the keys of jobs before the decode call that first touches them.
+        ``lookup`` drafts tokens from each job's own text: see lookup.py. ``on_start`` is told the
+        keys of jobs before the decode call that first touches them.
         """
         self.model = model
         self.tools = Tools(model)
@@ -83,11 +75,12 @@ class Decoder:
             1 if batch_invariant else max_running,
             sharing=not batch_invariant,
         )
+        self._lookup = lookup
         self._on_start = on_start
         self._entries: dict[int, _Entry] = {}
         self._by_task: dict[int, _Entry] = {}
         self._number = 0
-        self._totals = _Totals()
+        self._totals = Totals()
 
     @property
     def busy(self) -> bool:
@@ -156,6 +149,7 @@ class Decoder:
         if plan.admitted and self._on_start is not None:
             self._on_start([self._by_task[task.number].key for task in plan.admitted])
         if plan.rows:
+            self._draft(plan.rows if self._lookup else ())
             code = self._decode(plan.rows)
             if code == 0:
                 finished += self._collect(plan.rows)
@@ -180,24 +174,21 @@ class Decoder:
             else:
                 self.model.drop(move.sequence, move.start)
 
-    def _decode(self, rows: Sequence[tuple[Task, int]]) -> int:
-        tokens: list[int] = []
-        positions: list[int] = []
-        sequences: list[int] = []
-        outputs: list[bool] = []
+    def _draft(self, rows: Sequence[tuple[Task, int]]) -> None:
+        """Let jobs that are about to sample guess what they will say, while the batch has room."""
+        room = min(self.model.batch, DRAFTED_ROWS) - sum(take for _, take in rows)
         for task, take in rows:
-            start, end = task.computed, task.computed + take
-            tokens += task.tokens[start:end]
-            positions += range(start, end)
-            sequences += [task.sequence] * take
-            last = len(task.tokens) - 1
-            outputs += [
-                p == last or p in task.wants or p >= task.scored_from for p in range(start, end)
-            ]
+            job = self._by_task[task.number].job
+            if room > 0 and take == task.pending and isinstance(job, FillJob):
+                task.draft = job.draft(room)
+                room -= len(task.draft)
+
+    def _decode(self, rows: Sequence[tuple[Task, int]]) -> int:
+        batch = batch_of(rows)
         self._totals.decodes += 1
         self._totals.rows += len(rows)
         begun = time.perf_counter()
-        code = self.model.decode(tokens, positions, sequences, outputs)
+        code = self.model.decode(batch.tokens, batch.positions, batch.sequences, batch.outputs)
         self._totals.decode += time.perf_counter() - begun
         return code
 
@@ -207,7 +198,7 @@ class Decoder:
         row = 0
         for task, take in rows:
             start, first = task.computed, row
-            row += take
+            row += take + len(task.draft)
             entry = self._by_task.get(task.number)
             if entry is None:
                 continue  # a fork whose search another row of this batch has ended
@@ -219,6 +210,8 @@ class Decoder:
             if isinstance(entry.job, ScoreJob):
                 scored = range(max(start, task.scored_from) - start, take)
                 finished += self._score(entry, [first + offset for offset in scored])
+            elif task.draft:
+                finished += self._verify(entry, first + take - 1)
             elif task.pending == 0:
                 finished += self._advance(entry, self.model.logits(row - 1), task)
         return finished
@@ -258,17 +251,46 @@ class Decoder:
                     return []
                 self._join(entry)
                 stands = job.close_beams()
-                if job.is_done:
-                    self._move(self.scheduler.cut(job.task, stands))
         except PromptflowError as error:
             return [self._fail(entry, error)]
         finally:
             self._totals.sample += time.perf_counter() - begun - (clock.seconds - matched)
-        if job.is_done:
-            return [self._finish(entry)]
+        return self._settle(entry, stands)
+
+    def _settle(self, entry: _Entry, stands: int) -> list[Finished]:
+        """Take back what no longer stands of a sequence; end its job if it is done."""
+        job = entry.job
         # Where nothing follows what stands, its last token is decoded again, for the logits.
-        self._move(self.scheduler.cut(job.task, min(stands, len(job.task.tokens) - 1)))
-        return []
+        last = len(job.task.tokens) - (not job.is_done)
+        self._move(self.scheduler.cut(job.task, min(stands, last)))
+        return [self._finish(entry)] if job.is_done else []
+
+    def _verify(self, entry: _Entry, row: int) -> list[Finished]:
+        """Sample from ``row`` on for as long as the draft has it right; drop the rest of it."""
+        job, task, clock = entry.job, entry.job.task, self.tools.constraints.clock
+        assert isinstance(job, FillJob)
+        draft, task.draft = task.draft, []
+        base = stands = len(task.tokens)
+        self.scheduler.computed(task, len(draft))
+        begun, matched = time.perf_counter(), clock.seconds
+        accepted = 0
+        try:
+            while True:
+                stands = min(stands, job.take(self.model.logits(row + accepted)))
+                right = task.tokens[base:] == draft[: accepted + 1]
+                if job.is_done or not right or not job.is_plain:
+                    break
+                accepted += 1
+        except PromptflowError as error:
+            return [self._fail(entry, error)]
+        finally:
+            self._totals.sample += time.perf_counter() - begun - (clock.seconds - matched)
+        self._totals.drafted += len(draft)
+        self._totals.accepted += accepted
+        job.lookup.learn(len(task.tokens), len(draft), accepted)
+        kept = min(stands, base) + common(draft, task.tokens[base:], len(draft)) * (stands >= base)
+        job.meter.compute(base, max(base, kept))
+        return self._settle(entry, kept)
 
     def _fork(self, entry: _Entry, forks: Sequence[Fork]) -> None:
         job = entry.job
@@ -327,6 +349,8 @@ class Decoder:
         llama_decode), so its sequences are dropped whole and start again, once. A fatal code may
         have damaged more: everything starts again.
         """
+        for task in tasks:
+            task.draft = []
         if code == 1:
             return self._make_room()
         finished: list[Finished] = []
@@ -352,11 +376,9 @@ class Decoder:
         self._move(freed)
         if freed:
             return []
-        newest = max(self.scheduler.running, key=lambda task: task.number)
-        entry = self._by_task[newest.number]
+        entry = self._by_task[max(task.number for task in self.scheduler.running)]
         self._preempt(entry)
-        task = entry.job.task
-        return [self._no_room(task)] if task.preempted > 1 else []
+        return [self._no_room(entry.job.task)] if entry.job.task.preempted > 1 else []
 
     def _preempt(self, entry: _Entry) -> None:
         """Send a job back to the queue; a search begins again."""
@@ -375,19 +397,4 @@ class Decoder:
 
     def stats(self) -> Stats:
         """Return the totals so far."""
-        totals, usage = self._totals, self._totals.usage
-        return Stats(
-            requests=totals.requests,
-            prefilled=usage.prefilled,
-            reused=usage.reused,
-            generated=usage.generated,
-            forced=usage.forced,
-            decodes=totals.decodes,
-            occupancy=totals.rows / totals.decodes if totals.decodes else 0.0,
-            preempted=totals.preempted,
-            evicted=self.scheduler.evicted,
-            decode_seconds=totals.decode,
-            sample_seconds=totals.sample,
-            constraint_seconds=self.tools.constraints.clock.seconds,
-            bookkeeping_seconds=totals.bookkeeping,
-        )
+        return self._totals.stats(self.scheduler.evicted, self.tools.constraints.clock.seconds)

@@ -45,7 +45,8 @@ class EngineOptions:
     ``max_running`` the sequences decoded together. ``threads=None`` takes the physical cores that
     this process may use. ``isolate=False`` runs llama.cpp in this process, which it may abort.
     ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
-    running requests alone and from an empty cache.
+    running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
+    own text, which pays where answers quote it: see lookup.py.
     """
 
     context: int = 8192
@@ -56,6 +57,7 @@ class EngineOptions:
     isolate: bool = True
     batch_invariant: bool = False
     flash_attention: bool = False
+    lookup: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that llama.cpp would abort on."""
@@ -97,6 +99,7 @@ class Engine:
         self._settings: Message = {
             "max_running": options.max_running,
             "batch_invariant": options.batch_invariant,
+            "lookup": options.lookup and not options.batch_invariant,
             "load": {
                 "context": options.context,
                 "batch": options.batch,

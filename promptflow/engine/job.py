@@ -13,6 +13,7 @@ import numpy as np
 from promptflow.engine import sampling
 from promptflow.engine.beam import Beams
 from promptflow.engine.constraint import Constraints
+from promptflow.engine.lookup import Lookup
 from promptflow.engine.model import Model
 from promptflow.engine.prompt import Prompts
 from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
@@ -85,6 +86,7 @@ class FillJob:
         self._at = 0
         self._filling: Filling | Weighing | None = None
         self.beams: Beams | None = None
+        self.lookup = Lookup()
         searched = [slot for slot in slots if slot.beam is not None]
         self.task.forks = max((slot.beam.width - 1 for slot in searched if slot.beam), default=0)
         self.task.fork_limit = max((slot.max_tokens for slot in searched), default=0)
@@ -93,6 +95,19 @@ class FillJob:
     def is_done(self) -> bool:
         """Return whether every slot is filled."""
         return self._at == len(self._slots)
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether a token is to be sampled next, and nothing is searched or weighed."""
+        return isinstance(self._filling, Filling)
+
+    def draft(self, limit: int) -> list[int]:
+        """Return up to ``limit`` tokens that may come next, within what the slot may hold."""
+        filling = self._filling
+        if not isinstance(filling, Filling):
+            return []
+        left = filling.slot.max_tokens - len(filling.tokens) - 1
+        return self.lookup.draft(self.task.tokens, min(limit, left))
 
     def room(self) -> int:
         """Return how many tokens may follow those before the slot that is to be filled."""

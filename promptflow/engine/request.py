@@ -308,7 +308,8 @@ class ModelInfo:
 class Stats:
     """Totals of an engine since it was made; tokens, decode calls, and seconds by kind of work.
 
-    ``occupancy`` is the mean number of sequences in a decode call. ``pipe_seconds`` is what the
+    ``occupancy`` is the mean number of sequences in a decode call. Of ``drafted`` tokens
+    ``accepted`` were what the model went on to say. ``pipe_seconds`` is what the
     worker spent on reading and writing messages.
     """
 
@@ -321,6 +322,8 @@ class Stats:
     occupancy: float = 0.0
     preempted: int = 0
     evicted: int = 0
+    drafted: int = 0
+    accepted: int = 0
     restarts: int = 0
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0

@@ -27,6 +27,7 @@ class Task:
     forks: int = 0  # sequences that it may fork off, each for up to ``fork_limit`` more tokens
     fork_limit: int = 0
     spares: list[int] = field(default_factory=list)  # sequence numbers kept for them
+    draft: list[int] = field(default_factory=list)  # guesses decoded in the next batch
     scored_from: int = _NEVER  # the logits of every position from here on are wanted
     computed: int = 0
     sequence: int = -1

@@ -32,7 +32,7 @@ class Worker:
     """Answer messages from ``inbox`` until told to close."""
 
     def __init__(self, model: Model, settings: Message, emit: Emit) -> None:
-        """Decode with ``settings``: max_running and batch_invariant."""
+        """Decode with ``settings``: max_running, batch_invariant and lookup."""
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._model = model
         self._emit_frame = emit
@@ -41,6 +41,7 @@ class Worker:
             model,
             max_running=settings["max_running"],
             batch_invariant=settings["batch_invariant"],
+            lookup=settings["lookup"],
             on_start=lambda keys: self._emit({"started": keys}),
         )
 
