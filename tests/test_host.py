@@ -139,7 +139,10 @@ def test_only_the_last_log_lines_are_kept():
 
 
 def test_a_thread_does_the_same_work():
-    host = ThreadHost({"max_running": 2, "batch_invariant": False}, FakeModel())
+    host = ThreadHost(
+        {"max_running": 2, "batch_invariant": False, "lookup": False, "prefixes": False},
+        FakeModel(),
+    )
     assert describe(host.ready)["name"] == "fake"
     assert host.pid == 0
     heard = events(host)
@@ -154,7 +157,9 @@ def test_a_thread_that_fails_is_lost():
         def decode(self, *batch) -> int:
             raise RuntimeError("out of order")
 
-    host = ThreadHost({"max_running": 2, "batch_invariant": False}, Failing())
+    host = ThreadHost(
+        {"max_running": 2, "batch_invariant": False, "lookup": False, "prefixes": False}, Failing()
+    )
     heard = events(host)
     host.send({"op": "score", "prefix": [], "jobs": [[1, "a"]]})
     assert heard.get(timeout=10) == {"started": [1]}

@@ -4,15 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptflow.engine.scheduler import (
-    PATIENCE,
-    SCORED_ROWS,
-    Copy,
-    Drop,
-    Plan,
-    Scheduler,
-    Task,
-)
+from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, Scheduler
+from promptflow.engine.task import Copy, Drop, Plan, Task
 
 TRUNK = list(range(100, 110))
 ROW = np.zeros(3, dtype=np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from promptflow.engine.scheduler import Task
+from promptflow.engine.task import Task
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from promptflow.engine.request import Alternative, Fill
-from promptflow.engine.scheduler import Task
 from promptflow.engine.slots import Filling, Pick
+from promptflow.engine.task import Task
 
 
 @dataclass(frozen=True, slots=True)

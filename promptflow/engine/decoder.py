@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from promptflow.engine import admission
 from promptflow.engine.batch import batch_of
 from promptflow.engine.beam import Fork
 from promptflow.engine.job import FillJob, ScoreJob, Tools
+from promptflow.engine.kept import KeptPrefixes
 from promptflow.engine.model import Model
 from promptflow.engine.prefix import common
 from promptflow.engine.request import (
@@ -23,7 +26,8 @@ from promptflow.engine.request import (
     TokenLogprob,
     Usage,
 )
-from promptflow.engine.scheduler import Copy, Move, Scheduler, Task
+from promptflow.engine.scheduler import Scheduler
+from promptflow.engine.task import Copy, Move, Task
 from promptflow.engine.totals import Totals
 from promptflow.errors import (
     Cancelled,
@@ -59,12 +63,14 @@ class Decoder:
         max_running: int = 16,
         batch_invariant: bool = False,
         lookup: bool = False,
+        prefixes: Path | None = None,
         on_start: Callable[[list[int]], None] | None = None,
     ) -> None:
         """Take over ``model``. ``batch_invariant`` runs jobs alone, each from an empty cache.
 
-        ``lookup`` drafts tokens from each job's own text: see lookup.py. ``on_start`` is told the
-        keys of jobs before the decode call that first touches them.
+        ``lookup`` drafts tokens from each job's own text: see lookup.py. ``prefixes`` is the
+        folder of prefixes kept on disk. ``on_start`` is told the keys of jobs before the decode
+        call that first touches them.
         """
         self.model = model
         self.tools = Tools(model)
@@ -76,10 +82,11 @@ class Decoder:
             sharing=not batch_invariant,
         )
         self._lookup = lookup
+        self._kept = KeptPrefixes(model, self.scheduler, prefixes)
         self._on_start = on_start
         self._entries: dict[int, _Entry] = {}
         self._by_task: dict[int, _Entry] = {}
-        self._number = 0
+        self._numbers = itertools.count(1)
         self._totals = Totals()
 
     @property
@@ -103,11 +110,15 @@ class Decoder:
         admission.check_length(self.model, job.prompt, length - job.prompt)
         admission.check_cells(self.model, length, job.task.forks, job.task.fork_limit)
         job.open()
+        self._kept.recall(job.task.tokens)
         entry = _Entry(key, job, started, request.deadline)
         self._enqueue(entry)
-        elsewhere = self._accounted() - elsewhere
-        self._totals.bookkeeping += time.monotonic() - started - elsewhere
+        self._totals.bookkeeping += time.monotonic() - started + elsewhere - self._accounted()
         return [self._finish(entry)] if job.is_done else []
+
+    def keep(self, prefix: Sequence[Text]) -> int:
+        """Keep the state of ``prefix``, which the cache must hold, on disk; return its bytes."""
+        return self._kept.keep(self.tools.prompts.tokens(prefix))
 
     def score(self, key: int, prefix: Sequence[Text], continuation: str) -> None:
         """Queue the scoring of ``continuation`` after ``prefix``; raises as ``submit`` does."""
@@ -118,21 +129,17 @@ class Decoder:
         admission.check_length(self.model, len(before), len(expected))
         self._enqueue(_Entry(key, ScoreJob(before, expected, self.tools), time.monotonic()))
 
-    def _number_of(self, entry: _Entry) -> int:
-        self._number += 1
-        self._by_task[self._number] = entry
-        return self._number
-
     def _enqueue(self, entry: _Entry) -> None:
-        entry.job.task.number = self._number_of(entry)
+        entry.job.task.number = next(self._numbers)
+        self._by_task[entry.job.task.number] = entry
         self._entries[entry.key] = entry
         if not entry.job.is_done:
             self.scheduler.submit(entry.job.task)
 
     def cancel(self, key: int) -> list[Finished]:
         """Stop a job; return it, unless it has already finished."""
-        entry = self._entries.get(key)
-        return [] if entry is None else [self._fail(entry, Cancelled("the request was cancelled"))]
+        entries = [self._entries[key]] if key in self._entries else []
+        return [self._fail(entry, Cancelled("the request was cancelled")) for entry in entries]
 
     # Stepping
 
@@ -159,8 +166,7 @@ class Decoder:
             if task.row is not None and task.sequence >= 0:
                 row, task.row = task.row, None
                 finished += self._advance(self._by_task[task.number], row, task)
-        elsewhere = self._accounted() - elsewhere
-        self._totals.bookkeeping += time.perf_counter() - begun - elsewhere
+        self._totals.bookkeeping += time.perf_counter() - begun + elsewhere - self._accounted()
         return finished
 
     def _accounted(self) -> float:
@@ -227,34 +233,30 @@ class Decoder:
     def _score(self, entry: _Entry, rows: Sequence[int]) -> list[Finished]:
         job = entry.job
         assert isinstance(job, ScoreJob)
-        begun = time.perf_counter()
         try:
-            for row in rows:
-                job.take(self.model.logits(row))
+            with self._totals.sampling(self.tools.constraints.clock):
+                for row in rows:
+                    job.take(self.model.logits(row))
         except PromptflowError as error:
             return [self._fail(entry, error)]
-        finally:
-            self._totals.sample += time.perf_counter() - begun
         return [self._finish(entry)] if job.is_done else []
 
     def _advance(self, entry: _Entry, logits: np.ndarray, task: Task) -> list[Finished]:
         """Sample a token for a job; take back what no longer stands of its sequence."""
-        job, clock = entry.job, self.tools.constraints.clock
+        job = entry.job
         assert isinstance(job, FillJob)
-        begun, matched = time.perf_counter(), clock.seconds
         try:
-            if job.beams is None:
-                stands = job.take(logits)
-            else:
-                self._fork(entry, job.beams.take(task, logits))
-                if not job.beams.is_done:
-                    return []
-                self._join(entry)
-                stands = job.close_beams()
+            with self._totals.sampling(self.tools.constraints.clock):
+                if job.beams is None:
+                    stands = job.take(logits)
+                else:
+                    self._fork(entry, job.beams.take(task, logits))
+                    if not job.beams.is_done:
+                        return []
+                    self._join(entry)
+                    stands = job.close_beams()
         except PromptflowError as error:
             return [self._fail(entry, error)]
-        finally:
-            self._totals.sample += time.perf_counter() - begun - (clock.seconds - matched)
         return self._settle(entry, stands)
 
     def _settle(self, entry: _Entry, stands: int) -> list[Finished]:
@@ -267,24 +269,20 @@ class Decoder:
 
     def _verify(self, entry: _Entry, row: int) -> list[Finished]:
         """Sample from ``row`` on for as long as the draft has it right; drop the rest of it."""
-        job, task, clock = entry.job, entry.job.task, self.tools.constraints.clock
+        job, task = entry.job, entry.job.task
         assert isinstance(job, FillJob)
         draft, task.draft = task.draft, []
         base = stands = len(task.tokens)
         self.scheduler.computed(task, len(draft))
-        begun, matched = time.perf_counter(), clock.seconds
-        accepted = 0
+        accepted, right = -1, True
         try:
-            while True:
-                stands = min(stands, job.take(self.model.logits(row + accepted)))
-                right = task.tokens[base:] == draft[: accepted + 1]
-                if job.is_done or not right or not job.is_plain:
-                    break
-                accepted += 1
+            with self._totals.sampling(self.tools.constraints.clock):
+                while right and job.is_plain:
+                    accepted += 1
+                    stands = min(stands, job.take(self.model.logits(row + accepted)))
+                    right = task.tokens[base:] == draft[: accepted + 1]
         except PromptflowError as error:
             return [self._fail(entry, error)]
-        finally:
-            self._totals.sample += time.perf_counter() - begun - (clock.seconds - matched)
         self._totals.drafted += len(draft)
         self._totals.accepted += accepted
         job.lookup.learn(len(task.tokens), len(draft), accepted)
@@ -296,7 +294,8 @@ class Decoder:
         job = entry.job
         for fork in forks:
             if fork.child.sequence < 0:
-                fork.child.number = self._number_of(entry)
+                fork.child.number = next(self._numbers)
+                self._by_task[fork.child.number] = entry
             self._move(self.scheduler.fork(fork.parent, fork.child, job.task))
             if fork.child is job.task:
                 job.meter.cut(job.task.computed)

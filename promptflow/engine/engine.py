@@ -23,6 +23,7 @@ from promptflow.engine.request import (
     ModelInfo,
     Part,
     Request,
+    Slot,
     Stats,
     Text,
     TokenLogprob,
@@ -100,6 +101,7 @@ class Engine:
             "max_running": options.max_running,
             "batch_invariant": options.batch_invariant,
             "lookup": options.lookup and not options.batch_invariant,
+            "prefixes": False,
             "load": {
                 "context": options.context,
                 "batch": options.batch,
@@ -281,6 +283,18 @@ class Engine:
             scores.append(_value(outcome))
         return scores
 
+    def keep(self, prefix: Sequence[Text]) -> int:
+        """Keep the KV state of ``prefix`` on disk, for processes to come; return its bytes.
+
+        A later engine on the same file, build and options takes up a request that begins with it as
+        if it had been computed. Raises EngineError and StoreError.
+        """
+        [completion] = self.generate([Request((*prefix, Slot("next", max_tokens=1)))])
+        completion.text("next")
+        head = [[text.text, text.trusted] for text in prefix]
+        [size] = self._gather([{"op": "keep", "prefix": head}])
+        return int(_value(size))
+
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
         """Return the chat template's texts around contents: one more than ``roles``.
 
@@ -330,7 +344,13 @@ def _file_settings(model: str | Path, options: EngineOptions) -> Message:
     header = catalog.read_gguf(path)
     memory.check(path, header.metadata, header.vocabulary, options.context, options.batch)
     name = str(model) if str(model) in catalog.models() else path.stem
-    return {"path": str(path), "name": name, "sha256": catalog.sha256_cached(path)}
+    prefixes = not options.batch_invariant  # state that was computed in other batches
+    return {
+        "path": str(path),
+        "name": name,
+        "sha256": catalog.sha256_cached(path),
+        "prefixes": prefixes,
+    }
 
 
 def _submission(request: Request) -> Message:

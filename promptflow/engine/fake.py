@@ -272,6 +272,21 @@ class FakeModel:
         assert not self._held[target], f"sequence {target} is not empty"
         self._held[target] = {p: self._held[source][p] for p in range(end)}
 
+    def save(self, sequence: int) -> bytes:
+        """Return the tokens of a sequence."""
+        return repr(self.held_tokens(sequence)).encode()
+
+    def restore(self, sequence: int, data: bytes, count: int) -> bool:
+        """Give an empty ``sequence`` new cells with the tokens that ``save`` returned."""
+        tokens = [int(token) for token in data.decode().strip("[]").split(",")]
+        assert not self._held[sequence], f"sequence {sequence} is not empty"
+        if len(tokens) != count or self.used_cells() + count > self.cells:
+            return False
+        for position, token in enumerate(tokens):
+            self._held[sequence][position] = (token, self._next_cell)
+            self._next_cell += 1
+        return True
+
     def drop(self, sequence: int, start: int) -> None:
         """Forget the cells of ``sequence`` from ``start`` on."""
         self._held[sequence] = {p: c for p, c in self._held[sequence].items() if p < start}

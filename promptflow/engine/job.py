@@ -17,8 +17,8 @@ from promptflow.engine.lookup import Lookup
 from promptflow.engine.model import Model
 from promptflow.engine.prompt import Prompts
 from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
-from promptflow.engine.scheduler import Task
 from promptflow.engine.slots import Filling, Vocabulary
+from promptflow.engine.task import Task
 from promptflow.engine.weigh import Weighing
 
 SEAM = 8  # tokens that a stop string which cuts a token may add

@@ -219,6 +219,23 @@ class Model:
         """Share the first ``end`` cells of ``source`` with ``target``; copies no data."""
         c.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def save(self, sequence: int) -> bytes:
+        """Return the state of a sequence's cells: keys, values and positions."""
+        size = c.llama_state_seq_get_size(self._ctx, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = c.llama_state_seq_get_data(self._ctx, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, sequence: int, data: bytes, count: int) -> bool:
+        """Give an empty ``sequence`` the ``count`` cells that ``save`` returned; False if refused.
+
+        llama.cpp checks their shapes and types, but not what they hold.
+        """
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        read = c.llama_state_seq_set_data(self._ctx, buffer, len(data), sequence)
+        last: int = c.llama_memory_seq_pos_max(self._memory, sequence)
+        return bool(read) and last == count - 1
+
     def drop(self, sequence: int, start: int) -> None:
         """Free the cells of ``sequence`` from ``start`` on."""
         c.llama_memory_seq_rm(self._memory, sequence, start, -1)

@@ -52,6 +52,12 @@ class Model(Protocol):
     def copy(self, source: int, target: int, end: int) -> None:
         """Share the first ``end`` cells of ``source`` with ``target``."""
 
+    def save(self, sequence: int) -> bytes:
+        """Return the state of a sequence's cells."""
+
+    def restore(self, sequence: int, data: bytes, count: int) -> bool:
+        """Give an empty ``sequence`` the ``count`` cells that ``save`` returned; say if it did."""
+
     def drop(self, sequence: int, start: int) -> None:
         """Free the cells of ``sequence`` from ``start`` on."""
 

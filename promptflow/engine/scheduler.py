@@ -1,82 +1,15 @@
 """Who runs next: admission by shared prefix, one batch a step, eviction and preemption.
 
 Pure: it sees tokens, sequence numbers and counts, decides, and leaves every call into the model to
-``decoder.py``. A ``Task`` is the one mutable state object of a request.
+``decoder.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Iterable, Sequence
 
 from promptflow.engine.prefix import CellLedger, PrefixTree
-
-_NEVER = 1 << 40
-
-
-@dataclass(eq=False, slots=True)
-class Task:
-    """A sequence: what is known of its text, and how much of that is in the cache."""
-
-    number: int
-    tokens: list[int]
-    length_limit: int  # tokens it may hold when it ends
-    share_limit: int = _NEVER  # tokens that it may take from others
-    forks: int = 0  # sequences that it may fork off, each for up to ``fork_limit`` more tokens
-    fork_limit: int = 0
-    spares: list[int] = field(default_factory=list)  # sequence numbers kept for them
-    draft: list[int] = field(default_factory=list)  # guesses decoded in the next batch
-    scored_from: int = _NEVER  # the logits of every position from here on are wanted
-    computed: int = 0
-    sequence: int = -1
-    wants: set[int] = field(default_factory=set)  # positions whose logits waiting tasks ask for
-    row: np.ndarray | None = None  # logits after the last token, computed by another sequence
-    waits_for: tuple[Task, int] | None = None
-    skipped: int = 0  # admissions that overtook it
-    preempted: int = 0
-
-    @property
-    def pending(self) -> int:
-        """Return how many known tokens are not yet in the cache."""
-        return len(self.tokens) - self.computed
-
-    @property
-    def promised(self) -> int:
-        """Return how many more cells it may come to need, forks included."""
-        return self.length_limit - self.computed + len(self.spares) * self.fork_limit
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Free the cells of ``sequence`` from ``start`` on."""
-
-    sequence: int
-    start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Let ``target`` share the first ``end`` cells of ``source``."""
-
-    source: int
-    target: int
-    end: int
-
-
-Move = Drop | Copy
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step: moves of cells in the order they must run, then one batch of rows."""
-
-    moves: list[Move] = field(default_factory=list)
-    rows: list[tuple[Task, int]] = field(default_factory=list)  # a task and how many of its tokens
-    admitted: list[Task] = field(default_factory=list)
-    hopeless: list[Task] = field(default_factory=list)  # no room, though nothing else runs
-
+from promptflow.engine.task import Copy, Drop, Move, Plan, Task
 
 PATIENCE = 64  # younger tasks that may overtake a waiting one before it goes first
 WINDOW = 256  # waiting tasks that are compared with each other
@@ -335,6 +268,44 @@ class Scheduler:
         while self._evict(moves):
             pass
         return moves
+
+    # Prefixes that come from elsewhere
+
+    def held(self, tokens: Sequence[int]) -> int:
+        """Return how many of ``tokens`` the cache holds, or soon will."""
+        found = self.tree.match(list(tokens)) if self.sharing else []
+        return found[0][0] if found else 0
+
+    def holder_of(self, tokens: Sequence[int]) -> int:
+        """Return a sequence that has computed all of ``tokens``, -1 if there is none."""
+        for depth, holders in self.tree.match(list(tokens)):
+            for holder in holders:
+                owner = self._owners.get(holder)
+                if depth == len(tokens) and (owner is None or owner.computed >= depth):
+                    return holder
+        return -1
+
+    def vacate(self, count: int, spare: int = -1) -> tuple[int, list[Move]]:
+        """Take an unused sequence number, with room for ``count`` tokens beside what runs.
+
+        Finished sequences but ``spare`` may be evicted. Return -1 where that is not enough.
+        """
+        moves: list[Move] = []
+        room = self.cells.capacity - sum(task.promised for task in self.running) - count
+        while self.cells.used > room or not self._free:
+            if not self._evict(moves, keep=spare):
+                return -1, moves
+        return self._free.pop(), moves
+
+    def adopt(self, sequence: int, tokens: list[int]) -> None:
+        """Count a vacated sequence, which now holds ``tokens``, among the finished ones."""
+        self.cells.extend(sequence, len(tokens))
+        self.tree.insert(sequence, tokens)
+        self.retained[sequence] = tokens
+
+    def give_back(self, sequence: int) -> None:
+        """Return a vacated sequence that holds nothing."""
+        self._free.append(sequence)
 
     # Retained sequences
 

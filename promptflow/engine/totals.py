@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from promptflow.engine.constraint import Clock
 from promptflow.engine.request import Stats, Usage
 
 
@@ -21,6 +25,15 @@ class Totals:
     decode: float = 0.0
     sample: float = 0.0
     bookkeeping: float = 0.0
+
+    @contextmanager
+    def sampling(self, constraint: Clock) -> Iterator[None]:
+        """Add the block's seconds to sampling, less what the constraint took of them."""
+        begun, matched = time.perf_counter(), constraint.seconds
+        try:
+            yield
+        finally:
+            self.sample += time.perf_counter() - begun - (constraint.seconds - matched)
 
     def stats(self, evicted: int, constraint_seconds: float) -> Stats:
         """Return the totals with what others have counted."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from promptflow.engine.decoder import Decoder, Finished
 from promptflow.engine.frames import Message, read_frame, write_frame
+from promptflow.engine.kept import folder_of
 from promptflow.engine.model import Model
 from promptflow.engine.request import Completion, Part, Slot, Text
 from promptflow.engine.wire import request_from_wire, to_wire
@@ -32,7 +33,7 @@ class Worker:
     """Answer messages from ``inbox`` until told to close."""
 
     def __init__(self, model: Model, settings: Message, emit: Emit) -> None:
-        """Decode with ``settings``: max_running, batch_invariant and lookup."""
+        """Decode with ``settings``: max_running, batch_invariant, lookup and prefixes."""
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._model = model
         self._emit_frame = emit
@@ -42,6 +43,7 @@ class Worker:
             max_running=settings["max_running"],
             batch_invariant=settings["batch_invariant"],
             lookup=settings["lookup"],
+            prefixes=folder_of(model.info, settings) if settings["prefixes"] else None,
             on_start=lambda keys: self._emit({"started": keys}),
         )
 
@@ -74,6 +76,8 @@ class Worker:
         elif operation == "cancel":
             for key in message["keys"]:
                 self._finish(self._decoder.cancel(key))
+        elif operation == "keep":
+            self._try(message["key"], self._keep, message)
         elif operation == "pieces":
             self._try(message["key"], self._pieces, message)
         elif operation == "stats":
@@ -95,6 +99,10 @@ class Worker:
         request = request_from_wire(wire)
         self._pipe += time.perf_counter() - begun
         self._finish(self._decoder.submit(key, request))
+
+    def _keep(self, message: Message) -> None:
+        prefix = [Text(text, trusted) for text, trusted in message["prefix"]]
+        self._reply(message["key"], self._decoder.keep(prefix))
 
     def _pieces(self, message: Message) -> None:
         prompts = self._decoder.tools.prompts

@@ -278,6 +278,13 @@ def remove_folder(path: str | Path) -> None:
             shutil.rmtree(path)
 
 
+def remove_file(path: str | Path) -> None:
+    """Remove a file; do nothing if there is none."""
+    operation()
+    with disk_errors(Path(path)):
+        Path(path).unlink(missing_ok=True)
+
+
 def _part(path: Path) -> Path:
     return path.parent / f".{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
 
