@@ -16,6 +16,8 @@ from promptflow import errors
 if TYPE_CHECKING:
     from promptflow.engine import Engine, EngineOptions
     from promptflow.engine.request import (
+        Alternative,
+        Beam,
         Choice,
         Completion,
         Constraint,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         ChainOfThought,
         GroundedQA,
         Judge,
+        PairJudge,
         Predict,
         SelfConsistency,
         TreeOfThoughts,
@@ -70,6 +73,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METRICS",
+    "Alternative",
+    "Beam",
     "BestOf",
     "Budget",
     "Call",
@@ -93,6 +98,7 @@ __all__ = [
     "ModelInfo",
     "Module",
     "Optimization",
+    "PairJudge",
     "Passage",
     "Predict",
     "Prediction",
@@ -139,16 +145,16 @@ __all__ = [
 
 _NAMES = {
     "engine": "Engine EngineOptions",
-    "engine.request": "Choice Completion Constraint Fill Json Lark ModelInfo Regex Request Sampling"
-    " Slot Stats Substring Text TextEngine TokenLogprob Usage",
+    "engine.request": "Alternative Beam Choice Completion Constraint Fill Json Lark ModelInfo Regex"
+    " Request Sampling Slot Stats Substring Text TextEngine TokenLogprob Usage",
     "errors": "PromptflowError",
     "evaluate": "METRICS Comparison Evaluation compare contains evaluate exact_match f1 load_data"
     " numeric",
     "fields": "Quote",
     "flow": "Call Module Prediction run run_many together",
     "lm": "LocalLM SlotAdapter configure load",
-    "modules": "BestOf ChainOfThought GroundedQA Judge Predict SelfConsistency TreeOfThoughts"
-    " ZeroShotCoT",
+    "modules": "BestOf ChainOfThought GroundedQA Judge PairJudge Predict SelfConsistency"
+    " TreeOfThoughts ZeroShotCoT",
     "optimize": "Budget Optimization optimize",
     "program": "load_program resolve_program save_program",
     "report": "write_report",

@@ -1,7 +1,7 @@
 """Techniques as modules: each is an ordinary DSPy module whose work is a flow."""
 
 from promptflow.modules.grounded import GroundedQA
-from promptflow.modules.judge import Judge
+from promptflow.modules.judge import Judge, PairJudge
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
 from promptflow.modules.tree import TreeOfThoughts
@@ -12,6 +12,7 @@ __all__ = [
     "ChainOfThought",
     "GroundedQA",
     "Judge",
+    "PairJudge",
     "Predict",
     "SelfConsistency",
     "TreeOfThoughts",
