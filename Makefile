@@ -51,7 +51,7 @@ $(DONE)/environment:
 
 # By its exact name and alone: a machine may keep a wheel of this very version for pip to find.
 $(DONE)/torch: $(DONE)/environment constraints.txt
-	$(BIN)/pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --no-compile -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
 # pip keeps the wheel that it builds: the next clone installs it in seconds. The wheel is kept under
@@ -74,7 +74,9 @@ $(DONE)/llama: $(DONE)/environment constraints.txt
 	@touch $@
 
 $(DONE)/project: $(DONE)/torch $(DONE)/llama pyproject.toml constraints.txt
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --no-compile -c constraints.txt -e '.[dev]'
+	@echo "compiling Python files on all cores (pip would use one)"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 demo-models: model-qwen2.5-coder-0.5b model-all-minilm-l6-v2

@@ -34,6 +34,7 @@ class GroundedQA(Module):
     of the question are asked about, one by one: those whose probability of answering it reaches
     ``min_support`` are read and cited. The program abstains where there are none, where the
     passages lack what the question names, and where the answer has a number that the quotes lack.
+    ``max_tokens`` bounds the answer.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class GroundedQA(Module):
         quotes: int = 3,
         min_score: float = 0.3,
         min_support: float = 0.5,
+        max_tokens: int = 128,
     ) -> None:
         super().__init__()
         if k < 1 or quotes < 1:
@@ -52,7 +54,7 @@ class GroundedQA(Module):
         self.index = index if not isinstance(index, str | Path) else Index.open(index)
         own = find_document("signatures", "supports", bundled_only=True)
         self.check = Predict(own, sampling=Sampling(), weigh=True)
-        self.answer = Predict(signature, sampling=Sampling())
+        self.answer = Predict(signature, sampling=Sampling(), max_tokens=max_tokens)
         self.k = k
         self.quotes = quotes
         self.min_score = min_score
@@ -61,7 +63,8 @@ class GroundedQA(Module):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings; the index by its name, else by its path."""
         names = ("k", "quotes", "min_score", "min_support")
-        return {"index": _index_name(self.index), **{n: getattr(self, n) for n in names}}
+        given = {name: getattr(self, name) for name in names}
+        return {"index": _index_name(self.index), **given, "max_tokens": self.answer.max_tokens}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GroundedQA:
         """Return a copy that shares the open index: files and vectors are not copied."""
