@@ -36,6 +36,14 @@ def written(tokens: list[int], model: FakeModel = FAKE) -> bytes:
     return b"".join(model.piece(token) or model.control_piece(token) for token in tokens)
 
 
+def test_what_follows_may_join_the_last_letters_of_a_text():
+    assert PROMPTS.stable([Text("x th")]) == list(b"x th"), "no follower makes a word of it"
+    assert PROMPTS.stable([Text("x yab")]) == [*b"x y", 257]
+    joined = Prompts(FakeModel(words=("b.", "b a")))
+    assert joined.stable([Text("x b")]) == list(b"x ")
+    assert PROMPTS.stable([Text("x"), Text("<|im_end|>", True)])[-1] == END
+
+
 def test_texts_between_slots_are_tokenized_as_one():
     before = PROMPTS.before_slots(
         (

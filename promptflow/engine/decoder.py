@@ -118,7 +118,7 @@ class Decoder:
 
     def keep(self, prefix: Sequence[Text]) -> int:
         """Keep the state of ``prefix``, which the cache must hold, on disk; return its bytes."""
-        return self._kept.keep(self.tools.prompts.tokens(prefix))
+        return self._kept.keep(self.tools.prompts.stable(prefix))
 
     def score(self, key: int, prefix: Sequence[Text], continuation: str) -> None:
         """Queue the scoring of ``continuation`` after ``prefix``; raises as ``submit`` does."""

@@ -12,7 +12,11 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 
 from promptflow.engine.model import Model
+from promptflow.engine.prefix import common
 from promptflow.engine.request import Part, Slot, Text
+
+FOLLOWERS = ("a", "A", " a", "1", "\n", ".", ",", '"')
+"""Beginnings of text that tokenizers treat in different ways."""
 
 
 class Prompts:
@@ -46,6 +50,15 @@ class Prompts:
         """Return the tokens of all texts among ``parts``, each run between slots as one."""
         whole = self.before_slots([*parts, Slot("end")])
         return [token for tokens in whole for token in tokens]
+
+    def stable(self, parts: Sequence[Part]) -> list[int]:
+        """Return the tokens of texts that stay as they are whatever text follows.
+
+        A tokenizer may join the last letters with what comes next.
+        """
+        ends = [self.tokens([*parts, Text(text)]) for text in ("", *FOLLOWERS)]
+        length = min(common(ends[0], other, len(ends[0])) for other in ends)
+        return ends[0][:length]
 
     def continuation(self, text: str) -> list[int]:
         """Return the tokens of untrusted text that goes on in a sequence."""
