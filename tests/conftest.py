@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A shell's background job ignores Ctrl-C, and so would the tests that raise it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _dspy_cache = tempfile.TemporaryDirectory(prefix="promptflow-dspy-")
 os.environ["DSPY_CACHEDIR"] = _dspy_cache.name  # dspy opens it on import
 
