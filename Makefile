@@ -12,9 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/done
 STEPS := environment torch llama project index
-QUESTIONS := "Which accuracy did zero-shot chain of thought reach on MultiArith?" \
-             "How does self-consistency pick its answer?" \
-             "How much did tree of thoughts improve the Game of 24?"
+QUESTIONS := "Who published self-consistency?" \
+             "How many points did self-consistency gain on GSM8K?" \
+             "How does tree of thoughts search?"
 AMX_FLAGS := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 
 .PHONY: help demo test lint clean $(STEPS) demo-models test-models

@@ -13,7 +13,7 @@ import dspy
 
 import promptflow as pf
 
-ASKED = "Which accuracy did zero-shot chain of thought reach on MultiArith?"
+ASKED = "How does tree of thoughts search?"
 GOLD = {
     "What does temperature divide?": "the logits",
     "Who published self-consistency?": "Xuezhi Wang and others",
