@@ -237,6 +237,17 @@ def test_typed_fields_and_nested_models_of_a_small_model_always_parse(smollm: En
     assert smollm.stats().requests - before == len(results) == 50
 
 
+def test_every_option_is_weighed_from_one_prefill(smollm: Engine):
+    lm = pf.load("smollm2-135m", engine=smollm)
+    ask = pf.Predict("question -> answer: Literal['A', 'B', 'C', 'D']", weigh=True)
+    result = pf.run(ask, lm=lm, question="Which is a fruit? A: stone, B: apple, C: river, D: sky")
+    shares = result.weighed["answer"]
+    assert set(shares) == {"A", "B", "C", "D"}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert result.answer == max(shares, key=lambda option: shares[option])
+    assert result.usage.generated == 0
+
+
 def test_dspys_own_tools_run_on_a_model(smollm: Engine):
     lm = pf.load("smollm2-135m", engine=smollm)
     data = [

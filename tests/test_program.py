@@ -58,6 +58,7 @@ def prompts(module: Any, **inputs: Any) -> list[str]:
 
 PROGRAMS = {
     "predict": lambda: Predict(QA, sampling=pf.Sampling(temperature=0.3, top_p=0.9), max_tokens=7),
+    "weighed": lambda: Predict(QA, weigh=True),
     "cot": lambda: ChainOfThought(QA, reasoning_tokens=33),
     "zero_shot_cot": lambda: ZeroShotCoT(QA, reasoning_tokens=33),
     "votes": lambda: SelfConsistency(ChainOfThought(QA), n=3, vote="logprob", batch=1),

@@ -137,6 +137,8 @@ def _set(predictor: Any, settings: Mapping[str, Any]) -> None:
     for key in ("layout", "max_tokens", "reasoning_tokens", "until"):
         if hasattr(predictor, key):
             setattr(predictor, key, settings.get(key))
+    if "weigh" in settings:
+        predictor.weigh = bool(settings["weigh"])
     sampling = settings.get("sampling")
     if hasattr(predictor, "sampling"):
         predictor.sampling = None if sampling is None else _sampling(sampling)
