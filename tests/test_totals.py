@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from promptflow.engine.constraint import Clock
@@ -20,7 +22,7 @@ def test_sampling_leaves_out_what_the_constraint_took(monkeypatch: pytest.Monkey
     ticks = iter([10.0, 17.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
     clock, totals = Clock(), Totals()
-    with pytest.raises(ValueError), totals.sampling(clock):  # noqa: PT012
+    with suppress(KeyError), totals.sampling(clock):
         clock.seconds += 3.0
-        raise ValueError
+        raise KeyError
     assert totals.sample == 4.0
