@@ -245,7 +245,8 @@ def test_every_option_is_weighed_from_one_prefill(smollm: Engine):
     assert set(shares) == {"A", "B", "C", "D"}
     assert sum(shares.values()) == pytest.approx(1.0)
     assert result.answer == max(shares, key=lambda option: shares[option])
-    assert result.usage.generated == 0
+    # This tokenizer can also write the space before an option by itself: a branch of its own.
+    assert result.usage.generated <= 1
 
 
 def test_dspys_own_tools_run_on_a_model(smollm: Engine):
