@@ -6,7 +6,7 @@ Pure: it is handed rows of logits and says which sequences to fork; ``decoder.py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,13 +48,13 @@ class Beams:
         self.slot = filling.slot
         self.lead = lead
         self.children: list[Task] = []  # sequences forked so far
-        self.is_done = False
+        self.is_done = filling.finish is not None
         self.opened = filling
         self.base = len(lead.tokens) - len(filling.tokens)  # where the slot's tokens begin
         self._width = beam.width
         self._penalty = beam.length_penalty
         self._live = [Hypothesis(lead, filling.fork())]
-        self._ended: list[Hypothesis] = []
+        self._ended = [self._live[0]] if self.is_done else []
         self._heard: dict[Task, list[Pick]] = {}
         self._sampled = 0
 
@@ -114,7 +114,7 @@ class Beams:
             taken.add(task)
             added = made.filling.tokens[len(parent.filling.tokens) :]
             task.tokens[:] = parents[parent.task] + added
-            self._live.append(Hypothesis(task, made.filling, made.logprob, made.steps))
+            self._live.append(replace(made, task=task))
         return forks
 
     def _score(self, hypothesis: Hypothesis) -> float:
@@ -131,19 +131,9 @@ class Beams:
         return self._score(self._ended[-1]) >= float(best.logprob / steps**self._penalty)
 
     @property
-    def tokens(self) -> list[int]:
-        """Return the tokens of the best text that ended."""
-        return self._ended[0].filling.tokens
-
-    @property
-    def kept(self) -> int:
-        """Return how many of them stay."""
-        return self._ended[0].filling.kept
-
-    @property
-    def rest(self) -> bytes:
-        """Return the bytes after them."""
-        return self._ended[0].filling.rest
+    def best(self) -> Filling:
+        """Return the best text that ended."""
+        return self._ended[0].filling
 
     def rewind(self) -> int:
         """Take the lead back to where the search began; return how many tokens stand there."""
@@ -154,13 +144,9 @@ class Beams:
         """Return the best text, and the n best."""
         if not self._ended:
             return Fill("", "length", generated=self._sampled)
-        first = self._ended[0].filling.fill()
-        return Fill(
-            text=first.text,
-            finish=first.finish,
+        return replace(
+            self.best.fill(),
             generated=self._sampled,
-            forced=first.forced,
-            logprob=first.logprob,
             alternatives=tuple(
                 Alternative(h.filling.written, h.logprob, self._score(h)) for h in self._ended
             ),

@@ -27,7 +27,7 @@ from promptflow.engine.request import (
     Usage,
 )
 from promptflow.engine.scheduler import Scheduler
-from promptflow.engine.task import Copy, Move, Task
+from promptflow.engine.task import Move, Task, carry_out
 from promptflow.engine.totals import Totals
 from promptflow.errors import (
     Cancelled,
@@ -138,8 +138,8 @@ class Decoder:
 
     def cancel(self, key: int) -> list[Finished]:
         """Stop a job; return it, unless it has already finished."""
-        entries = [self._entries[key]] if key in self._entries else []
-        return [self._fail(entry, Cancelled("the request was cancelled")) for entry in entries]
+        entry = self._entries.get(key)
+        return [] if entry is None else [self._fail(entry, Cancelled("the request was cancelled"))]
 
     # Stepping
 
@@ -174,11 +174,7 @@ class Decoder:
         return self._totals.decode + self._totals.sample + self.tools.constraints.clock.seconds
 
     def _move(self, moves: Sequence[Move]) -> None:
-        for move in moves:
-            if isinstance(move, Copy):
-                self.model.copy(move.source, move.target, move.end)
-            else:
-                self.model.drop(move.sequence, move.start)
+        carry_out(moves, self.model)
 
     def _draft(self, rows: Sequence[tuple[Task, int]]) -> None:
         """Let jobs that are about to sample guess what they will say, while the batch has room."""
@@ -286,9 +282,10 @@ class Decoder:
         self._totals.drafted += len(draft)
         self._totals.accepted += accepted
         job.lookup.learn(len(task.tokens), len(draft), accepted)
-        kept = min(stands, base) + common(draft, task.tokens[base:], len(draft)) * (stands >= base)
-        job.meter.compute(base, max(base, kept))
-        return self._settle(entry, kept)
+        if stands == base:
+            stands += common(draft, task.tokens[base:], len(draft))
+            job.meter.compute(base, stands)
+        return self._settle(entry, stands)
 
     def _fork(self, entry: _Entry, forks: Sequence[Fork]) -> None:
         job = entry.job

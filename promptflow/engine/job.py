@@ -84,8 +84,7 @@ class FillJob:
         self._seed = seed
         self._tools = tools
         self._at = 0
-        self._filling: Filling | Weighing | None = None
-        self.beams: Beams | None = None
+        self._filling: Filling | Weighing | Beams | None = None  # of the slot that is open
         self.lookup = Lookup()
         searched = [slot for slot in slots if slot.beam is not None]
         self.task.forks = max((slot.beam.width - 1 for slot in searched if slot.beam), default=0)
@@ -95,6 +94,11 @@ class FillJob:
     def is_done(self) -> bool:
         """Return whether every slot is filled."""
         return self._at == len(self._slots)
+
+    @property
+    def beams(self) -> Beams | None:
+        """Return the search that is going on, if there is one."""
+        return self._filling if isinstance(self._filling, Beams) else None
 
     @property
     def is_plain(self) -> bool:
@@ -130,13 +134,14 @@ class FillJob:
             tools = self._tools
             filling = Filling(slot, tools.vocabulary, tools.constraints, rng, task.tokens)
             task.tokens += filling.open()
-            if slot.beam is not None and filling.finish is None:
-                self.beams = Beams(task, filling)
+            self._filling = filling
+            if slot.beam is not None:
+                self._filling = Beams(task, filling)
+            elif slot.is_weighed:
+                self._filling = Weighing(filling, rng)
+            if filling.finish is None:
                 return
-            self._filling = Weighing(filling, rng) if slot.is_weighed else filling
-            if self._filling.finish is None:
-                return
-            self._close(self._filling, len(task.tokens) - len(filling.tokens))
+            self._close(self._filling.fill(), filling, len(task.tokens) - len(filling.tokens))
 
     def take(self, logits: np.ndarray) -> int:
         """Sample a token; go on to the next slot where this one has ended.
@@ -144,7 +149,7 @@ class FillJob:
         Return how many of the tokens known before still stand. Raises EngineError.
         """
         filling, tokens = self._filling, self.task.tokens
-        assert filling is not None
+        assert isinstance(filling, Filling | Weighing)
         stands = len(tokens)
         base = stands - len(filling.tokens)
         if isinstance(filling, Weighing):
@@ -155,7 +160,8 @@ class FillJob:
         else:
             tokens += filling.take(logits)
         if filling.finish is not None:
-            stands = min(stands, self._close(filling, base))
+            best = filling.best if isinstance(filling, Weighing) else filling
+            stands = min(stands, self._close(filling.fill(), best, base))
             self.open()
         return stands
 
@@ -163,26 +169,25 @@ class FillJob:
         """Keep the best text of a search that has ended and go on; return how many tokens stand."""
         beams = self.beams
         assert beams is not None
-        self.beams = None
         stands = beams.rewind()
         self.meter.cut(stands)
-        stands = min(stands, self._close(beams, beams.base))
+        stands = min(stands, self._close(beams.fill(), beams.best, beams.base))
         self.open()
         return stands
 
     def restart(self) -> None:
         """Begin a search again that has lost its sequences."""
-        if self.beams is not None:
-            self.beams.rewind()
-            self.beams = Beams(self.task, self.beams.opened)
+        if (beams := self.beams) is not None:
+            beams.rewind()
+            self._filling = Beams(self.task, beams.opened)
 
-    def _close(self, filling: Filling | Weighing | Beams, base: int) -> int:
-        """Keep what was written from ``base`` on, less what a stop cut off.
+    def _close(self, fill: Fill, filling: Filling, base: int) -> int:
+        """Keep what was written from ``base`` on, less what a stop cut off, and its ``fill``.
 
         Return how many tokens stand.
         """
         task = self.task
-        self.fills[filling.slot.name] = filling.fill()
+        self.fills[filling.slot.name] = fill
         self._filling = None
         self._at += 1
         if self.is_done:
@@ -196,9 +201,8 @@ class FillJob:
     def usage(self) -> Usage:
         """Return the counts so far, those of an unfinished slot included."""
         fills = list(self.fills.values())
-        open_slot = self.beams or self._filling
-        if open_slot is not None:
-            fills.append(open_slot.fill())
+        if self._filling is not None:
+            fills.append(self._filling.fill())
         return Usage(
             self.meter.prompt,
             self.meter.prefilled,

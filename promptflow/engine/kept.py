@@ -19,7 +19,7 @@ from promptflow import storage
 from promptflow.engine.model import Model
 from promptflow.engine.request import ModelInfo
 from promptflow.engine.scheduler import Scheduler
-from promptflow.engine.task import Drop
+from promptflow.engine.task import carry_out
 from promptflow.errors import CapacityError, EngineError, StoreError
 
 MAX_BYTES = 2 << 30  # of all prefixes of a model; those used least recently go first
@@ -35,7 +35,7 @@ def folder_of(info: ModelInfo, settings: Mapping[str, Any]) -> Path:
 
 
 def _name(tokens: Sequence[int]) -> str:
-    digest = hashlib.sha256(np.asarray(tokens, dtype=np.int32).tobytes()).hexdigest()
+    digest = storage.sha256_bytes(np.asarray(tokens, dtype=np.int32).tobytes())
     return f"{len(tokens)}-{digest[:40]}.kv"
 
 
@@ -69,10 +69,9 @@ class KeptPrefixes:
 
         Nothing is read where the cache holds nearly as much, or has no room beside what runs.
         """
-        held = self._scheduler.held(tokens)
-        for length in self._lengths():
-            if length > len(tokens):
-                continue
+        lengths = [length for length in self._lengths() if length <= len(tokens)]
+        held = self._scheduler.held(tokens) if lengths else 0
+        for length in lengths:
             if length < held + GAIN:
                 break
             data = self._read(_name(tokens[:length]))
@@ -107,9 +106,7 @@ class KeptPrefixes:
 
     def _vacate(self, count: int, spare: int = -1) -> int:
         sequence, moves = self._scheduler.vacate(count, spare)
-        for move in moves:
-            if isinstance(move, Drop):
-                self._model.drop(move.sequence, move.start)
+        carry_out(moves, self._model)
         return sequence
 
     def keep(self, tokens: Sequence[int]) -> int:

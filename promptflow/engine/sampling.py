@@ -95,11 +95,11 @@ def choose(
             weights *= allowed
         if sampling.typical_p == 1.0:
             return _draw(weights, rng)
-        ids, weights = _typical(np.arange(len(weights)), weights, sampling.typical_p)
+        ids = np.arange(len(weights))
     else:
         ids, weights = _cut(scaled, sampling, allowed)
-        if sampling.typical_p < 1.0:
-            ids, weights = _typical(ids, weights, sampling.typical_p)
+    if sampling.typical_p < 1.0:
+        ids, weights = _typical(ids, weights, sampling.typical_p)
     return int(ids[_draw(weights, rng)])
 
 

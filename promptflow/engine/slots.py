@@ -15,7 +15,7 @@ import numpy as np
 from promptflow.engine import sampling
 from promptflow.engine.constraint import Constraints, Matcher
 from promptflow.engine.model import Model
-from promptflow.engine.request import Alternative, Fill, Slot, TokenLogprob
+from promptflow.engine.request import Fill, Slot, TokenLogprob
 from promptflow.engine.sampling import Flags
 from promptflow.errors import ConstraintDeadEnd
 
@@ -246,14 +246,7 @@ class Filling:
             forced=self._forced,
             logprob=self._logprob,
             logprobs=tuple(self._logprobs),
-            alternatives=self._only(),
         )
-
-    def _only(self) -> tuple[Alternative, ...]:
-        """Return the one text there is where a search has nothing to decide."""
-        if self.slot.beam is None or self._sampled:
-            return ()
-        return (Alternative(self.written, 0.0, 0.0),)
 
 
 def _half_character(text: bytes | bytearray) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from promptflow.engine.model import Model
 
 _NEVER = 1 << 40
 
@@ -59,6 +62,15 @@ class Copy:
 
 
 Move = Drop | Copy
+
+
+def carry_out(moves: Iterable[Move], model: Model) -> None:
+    """Have ``model`` make the moves, in their order."""
+    for move in moves:
+        if isinstance(move, Copy):
+            model.copy(move.source, move.target, move.end)
+        else:
+            model.drop(move.sequence, move.start)
 
 
 @dataclass(slots=True)

@@ -8,11 +8,11 @@ place where it left the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from promptflow.engine import sampling
+from promptflow.engine.prefix import common
 from promptflow.engine.request import Alternative, Choice, Fill
 from promptflow.engine.slots import Filling
 
@@ -30,29 +30,18 @@ class Weighing:
         self.finish: str | None = None
         self.generated = 0
         self._rng = rng
-        self._opening = len(filling.tokens)
         self._found: dict[str, tuple[float, Filling]] = {}
         self._branches: list[tuple[float, Filling]] = []
         self._at: tuple[float, Filling] = (0.0, filling)
-        self._best = filling
+        self.best = filling  # of the options, once it is decided
         if filling.finish is not None:
             self._add(0.0, filling)
             self._decide()
 
     @property
-    def tokens(self) -> Sequence[int]:
-        """Return the tokens of the branch that is looked at; at the end, of the chosen option."""
-        return self._best.tokens if self.finish is not None else self._at[1].tokens
-
-    @property
-    def kept(self) -> int:
-        """Return how many tokens of the chosen option stay."""
-        return self._best.kept
-
-    @property
-    def rest(self) -> bytes:
-        """Return bytes of it after them."""
-        return self._best.rest
+    def tokens(self) -> list[int]:
+        """Return the tokens of the branch that is looked at."""
+        return self._at[1].tokens
 
     def take(self, logits: sampling.Logits) -> int:
         """Weigh what may follow; go on to the next branch. Return how many tokens stand.
@@ -68,14 +57,13 @@ class Weighing:
                 self._add(share, twin)
             elif share > NEGLIGIBLE:
                 self._branches.append((share, twin))
-        before = self.tokens
-        if self._branches:
-            self._at = self._branches.pop()
-            stands = _common(before, self.tokens)
-            self.generated += len(self.tokens) - stands
-        else:
+        before = filling.tokens
+        if not self._branches:
             self._decide()
-            stands = _common(before, self.tokens)
+            return common(before, self.best.tokens, len(before))
+        self._at = self._branches.pop()
+        stands = common(before, self.tokens, len(before))
+        self.generated += len(self.tokens) - stands
         return stands
 
     def _add(self, logprob: float, filling: Filling) -> None:
@@ -90,8 +78,8 @@ class Weighing:
         texts = list(self._found)
         weights = np.array([self._found[text][0] for text in texts], dtype=np.float32)
         text = texts[sampling.choose(weights, self.slot.sampling, self._rng)]
-        self._best = self._found[text][1]
-        self.finish = self._best.finish
+        self.best = self._found[text][1]
+        self.finish = self.best.finish
 
     def fill(self) -> Fill:
         """Return the chosen option and what each of them weighs."""
@@ -103,18 +91,9 @@ class Weighing:
         shares |= {o: -math.inf for o in self.slot.constraint.options if o not in shares}
         ranked = sorted(shares, key=lambda text: -shares[text])
         return Fill(
-            text=self._best.written,
-            finish=self._best.finish or "constraint",
+            text=self.best.written,
+            finish=self.best.finish or "constraint",
             generated=self.generated,
-            logprob=shares[self._best.written],
+            logprob=shares[self.best.written],
             alternatives=tuple(Alternative(text, shares[text], shares[text]) for text in ranked),
         )
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

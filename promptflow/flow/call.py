@@ -33,7 +33,6 @@ class Call:
     max_tokens: int | None = None
     seed: int | None = None
     logprobs: int | None = None
-    weigh: bool | None = None
     signature: Any = None
     demos: Sequence[Mapping[str, Any]] | None = None
     until: str | None = None
@@ -95,7 +94,7 @@ def _decoding(call: Call, config: Mapping[str, Any]) -> layout.Decoding:
     own = call.predictor
     sampling = call.sampling or getattr(own, "sampling", None) or sampling_of(config)
     max_tokens = call.max_tokens or getattr(own, "max_tokens", None) or config.get("max_tokens")
-    weigh = getattr(own, "weigh", False) if call.weigh is None else call.weigh
+    weigh = getattr(own, "weigh", False)
     decoding = layout.Decoding(sampling=sampling, logprobs=call.logprobs, weigh=weigh)
     if max_tokens:
         decoding = replace(decoding, max_tokens=int(max_tokens))
