@@ -244,7 +244,8 @@ def main() -> None:
     results, scores = {}, {}
     for arm in options.arms.split(","):
         results[arm], scores[arm] = measure(arm, data, lm)
-        print(f"{arm}: done in {results[arm].seconds:.0f} s", file=sys.stderr)
+        # Each arm takes minutes: what ended is told, should a later one not end.
+        print(json.dumps(asdict(results[arm])), file=sys.stderr, flush=True)
     made = report(options.model, results, scores)
     print(json.dumps(made, indent=2) if options.json else table(made))
 

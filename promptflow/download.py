@@ -6,6 +6,7 @@ is there. This module knows nothing of models.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -220,12 +221,14 @@ def _last_line(output: str) -> str:
 
 def folder_size(path: Path) -> int:
     """Return the bytes in a file, or in all files of a folder; 0 if there is none."""
+    files = [path] if path.is_file() else []
+    # pip makes and removes folders meanwhile; os.walk passes over what is gone, rglob raises.
+    for folder, _, names in os.walk(path):
+        files += [Path(folder, name) for name in names]
     total = 0
-    for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        try:
-            total += file.stat().st_size if not file.is_dir() else 0
-        except FileNotFoundError:
-            continue
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
     return total
 
 

@@ -142,6 +142,13 @@ def test_scores_are_logprobs_of_given_text(fake):
         fake.score([Text("prefix")], ["a", ""])
 
 
+def test_what_cannot_be_kept_or_tokenized_is_an_engine_error(fake):
+    with pytest.raises(EngineError, match="keeps no prefixes"):
+        fake.keep([Text("prefix")])
+    with pytest.raises(EngineError, match="cannot take it"):
+        fake.pieces([Text(None)])
+
+
 def test_prompts_are_shown_token_by_token(fake):
     parts = [Text("a<|im_end|>", True), Slot("s"), Text("<|", False), Slot("t")]
     assert fake.pieces(parts) == ["a", "<|im_end|>", "<", "|"]

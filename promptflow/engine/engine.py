@@ -274,14 +274,9 @@ class Engine:
 
         Raises the first error.
         """
-        head = [[text.text, text.trusted] for text in prefix]
+        head = _texts(prefix)
         messages = [{"op": "score", "prefix": head, "job": text} for text in continuations]
-        scores: list[tuple[TokenLogprob, ...]] = []
-        for outcome in self._gather(messages) if messages else []:
-            if isinstance(outcome, Completion) and outcome.error is not None:
-                raise outcome.error
-            scores.append(_value(outcome))
-        return scores
+        return [_answer(outcome) for outcome in self._gather(messages)] if messages else []
 
     def keep(self, prefix: Sequence[Text]) -> int:
         """Keep the KV state of ``prefix`` on disk, for processes to come; return its bytes.
@@ -291,9 +286,8 @@ class Engine:
         """
         [completion] = self.generate([Request((*prefix, Slot("next", max_tokens=1)))])
         completion.text("next")
-        head = [[text.text, text.trusted] for text in prefix]
-        [size] = self._gather([{"op": "keep", "prefix": head}])
-        return int(_value(size))
+        [size] = self._gather([{"op": "keep", "prefix": _texts(prefix)}])
+        return int(_answer(size))
 
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
         """Return the chat template's texts around contents: one more than ``roles``.
@@ -309,10 +303,8 @@ class Engine:
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:
         """Return the text of each prompt token of ``parts``."""
-        # A slot is null: texts around it are tokenized apart.
-        texts = [[p.text, p.trusted] if isinstance(p, Text) else None for p in parts]
-        [pieces] = self._gather([{"op": "pieces", "parts": texts}])
-        return list(_value(pieces))
+        [pieces] = self._gather([{"op": "pieces", "parts": _texts(parts)}])
+        return list(_answer(pieces))
 
     def count(self, parts: Sequence[Part]) -> int:
         """Return how many prompt tokens the texts of ``parts`` make."""
@@ -357,6 +349,11 @@ def _submission(request: Request) -> Message:
     return {"op": "submit", "job": to_wire(request)}
 
 
+def _texts(parts: Sequence[Part]) -> list[list[str | bool] | None]:
+    """Return texts as JSON data. A slot is null: texts around it are tokenized apart."""
+    return [[p.text, p.trusted] if isinstance(p, Text) else None for p in parts]
+
+
 def _outcome(wire: Any) -> Any:
     if isinstance(wire, dict):
         return completion_from_wire(wire)
@@ -369,6 +366,13 @@ def _completion(outcome: Any) -> Completion:
         return Completion(error=outcome)
     completion: Completion = _value(outcome)
     return completion
+
+
+def _answer(outcome: Any) -> Any:
+    """Return what a worker answered to anything but a request; raise the error it came to."""
+    if isinstance(outcome, Completion) and outcome.error is not None:
+        raise outcome.error
+    return _value(outcome)
 
 
 def _value(outcome: Any) -> Any:
