@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TokenLogprob,
         Usage,
     )
+    from promptflow.engine.stream import Delta, Stream
     from promptflow.errors import PromptflowError
     from promptflow.evaluate import (
         METRICS,
@@ -83,6 +84,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "Constraint",
+    "Delta",
     "Document",
     "Embedder",
     "Engine",
@@ -111,6 +113,7 @@ __all__ = [
     "Slot",
     "SlotAdapter",
     "Stats",
+    "Stream",
     "Substring",
     "Text",
     "TextEngine",
@@ -147,6 +150,7 @@ _NAMES = {
     "engine": "Engine EngineOptions",
     "engine.request": "Alternative Beam Choice Completion Constraint Fill Json Lark ModelInfo Regex"
     " Request Sampling Slot Stats Substring Text TextEngine TokenLogprob Usage",
+    "engine.stream": "Delta Stream",
     "errors": "PromptflowError",
     "evaluate": "METRICS Comparison Evaluation compare contains evaluate exact_match f1 load_data"
     " numeric",

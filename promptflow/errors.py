@@ -11,6 +11,7 @@
     │   ├── EngineLost             the engine's process died while the request ran
     │   ├── ContextOverflow        the prompt is longer than the context
     │   ├── CapacityError          the KV cache cannot hold the request beside what runs
+    │   ├── QueueFull              as many requests wait as may
     │   ├── Cancelled              the request was cancelled
     │   ├── DeadlineExceeded       the request's deadline passed
     │   ├── NumericError           the model returned logits that are not numbers
@@ -77,6 +78,10 @@ class ContextOverflow(EngineError):
 
 class CapacityError(EngineError):
     """The KV cache cannot hold the request."""
+
+
+class QueueFull(EngineError):
+    """As many requests wait for the engine as may, and none of them began in time."""
 
 
 class Cancelled(EngineError):

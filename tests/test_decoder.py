@@ -108,15 +108,65 @@ def test_cancelling_ends_a_request_wherever_it_is():
     assert list(drain(decoder)) == [1]
 
 
-def test_deadlines_end_requests_that_wait_or_run():
-    decoder = Decoder(FakeModel(), max_running=1)
-    now = Request((Text("a"), Slot("a")), deadline=0.0)
-    decoder.submit(0, ask("first"))
-    decoder.submit(1, now)
-    decoder.submit(2, Request((Text("b"), Slot("a", max_tokens=3)), deadline=1e6))
-    outcomes = drain(decoder)
-    assert isinstance(outcomes[1].error, DeadlineExceeded)
-    assert outcomes[0].error is outcomes[2].error is None
+class Clock:
+    """A clock that goes on by a second with every decode call."""
+
+    def __init__(self, model: FakeModel) -> None:
+        self._model = model
+
+    def monotonic(self) -> float:
+        return float(self._model.decodes)
+
+    perf_counter = monotonic
+
+
+def test_a_deadline_ends_a_request_that_waits_prefills_or_generates(monkeypatch):
+    """What was written until then is kept, the slot that is open included."""
+    fake = FakeModel(batch=4)
+    monkeypatch.setattr("promptflow.engine.decoder.time", Clock(fake))
+    decoder = Decoder(fake, max_running=2)
+    slots = Slot("a", Choice(("yes",))), Text(" "), Slot("b", max_tokens=50, ignore_eos=True)
+    decoder.submit(0, Request((Text("q"), *slots), deadline=7.0))  # generates
+    decoder.submit(1, Request((Text("x" * 90), Slot("a")), deadline=9.0))  # is still prefilling
+    decoder.submit(2, Request((Text("w"), Slot("a")), deadline=5.0))  # waits
+    decoder.submit(3, Request((Text("v"), Slot("a", max_tokens=3)), deadline=1e6))
+    decoder.submit(4, Request((Text("u"), Slot("a")), deadline=5.0), waited=4.0)
+    ended = {}
+    while decoder.busy:
+        now = fake.decodes
+        for key, completion in decoder.step():
+            ended[key] = now, completion
+    assert [key for key in ended if ended[key][1].error is None] == [3]
+    assert [ended[key][0] for key in (4, 2, 0, 1)] == [1, 5, 7, 9]
+    assert "within 5 s" in str(ended[4][1].error)
+    for key in (0, 1, 2, 4):
+        assert isinstance(ended[key][1].error, DeadlineExceeded)
+    generated = ended[0][1]
+    assert generated.fills["a"].text == "yes"
+    partial = generated.fills["b"]
+    assert partial.finish == "error"
+    assert partial.generated == generated.usage.generated > 3
+    assert decoder_text(Request((Text("q"), *slots))).startswith(partial.text)
+    assert len(partial.text) >= 3
+    assert not ended[1][1].fills
+    assert 0 < ended[1][1].usage.prefilled < 90
+    assert ended[2][1].usage.prefilled == 0
+    assert decoder.scheduler.cells.used == fake.used_cells() <= len("v") + 3
+
+
+def decoder_text(request: Request) -> str:
+    decoder = Decoder(FakeModel())
+    decoder.submit(0, request)
+    return drain(decoder)[0].text("b")
+
+
+@pytest.mark.parametrize(("byte", "text"), [(0xC3, ""), (0xA9, "\ufffd")])
+def test_a_request_that_fails_keeps_whole_characters(byte, text):
+    decoder = Decoder(FakeModel())
+    decoder.submit(0, ask(sampling=Sampling(logit_bias=((byte, 99.0),))))
+    decoder.step()
+    [(_, completion)] = decoder.cancel(0)
+    assert completion.fills["a"].text == text
 
 
 def test_batch_invariant_runs_alone_from_an_empty_cache_at_the_same_boundaries():
@@ -137,7 +187,7 @@ def test_batch_invariant_runs_alone_from_an_empty_cache_at_the_same_boundaries()
 
 class Recording(FakeModel):
     def __init__(self, batch: int) -> None:
-        super().__init__(batch=batch)
+        super().__init__(context=8000, batch=batch)
         self.calls: list[tuple] = []
 
     def decode(self, tokens, positions, sequences, outputs) -> int:
@@ -181,15 +231,33 @@ def test_a_fatal_code_makes_the_cache_anew():
     assert [completion.error for completion in drain(decoder).values()] == [None] * 3
 
 
-def test_a_long_prefill_does_not_hold_up_what_decodes():
-    decoder = Decoder(FakeModel(context=2000, batch=8))
-    decoder.submit(0, ask("short", max_tokens=20))
+@pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("batch", [8, 16])
+def test_long_prefills_hold_up_no_running_decode_by_more_than_two_steps(batch, lookup):
+    """Counted in decode calls between one token of a sequence and its next."""
+    fake = Recording(batch=batch)
+    decoder = Decoder(fake, max_running=8, lookup=lookup)
+    stops = {"stop": ("zz", "qq"), "max_tokens": 30}  # text that is cut is computed again
+    for key in range(4):
+        decoder.submit(key, ask(f"{key}", **stops))
     decoder.step()
-    decoder.submit(1, ask("x" * 400))
-    done = {}
-    for _ in range(20):
-        done |= dict(decoder.step())
-    assert list(done) == [0]
+    gaps: list[int] = []
+    last = {key: (0, fake.decodes) for key in range(4)}
+    for number in range(400):
+        if number % 7 == 0 and number < 60:
+            decoder.submit(100 + number, ask("x" * 400 + f"{number}", max_tokens=3))
+        decoder.step()
+        for key in list(last):
+            job = decoder.job(key)
+            if job is None:
+                del last[key]
+            elif len(job.task.tokens) > last[key][0]:
+                gaps.append(fake.decodes - last[key][1])
+                last[key] = len(job.task.tokens), fake.decodes
+    assert not decoder.busy
+    assert len(gaps) > 4 * 25 or lookup
+    assert max(gaps) <= 2
+    assert max(len(set(sequences)) for _, _, sequences, _ in fake.calls) > 4, "they ran together"
 
 
 def test_stats_count_decodes_rows_and_seconds():

@@ -177,15 +177,6 @@ def test_copies_share_one_engine(fake):
     assert copy.deepcopy({"engine": fake})["engine"] is fake
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"context": 1}, {"batch": 0}, {"max_running": 0}, {"max_running": 65}, {"threads": 0}],
-)
-def test_sizes_that_would_abort_llama_cpp_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        EngineOptions(**options)
-
-
 class Dying(FakeModel):
     """Dies, as far as a thread can, at the decode call ``dies``."""
 

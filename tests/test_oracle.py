@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from promptflow.engine import sampling
 from promptflow.engine.constraint import Constraints
 from promptflow.engine.decoder import Decoder
+from promptflow.engine.deltas import Deltas
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.job import Tools
 from promptflow.engine.prefix import lower_bound
@@ -37,6 +38,7 @@ from promptflow.engine.request import (
     TokenLogprob,
 )
 from promptflow.engine.slots import Filling
+from promptflow.engine.stream import Feed
 from promptflow.errors import CapacityError, ContextOverflow, EngineError
 
 WORDS = ("ab", "b.", ". the", "x\ny", "c\n", "the end", "é", "\n\n", "aa", "a-b-c-d")
@@ -138,21 +140,60 @@ class Reference:
 REFERENCE = Reference()
 
 
-def drain(decoder: Decoder) -> dict[int, Completion | tuple[TokenLogprob, ...]]:
+class Readers:
+    """Reads every job's text while it is written, as worker and engine do for a stream."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.deltas: dict[int, Deltas] = {}
+        self.feeds: dict[int, Feed] = {}
+
+    def open(self, key: int) -> None:
+        self.feeds[key] = Feed()
+        job = self.decoder.job(key)
+        if job is not None:
+            self.deltas[key] = Deltas(job)
+
+    def read(self) -> None:
+        for key, deltas in self.deltas.items():
+            for slot, text in deltas.fresh():
+                assert text
+                self.feeds[key].tell(slot, text)
+
+    def check(self, key: int, completion: Completion) -> None:
+        """What was told, joined by slot, is what the fills hold, and came in their order."""
+        feed = self.feeds[key]
+        feed.end(completion)
+        joined: dict[str, str] = {}
+        while (delta := feed.events.get_nowait()).completion is None:
+            assert delta.slot == list({**joined, delta.slot: ""})[-1], "back to an earlier slot"
+            joined[delta.slot] = joined.get(delta.slot, "") + delta.text
+        assert joined == {name: fill.text for name, fill in completion.fills.items() if fill.text}
+
+
+def drain(
+    decoder: Decoder, readers: Readers | None = None
+) -> dict[int, Completion | tuple[TokenLogprob, ...]]:
     outcomes = {}
     for _ in range(20_000):
         if not decoder.busy:
             return outcomes
         outcomes |= dict(decoder.step())
+        if readers is not None:
+            readers.read()
         check_cells(decoder)
     raise AssertionError("the decoder does not come to an end")
 
 
 def run(decoder: Decoder, requests: list[Request]) -> list[Completion]:
     outcomes = {}
+    readers = Readers(decoder)
     for key, request in enumerate(requests):
         outcomes |= dict(decoder.submit(key, request))
-    outcomes |= drain(decoder)
+        readers.open(key)
+    outcomes |= drain(decoder, readers)
+    for key in range(len(requests)):
+        readers.check(key, outcomes[key])
     return [outcomes[key] for key in range(len(requests))]
 
 
@@ -264,6 +305,7 @@ class Decoding(RuleBasedStateMachine):
     def begin(self, cells: int, batch: int, sequences: int, running: int, lookup: bool) -> None:
         fake = model(cells, batch, sequences)
         self.decoder = Decoder(fake, max_running=running, lookup=lookup)
+        self.readers = Readers(self.decoder)
 
     @precondition(lambda self: self.decoder)
     @rule(batch=st.lists(requests(), min_size=1, max_size=4), twice=st.booleans())
@@ -275,6 +317,7 @@ class Decoding(RuleBasedStateMachine):
                 self.outcomes |= dict(self.decoder.submit(key, request))
             except (ContextOverflow, CapacityError) as error:
                 self.outcomes[key] = Completion(error=error)
+            self.readers.open(key)
 
     @precondition(lambda self: self.decoder)
     @rule(count=st.integers(1, 6))
@@ -282,6 +325,7 @@ class Decoding(RuleBasedStateMachine):
         for _ in range(count):
             if self.decoder.busy:
                 self.outcomes |= dict(self.decoder.step())
+                self.readers.read()
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -305,9 +349,10 @@ class Decoding(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not self.decoder:
             return
-        self.outcomes |= drain(self.decoder)
+        self.outcomes |= drain(self.decoder, self.readers)
         faulted = bool(self.decoder.model.fail)
         for key, request in self.requests.items():
+            self.readers.check(key, self.outcomes[key])
             check(self.outcomes[key], request, key in self.cancelled, faulted)
         scheduler = self.decoder.scheduler
         assert not scheduler.running

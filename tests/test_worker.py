@@ -33,7 +33,7 @@ def answers(messages: list[Message]) -> list[Message]:
 
     worker = Worker(FakeModel(), SETTINGS, emit)
     for message in messages:
-        worker.inbox.put(message)
+        worker.receive(message)
     worker.run()
     return frames
 

@@ -96,8 +96,8 @@ class Decoder:
 
     # Submitting
 
-    def submit(self, key: int, request: Request) -> list[Finished]:
-        """Queue a request; return it finished where nothing of it is left to the model.
+    def submit(self, key: int, request: Request, waited: float = 0.0) -> list[Finished]:
+        """Queue a request ``waited`` seconds old; return it if nothing is left to the model.
 
         Raises ContextOverflow, ConstraintError and EngineError for what cannot run.
         """
@@ -111,7 +111,7 @@ class Decoder:
         admission.check_cells(self.model, length, job.task.forks, job.task.fork_limit)
         job.open()
         self._kept.recall(job.task.tokens)
-        entry = _Entry(key, job, started, request.deadline)
+        entry = _Entry(key, job, started - waited, request.deadline)
         self._enqueue(entry)
         self._totals.bookkeeping += time.monotonic() - started + elsewhere - self._accounted()
         return [self._finish(entry)] if job.is_done else []
@@ -136,6 +136,10 @@ class Decoder:
         if not entry.job.is_done:
             self.scheduler.submit(entry.job.task)
 
+    def job(self, key: int) -> FillJob | ScoreJob | None:
+        """Return a job while it is unfinished."""
+        return self._entries[key].job if key in self._entries else None
+
     def cancel(self, key: int) -> list[Finished]:
         """Stop a job; return it, unless it has already finished."""
         entry = self._entries.get(key)
@@ -148,8 +152,7 @@ class Decoder:
         begun, elsewhere = time.perf_counter(), self._accounted()
         finished = self._expire()
         plan = self.scheduler.step()
-        for task in plan.hopeless:
-            finished.append(self._no_room(task))
+        finished += [self._no_room(task) for task in plan.hopeless]
         self._move(plan.moves)
         for task in plan.admitted:
             self._by_task[task.number].job.meter.take_over(task.computed)
@@ -273,7 +276,7 @@ class Decoder:
         accepted, right = -1, True
         try:
             with self._totals.sampling(self.tools.constraints.clock):
-                while right and job.is_plain:
+                while right and job.plain is not None:
                     accepted += 1
                     stands = min(stands, job.take(self.model.logits(row + accepted)))
                     right = task.tokens[base:] == draft[: accepted + 1]
@@ -315,7 +318,7 @@ class Decoder:
 
     def _fail(self, entry: _Entry, error: PromptflowError) -> Finished:
         usage = self._retire(entry, keep=False)
-        fills = entry.job.fills if isinstance(entry.job, FillJob) else {}
+        fills = entry.job.cut() if isinstance(entry.job, FillJob) else {}
         return entry.key, Completion(fills, usage, time.monotonic() - entry.started, error)
 
     def _retire(self, entry: _Entry, keep: bool) -> Usage:

@@ -5,19 +5,21 @@ Light to import: numpy, llguidance and llama.cpp are loaded by the child alone.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
+import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptflow.engine import memory, template
+from promptflow.engine import template
 from promptflow.engine.frames import Message
-from promptflow.engine.host import Host, ThreadHost, describe, launch, usable_cores
+from promptflow.engine.host import Host, ThreadHost, describe, launch
 from promptflow.engine.request import (
     Completion,
     ModelInfo,
@@ -28,50 +30,14 @@ from promptflow.engine.request import (
     Text,
     TokenLogprob,
 )
-from promptflow.engine.tickets import Tickets, frames, resolve
-from promptflow.engine.wire import completion_from_wire, logprobs_from_wire, to_wire
-from promptflow.errors import EngineLost, ForkedUse, PromptflowError
+from promptflow.engine.settings import DEFAULTS, EngineOptions, worker_settings
+from promptflow.engine.stream import Feed, Stream, runs_event_loop
+from promptflow.engine.tickets import OnDelta, Tickets, frames, resolve
+from promptflow.engine.wire import outcome_from_wire, submission, texts
+from promptflow.errors import Cancelled, EngineLost, ForkedUse, PromptflowError, QueueFull
 
 if TYPE_CHECKING:
     from promptflow.engine.model import Model
-
-RETAINED = 48  # sequences that may stay in the cache beside the running ones
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How an engine loads and runs its model.
-
-    ``context`` counts the cells that all sequences share, ``batch`` the tokens of one decode call,
-    ``max_running`` the sequences decoded together. ``threads=None`` takes the physical cores that
-    this process may use. ``isolate=False`` runs llama.cpp in this process, which it may abort.
-    ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
-    running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
-    own text, which pays where answers quote it: see lookup.py.
-    """
-
-    context: int = 8192
-    batch: int = 512
-    max_running: int = 16
-    threads: int | None = None
-    gpu_layers: int = 0
-    isolate: bool = True
-    batch_invariant: bool = False
-    flash_attention: bool = False
-    lookup: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that llama.cpp would abort on."""
-        for name, low, high in (
-            ("context", 16, 1 << 22),
-            ("batch", 1, 1 << 16),
-            ("max_running", 1, 64),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"EngineOptions({name}={value}) is outside {low} to {high}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"EngineOptions(threads={self.threads}) is below 1")
 
 
 class Engine:
@@ -84,12 +50,14 @@ class Engine:
 
     info: ModelInfo
 
-    def __init__(self, model: str | Path | Model, options: EngineOptions = EngineOptions()) -> None:
+    def __init__(self, model: str | Path | Model, options: EngineOptions = DEFAULTS) -> None:
         """Load the model; falls back where the default load path does not survive a decode."""
         self.options = options
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._tickets = Tickets()
+        self._tickets = Tickets(options.max_waiting)
+        self._expiry: threading.Timer | None = None
+        self._abandoned: queue.SimpleQueue[int] = queue.SimpleQueue()  # streams nobody reads
         self._restarts = 0
         self._closed = False
         self._host: Host | None = None
@@ -97,23 +65,8 @@ class Engine:
         self._latest = Stats()  # of the one that runs, as it last said
         self._scaffolds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._model = None if isinstance(model, str | Path) else model
-        self._settings: Message = {
-            "max_running": options.max_running,
-            "batch_invariant": options.batch_invariant,
-            "lookup": options.lookup and not options.batch_invariant,
-            "prefixes": False,
-            "load": {
-                "context": options.context,
-                "batch": options.batch,
-                "sequences": min(256, options.max_running + RETAINED),
-                "threads": options.threads or usable_cores(),
-                "gpu_layers": options.gpu_layers,
-                "extra_buffers": True,
-                "flash_attention": options.flash_attention,
-            },
-        }
-        if isinstance(model, str | Path):
-            self._settings |= _file_settings(model, options)
+        path = model if isinstance(model, str | Path) else None
+        self._settings = worker_settings(options, path)
         with self._lock:
             self._start()
         _open.add(self)
@@ -145,17 +98,15 @@ class Engine:
                 self._tickets.fail(EngineLost("the engine was closed"))
                 return
             self._past, self._latest = self._past + self._latest, Stats()
-            while again := self._tickets.sort_out(error):
+            self._tickets.sort_out(error)
+            while self._tickets.in_line:
                 try:
-                    fresh = self._running()
+                    self._send_due(self._running())
                 except EngineLost as failure:
-                    error = failure  # a start that failed counts as one more try
+                    self._tickets.sort_out(failure)  # a start that failed counts as one more try
                     continue
                 except PromptflowError as failure:
                     self._tickets.fail(failure)
-                    return
-                for frame in frames(again):
-                    fresh.send(frame)
                 return
 
     def _running(self) -> Host:
@@ -200,32 +151,80 @@ class Engine:
                 "or start processes with the 'spawn' method"
             )
 
-    def _post(self, messages: Sequence[Message]) -> list[tuple[int, Future[Any]]]:
-        """Send ``messages``; return their keys and futures."""
+    def _post(
+        self, messages: Sequence[Message], on_delta: OnDelta | None = None
+    ) -> list[tuple[int, Future[Any]]]:
+        """Put ``messages`` into the line and send what is due; return their keys and futures."""
         self._check_process()
         with self._lock:
             host = self._running()
-            issued = self._tickets.issue(messages)
-            keys = [key for key, _ in issued]
-            for frame in frames(dict(zip(keys, messages, strict=True))):
-                host.send(frame)
+            issued = self._tickets.issue(messages, on_delta)
+            self._send_due(host)
+            self._expire()
             return issued
+
+    def _send_due(self, host: Host) -> None:
+        """Send as many as may wait at the worker. The lock is held."""
+        for frame in frames(self._tickets.due()):
+            host.send(frame)
+
+    def _expire(self) -> None:
+        """Fail what stands in line beyond its deadline, now and when the next one is due."""
+        with self._lock:
+            if self._expiry is not None:
+                self._expiry.cancel()
+                self._expiry = None
+            seconds = self._tickets.expire()
+            if seconds is not None:
+                self._expiry = threading.Timer(seconds, self._expire)
+                self._expiry.daemon = True
+                self._expiry.start()
 
     def _receive(self, message: Message) -> None:
         """Take a frame from the worker; runs in the host's thread."""
-        if "done" in message:
+        if "deltas" in message:
+            for key, slot, text in message["deltas"]:
+                self._tickets.tell(key, slot, text)
+        elif "done" in message:
             self._latest = Stats(**message["stats"])
             for key, outcome in message["done"]:
-                self._tickets.settle(key, _outcome(outcome))
+                self._tickets.settle(key, outcome_from_wire(outcome))
         elif "started" in message:
             self._tickets.start(message["started"])
         elif "reply" in message:
             self._tickets.settle(message["reply"], message["value"])
+        if self._tickets.in_line:
+            with self._lock:
+                if self._host is not None:
+                    self._send_due(self._host)
+        while not self._abandoned.empty():
+            self._cancel([self._abandoned.get()])
 
-    def _cancel(self, keys: list[int]) -> None:
+    def _cancel(self, keys: Sequence[int]) -> None:
         with self._lock:
-            if self._host is not None and keys:
-                self._host.send({"op": "cancel", "keys": keys})
+            sent = self._tickets.withdraw(keys)
+            if self._host is not None and sent:
+                self._host.send({"op": "cancel", "keys": sent})
+
+    def _enter(
+        self, message: Message, timeout: float | None, on_delta: OnDelta | None = None
+    ) -> tuple[int, Future[Any]]:
+        """Post a message, and wait until it has its place among those that wait at the worker."""
+        [(key, future)] = self._post([message], on_delta)
+        if runs_event_loop():
+            timeout = 0.0  # it must not be blocked
+        try:
+            if self._tickets.wait(key, timeout):
+                return key, future
+        except BaseException:
+            self._cancel([key])
+            raise
+        self._cancel([key])
+        raise QueueFull(
+            f"{self.options.max_waiting:,} requests wait already, and room for one more did not "
+            f"come within {timeout:g} s: give a longer timeout, raise "
+            "EngineOptions(max_waiting=...), or let generate, or agenerate in asyncio, wait for it"
+        )
 
     def _gather(
         self, messages: Sequence[Message], on_done: Callable[[int], None] | None = None
@@ -248,24 +247,49 @@ class Engine:
     ) -> list[Completion]:
         """Fill every slot of every request, in order; an error is a value in its place.
 
-        Requests of one call arrive together, so that each shared prefix is computed once.
-        ``on_done`` is told how many have ended so far. Ctrl-C cancels what is unfinished.
+        Requests of one call arrive together, so that each shared prefix is computed once; however
+        many they are, they go to the worker as there is room. ``on_done`` is told how many have
+        ended so far. Ctrl-C cancels what is unfinished.
         """
-        messages = [_submission(request) for request in requests]
+        messages = [submission(request) for request in requests]
         return [_completion(o) for o in self._gather(messages, on_done)] if messages else []
 
-    def submit(self, request: Request) -> Future[Completion]:
+    async def agenerate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Do what ``generate`` does without blocking the event loop.
+
+        Cancelling the task cancels what is unfinished.
+        """
+        posted = self._post([submission(request) for request in requests]) if requests else []
+        futures = [asyncio.wrap_future(future) for _, future in posted]
+        try:
+            outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        except BaseException:
+            self._cancel([key for key, _ in posted])
+            raise
+        return [_completion(outcome) for outcome in outcomes]
+
+    def submit(self, request: Request, timeout: float | None = None) -> Future[Completion]:
         """Queue one request; its future gives a completion, errors included.
 
-        Cancelling the future before it is done cancels the request.
+        Where ``max_waiting`` requests wait already, wait for room: up to ``timeout`` seconds, None
+        for as long as it takes. Raises QueueFull after that, and at once in a thread that runs an
+        event loop. Cancelling the future before it is done cancels the request.
         """
-        [(key, inner)] = self._post([_submission(request)])
+        key, inner = self._enter(submission(request), timeout)
         outer: Future[Completion] = Future()
-        inner.add_done_callback(
-            lambda done: resolve(outer, _completion(done.exception() or done.result()))
-        )
+        inner.add_done_callback(lambda done: resolve(outer, _result(done)))
         outer.add_done_callback(lambda done: self._cancel([key]) if done.cancelled() else None)
         return outer
+
+    def stream(self, request: Request, timeout: float | None = None) -> Stream:
+        """Queue one request and return its text while it is written: an iterator of ``Delta``.
+
+        The last delta carries the completion. Waits for room and raises QueueFull as ``submit``.
+        """
+        feed = Feed()
+        key, future = self._enter(submission(request, stream=True), timeout, feed.tell)
+        future.add_done_callback(lambda done: feed.end(_result(done)))
+        return Stream(feed, lambda: self._cancel([key]), lambda: self._abandoned.put(key))
 
     def score(
         self, prefix: Sequence[Text], continuations: Sequence[str]
@@ -274,7 +298,7 @@ class Engine:
 
         Raises the first error.
         """
-        head = _texts(prefix)
+        head = texts(prefix)
         messages = [{"op": "score", "prefix": head, "job": text} for text in continuations]
         return [_answer(outcome) for outcome in self._gather(messages)] if messages else []
 
@@ -286,7 +310,7 @@ class Engine:
         """
         [completion] = self.generate([Request((*prefix, Slot("next", max_tokens=1)))])
         completion.text("next")
-        [size] = self._gather([{"op": "keep", "prefix": _texts(prefix)}])
+        [size] = self._gather([{"op": "keep", "prefix": texts(prefix)}])
         return int(_answer(size))
 
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
@@ -303,7 +327,7 @@ class Engine:
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:
         """Return the text of each prompt token of ``parts``."""
-        [pieces] = self._gather([{"op": "pieces", "parts": _texts(parts)}])
+        [pieces] = self._gather([{"op": "pieces", "parts": texts(parts)}])
         return list(_answer(pieces))
 
     def count(self, parts: Sequence[Part]) -> int:
@@ -327,45 +351,19 @@ class Engine:
         return 0 if host is None else host.pid
 
 
-def _file_settings(model: str | Path, options: EngineOptions) -> Message:
-    """Return what the worker needs to know of a model file, once that has passed its checks."""
-    # Not at the top: a program that brings its own model needs no catalogue.
-    from promptflow import catalog
-
-    path = catalog.locate(model)
-    header = catalog.read_gguf(path)
-    memory.check(path, header.metadata, header.vocabulary, options.context, options.batch)
-    name = str(model) if str(model) in catalog.models() else path.stem
-    prefixes = not options.batch_invariant  # state that was computed in other batches
-    return {
-        "path": str(path),
-        "name": name,
-        "sha256": catalog.sha256_cached(path),
-        "prefixes": prefixes,
-    }
-
-
-def _submission(request: Request) -> Message:
-    return {"op": "submit", "job": to_wire(request)}
-
-
-def _texts(parts: Sequence[Part]) -> list[list[str | bool] | None]:
-    """Return texts as JSON data. A slot is null: texts around it are tokenized apart."""
-    return [[p.text, p.trusted] if isinstance(p, Text) else None for p in parts]
-
-
-def _outcome(wire: Any) -> Any:
-    if isinstance(wire, dict):
-        return completion_from_wire(wire)
-    return logprobs_from_wire(wire)
-
-
 def _completion(outcome: Any) -> Completion:
     """Return a completion, or one that holds the error which came in its place."""
     if isinstance(outcome, PromptflowError):
         return Completion(error=outcome)
     completion: Completion = _value(outcome)
     return completion
+
+
+def _result(done: Future[Any]) -> Completion:
+    """Return the completion of a future that is done; one that was cancelled has been withdrawn."""
+    if done.cancelled():
+        return Completion(error=Cancelled("the request was cancelled"))
+    return _completion(done.exception() or done.result())
 
 
 def _answer(outcome: Any) -> Any:

@@ -32,6 +32,7 @@ from promptflow.engine.request import (
     TokenLogprob,
     Usage,
 )
+from promptflow.engine.stream import Feed, Stream
 from promptflow.errors import PromptflowError
 
 if TYPE_CHECKING:
@@ -107,6 +108,20 @@ class ScriptedEngine:
         future: Future[Completion] = Future()
         future.set_result(self.generate([request])[0])
         return future
+
+    async def agenerate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer each request in turn."""
+        return self.generate(requests)
+
+    def stream(self, request: Request) -> Stream:
+        """Answer at once, and tell the answer word by word."""
+        feed = Feed()
+        [completion] = self.generate([request])
+        for slot, fill in completion.fills.items():
+            for word in re.findall(r"\s*\S+|\s+", fill.text):
+                feed.tell(slot, word)
+        feed.end(completion)
+        return Stream(feed, lambda: None, lambda: None)
 
     def score(
         self, prefix: Sequence[Text], continuations: Sequence[str]

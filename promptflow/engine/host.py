@@ -184,7 +184,7 @@ class ThreadHost:
 
     def send(self, message: Message) -> None:
         """Queue a message."""
-        self._worker.inbox.put(message)
+        self._worker.receive(message)
 
     def close(self) -> None:
         """Stop the thread after its current batch; idempotent."""

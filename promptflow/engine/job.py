@@ -101,14 +101,14 @@ class FillJob:
         return self._filling if isinstance(self._filling, Beams) else None
 
     @property
-    def is_plain(self) -> bool:
-        """Return whether a token is to be sampled next, and nothing is searched or weighed."""
-        return isinstance(self._filling, Filling)
+    def plain(self) -> Filling | None:
+        """Return the open slot where a token is to be sampled next, not searched or weighed."""
+        return self._filling if isinstance(self._filling, Filling) else None
 
     def draft(self, limit: int) -> list[int]:
         """Return up to ``limit`` tokens that may come next, within what the slot may hold."""
-        filling = self._filling
-        if not isinstance(filling, Filling):
+        filling = self.plain
+        if filling is None:
             return []
         left = filling.slot.max_tokens - len(filling.tokens) - 1
         return self.lookup.draft(self.task.tokens, min(limit, left))
@@ -197,6 +197,14 @@ class FillJob:
         self.meter.cut(kept)
         task.tokens += self._tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
         return kept
+
+    def cut(self) -> dict[str, Fill]:
+        """Return the fills of a job that has failed: the last one as far as it was written."""
+        filling = self.plain
+        if filling is None or not filling.tokens:
+            return self.fills
+        filling.cut()
+        return {**self.fills, filling.slot.name: filling.fill()}
 
     def usage(self) -> Usage:
         """Return the counts so far, those of an unfinished slot included."""

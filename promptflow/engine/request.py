@@ -10,9 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from promptflow.errors import PromptflowError
+
+if TYPE_CHECKING:
+    from promptflow.engine.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +223,9 @@ class Alternative:
 class Fill:
     """What the model wrote into a slot.
 
-    ``finish`` is ``stop`` (a stop string, stop token or end of turn), ``constraint`` (complete) or
-    ``length``: cut at ``max_tokens``, before a constraint was complete too. ``generated`` counts
+    ``finish`` is ``stop`` (a stop string, stop token or end of turn), ``constraint`` (complete),
+    ``length`` (cut at ``max_tokens``, before a constraint was complete too) or ``error`` (as far as
+    it was written when the completion's error ended the request). ``generated`` counts
     the sampled tokens, those that a stop string cut off among them, but not the token that ended
     the slot; ``logprob`` sums their natural-log probabilities. ``forced`` ones count 0. Of a beam
     and of a weighed choice ``generated`` counts what all hypotheses sampled and had decoded, and
@@ -262,7 +266,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The fills of a request by slot name, or the error that ended it."""
+    """The fills of a request by slot name, and the error that ended it if there was one."""
 
     fills: Mapping[str, Fill] = field(default_factory=dict)
     usage: Usage = Usage()
@@ -352,6 +356,12 @@ class TextEngine(Protocol):
 
     def submit(self, request: Request) -> Future[Completion]:
         """Queue one request; from any thread."""
+
+    async def agenerate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Do what ``generate`` does without blocking the event loop."""
+
+    def stream(self, request: Request) -> Stream:
+        """Queue one request and return its text while it is written."""
 
     def score(
         self, prefix: Sequence[Text], continuations: Sequence[str]

@@ -233,6 +233,21 @@ class Filling:
         del self.text[length:]
 
     @property
+    def settled(self) -> int:
+        """Return how many bytes of the text stand, whatever the model writes next.
+
+        Not half a character, and nothing that may be the beginning of a stop string.
+        """
+        length = len(self.text)
+        if self._matcher is None:
+            length -= max((_overlap(self.text, stop) for stop in self._stops), default=0)
+        return length - _half_character(self.text[max(0, length - 3) : length])
+
+    def cut(self) -> None:
+        """End here, because of an error."""
+        self._end("error", len(self.text))
+
+    @property
     def written(self) -> str:
         """Return the text so far, without the lead."""
         return self.text.decode("utf-8", "replace").removeprefix(self.slot.lead)
@@ -247,6 +262,12 @@ class Filling:
             logprob=self._logprob,
             logprobs=tuple(self._logprobs),
         )
+
+
+def _overlap(text: bytearray, stop: bytes) -> int:
+    """Return how many bytes at the end of ``text`` begin ``stop`` and do not complete it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _half_character(text: bytes | bytearray) -> int:

@@ -1,87 +1,197 @@
-"""Requests on their way to the worker and back, and what becomes of them when it dies."""
+"""Requests on their way to the worker and back: who waits in line, and what a death leaves of them.
+
+Jobs are sent in the order they were issued, and no more of them than may wait at the worker; the
+others wait in line here.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from promptflow.engine.frames import Message
-from promptflow.errors import EngineLost, PromptflowError
+from promptflow.errors import Cancelled, DeadlineExceeded, EngineLost, PromptflowError
 
 REPLAYS = 2  # how often a request that had not started is given to a new child
+OnDelta = Callable[[str, str], None]
 
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """What to send again, and the future that somebody waits for."""
+    """What to send, and the future that somebody waits for."""
 
     future: Future[Any]
     message: Message
+    on_delta: OnDelta | None = None
     posted: float = field(default_factory=time.monotonic)
+    sent: bool = False
     started: bool = False
     replays: int = 0
+
+    @property
+    def is_job(self) -> bool:
+        """Return whether it takes the model's time, and so a place among those that wait."""
+        return "job" in self.message
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether it takes such a place now."""
+        return self.is_job and self.sent and not self.started
+
+    @property
+    def deadline(self) -> float | None:
+        """Return the seconds that its request gave it from when it was posted."""
+        job = self.message.get("job")
+        return job["deadline"] if isinstance(job, dict) else None
 
 
 class Tickets:
     """Futures by key. Any thread may call; futures are resolved outside of the lock."""
 
-    def __init__(self) -> None:
-        """Start without any."""
-        self._lock = threading.Lock()
+    def __init__(self, max_waiting: int) -> None:
+        """Let ``max_waiting`` jobs wait at the worker."""
+        self._max_waiting = max_waiting
+        self._changed = threading.Condition()
         self._open: dict[int, _Ticket] = {}
+        self._line: deque[int] = deque()  # keys to be sent; some may have been settled since
+        self._waiting = 0
         self._last = 0
 
-    def issue(self, messages: Sequence[Message]) -> list[tuple[int, Future[Any]]]:
-        """Return a key and a future for each message."""
-        with self._lock:
+    def issue(
+        self, messages: Sequence[Message], on_delta: OnDelta | None = None
+    ) -> list[tuple[int, Future[Any]]]:
+        """Put messages into the line; return a key and a future for each.
+
+        ``on_delta`` is told the slot and the text of each delta.
+        """
+        with self._changed:
             issued: list[tuple[int, Future[Any]]] = []
             for message in messages:
                 self._last += 1
-                ticket = _Ticket(Future(), message)
+                ticket = _Ticket(Future(), message, on_delta)
                 self._open[self._last] = ticket
+                if ticket.is_job:
+                    self._line.append(self._last)
+                else:
+                    self._line.appendleft(self._last)  # costs the model nothing
                 issued.append((self._last, ticket.future))
             return issued
 
+    @property
+    def in_line(self) -> int:
+        """Return about how many have not been sent; settled ones may be among them."""
+        return len(self._line)
+
+    def due(self) -> dict[int, Message]:
+        """Take out of the line what is to be sent now."""
+        due: dict[int, Message] = {}
+        with self._changed:
+            while self._line:
+                ticket = self._open.get(self._line[0])
+                if ticket is not None:
+                    if ticket.is_job and self._waiting >= self._max_waiting:
+                        break
+                    ticket.sent = True
+                    self._waiting += ticket.is_waiting
+                    due[self._line[0]] = _aged(ticket)
+                self._line.popleft()
+            self._changed.notify_all()
+        return due
+
+    def wait(self, key: int, timeout: float | None) -> bool:
+        """Wait until a ticket has been sent or settled; return whether it was, within seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: key not in self._open or self._open[key].sent, timeout
+            )
+
     def start(self, keys: Sequence[int]) -> None:
         """Note that the model has begun with these."""
-        with self._lock:
+        with self._changed:
             for key in keys:
                 if key in self._open:
+                    self._waiting -= self._open[key].is_waiting
                     self._open[key].started = True
+
+    def tell(self, key: int, slot: str, text: str) -> None:
+        """Pass on what has been added to the text of a slot."""
+        with self._changed:
+            ticket = self._open.get(key)
+        if ticket is not None and ticket.on_delta is not None:
+            ticket.on_delta(slot, text)
 
     def settle(self, key: int, outcome: Any) -> None:
         """Resolve the future of ``key``, if it is still open."""
-        with self._lock:
-            ticket = self._open.pop(key, None)
+        with self._changed:
+            ticket = self._close(key)
         if ticket is not None:
             resolve(ticket.future, outcome)
 
+    def _close(self, key: int) -> _Ticket | None:
+        ticket = self._open.pop(key, None)
+        if ticket is not None:
+            self._waiting -= ticket.is_waiting
+            self._changed.notify_all()
+        return ticket
+
+    def withdraw(self, keys: Sequence[int]) -> list[int]:
+        """Cancel those that stand in line; return those that have been sent."""
+        with self._changed:
+            sent = [key for key in keys if key in self._open and self._open[key].sent]
+        for key in set(keys).difference(sent):
+            self.settle(key, Cancelled("the request was cancelled"))
+        return sent
+
+    def expire(self) -> float | None:
+        """Fail those in line whose deadline has passed; return the seconds to the next one's."""
+        now = time.monotonic()
+        late: list[tuple[int, float]] = []
+        ahead: list[float] = []
+        with self._changed:
+            for key in self._line:
+                ticket = self._open.get(key)
+                if ticket is None or ticket.deadline is None:
+                    continue
+                left = ticket.posted + ticket.deadline - now
+                if left <= 0:
+                    late.append((key, ticket.deadline))
+                else:
+                    ahead.append(left)
+        for key, deadline in late:
+            self.settle(key, DeadlineExceeded(f"not begun within {deadline:g} s"))
+        return min(ahead, default=None)
+
     def fail(self, error: PromptflowError) -> None:
         """Fail every open ticket."""
-        with self._lock:
-            failed = list(self._open.values())
+        with self._changed:
+            failed = [self._open[key] for key in self._open]
             self._open.clear()
+            self._line.clear()
+            self._waiting = 0
+            self._changed.notify_all()
         for ticket in failed:
             resolve(ticket.future, error)
 
-    def sort_out(self, error: EngineLost) -> dict[int, Message]:
-        """Fail what had started; return what has not, to be sent to a new worker."""
+    def sort_out(self, error: EngineLost) -> None:
+        """Fail what had started; put what has not back into the line, for a new worker."""
         failed: list[_Ticket] = []
-        again: dict[int, Message] = {}
-        with self._lock:
+        with self._changed:
             for key, ticket in list(self._open.items()):
                 if ticket.started or ticket.replays >= REPLAYS:
                     failed.append(self._open.pop(key))
                 else:
                     ticket.replays += 1
-                    again[key] = _later(ticket.message, time.monotonic() - ticket.posted)
+                    ticket.sent = False
+            self._line = deque(sorted(self._open, key=lambda key: self._open[key].is_job))
+            self._waiting = 0
+            self._changed.notify_all()
         for ticket in failed:
             resolve(ticket.future, error)
-        return again
 
 
 def frames(messages: dict[int, Message]) -> list[Message]:
@@ -100,12 +210,12 @@ def frames(messages: dict[int, Message]) -> list[Message]:
     return made
 
 
-def _later(message: Message, seconds: float) -> Message:
-    """Return a message whose deadline counts from ``seconds`` later."""
-    job = message.get("job")
-    if not isinstance(job, dict) or job["deadline"] is None:
-        return message
-    return {**message, "job": {**job, "deadline": max(0.0, job["deadline"] - seconds)}}
+def _aged(ticket: _Ticket) -> Message:
+    """Return a ticket's message; where it has a deadline, with the seconds that it has waited."""
+    if ticket.deadline is None:
+        return ticket.message
+    waited = time.monotonic() - ticket.posted
+    return {**ticket.message, "job": {**ticket.message["job"], "waited": waited}}
 
 
 def resolve(future: Future[Any], outcome: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from promptflow.engine.frames import Message
 from promptflow.engine.request import (
     Alternative,
     Beam,
@@ -43,6 +44,21 @@ def to_wire(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: to_wire(item) for key, item in value.items()}
     return value
+
+
+def submission(request: Request, stream: bool = False) -> Message:
+    """Return the message that asks a worker to fill a request, and to tell deltas if asked."""
+    return {"op": "submit", "job": to_wire(request), "stream": stream}
+
+
+def texts(parts: Sequence[Part]) -> list[list[str | bool] | None]:
+    """Return texts as JSON data. A slot is null: texts around it are tokenized apart."""
+    return [[p.text, p.trusted] if isinstance(p, Text) else None for p in parts]
+
+
+def outcome_from_wire(data: Any) -> Completion | tuple[TokenLogprob, ...]:
+    """Return what a job came to: the completion of a request, or the scores of a text."""
+    return completion_from_wire(data) if isinstance(data, dict) else logprobs_from_wire(data)
 
 
 def request_from_wire(data: Mapping[str, Any]) -> Request:

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from promptflow.engine.decoder import Decoder, Finished
+from promptflow.engine.deltas import Deltas
 from promptflow.engine.frames import Message, read_frame, write_frame
+from promptflow.engine.job import FillJob
 from promptflow.engine.kept import folder_of
 from promptflow.engine.model import Model
 from promptflow.engine.request import Completion, Part, Slot, Text
@@ -38,6 +40,7 @@ class Worker:
         self._model = model
         self._emit_frame = emit
         self._pipe = 0.0
+        self._streams: dict[int, Deltas] = {}
         self._decoder = Decoder(
             model,
             max_running=settings["max_running"],
@@ -46,6 +49,10 @@ class Worker:
             prefixes=folder_of(model.info, settings) if settings["prefixes"] else None,
             on_start=lambda keys: self._emit({"started": keys}),
         )
+
+    def receive(self, message: Message) -> None:
+        """Put a message into the inbox, from any thread; deadlines count from here."""
+        self.inbox.put({**message, "arrived": time.monotonic()})
 
     def run(self) -> None:
         """Loop: take what has arrived, then decode one batch."""
@@ -62,13 +69,15 @@ class Worker:
                 self._handle(message)
                 block = False
             if self._decoder.busy:
-                self._finish(self._decoder.step())
+                finished = self._decoder.step()
+                self._tell()
+                self._finish(finished)
 
     def _handle(self, message: Message) -> None:
         operation = message["op"]
         if operation == "submit":
             for key, wire in message["jobs"]:
-                self._try(key, self._submit, key, wire)
+                self._try(key, self._submit, key, wire, message)
         elif operation == "score":
             prefix = [Text(text, trusted) for text, trusted in message["prefix"]]
             for key, text in message["jobs"]:
@@ -94,11 +103,23 @@ class Worker:
             wrapped = EngineError(f"the engine cannot take it: {type(error).__name__}: {error}")
             self._finish([(key, Completion(error=wrapped))])
 
-    def _submit(self, key: int, wire: Message) -> None:
+    def _submit(self, key: int, wire: Message, message: Message) -> None:
         begun = time.perf_counter()
         request = request_from_wire(wire)
         self._pipe += time.perf_counter() - begun
-        self._finish(self._decoder.submit(key, request))
+        waited = wire.get("waited", 0.0) + time.monotonic() - message["arrived"]
+        self._finish(self._decoder.submit(key, request, waited))
+        job = self._decoder.job(key)
+        if message.get("stream") and isinstance(job, FillJob):
+            self._streams[key] = Deltas(job)
+
+    def _tell(self) -> None:
+        """Emit what was added to the texts of requests that stream."""
+        deltas = [
+            [key, slot, text] for key, told in self._streams.items() for slot, text in told.fresh()
+        ]
+        if deltas:
+            self._emit({"deltas": deltas})
 
     def _keep(self, message: Message) -> None:
         prefix = [Text(text, trusted) for text, trusted in message["prefix"]]
@@ -124,6 +145,8 @@ class Worker:
 
     def _finish(self, finished: list[Finished]) -> None:
         if finished:
+            for key, _ in finished:
+                self._streams.pop(key, None)
             done = [[key, to_wire(outcome)] for key, outcome in finished]
             # The totals come along, so that they outlive this process.
             self._emit({"done": done, "stats": self._stats()})
@@ -206,7 +229,7 @@ def main(parent: int) -> None:
         while (message := read_frame(frames_in)) is not None:
             if message["op"] == "close":
                 break
-            worker.inbox.put(message)
+            worker.receive(message)
         # The parent is gone or done with us: waiting for a decode to end helps nobody.
         os._exit(0)
 
