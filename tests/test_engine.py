@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
@@ -16,7 +17,19 @@ from conftest import ROOT
 from promptflow.catalog import locate
 from promptflow.engine import Engine, EngineOptions, memory
 from promptflow.engine.fake import FakeModel
-from promptflow.engine.request import Choice, Completion, Json, Request, Sampling, Slot, Text
+from promptflow.engine.request import (
+    Beam,
+    Choice,
+    Completion,
+    Json,
+    Regex,
+    Request,
+    Sampling,
+    Slot,
+    Text,
+)
+from promptflow.engine.stream import Delta
+from promptflow.engine.wire import submission
 from promptflow.errors import (
     CapacityError,
     ContextOverflow,
@@ -26,6 +39,7 @@ from promptflow.errors import (
     ForkedUse,
     ModelInvalid,
     ModelNotFound,
+    QueueFull,
     TemplateError,
 )
 
@@ -129,6 +143,272 @@ def test_ctrl_c_cancels_what_is_unfinished(fake):
     assert texts(fake.generate([ask()])) == texts(fake.generate([ask()]))
     assert fake.stats().requests == 33
     assert fake.stats().generated < 30 * 3_000
+
+
+# Streams
+
+
+def told(deltas: list[Delta]) -> dict[str, str]:
+    """The joined deltas of each slot; the last delta is the completion."""
+    *deltas, last = deltas
+    assert last.completion is not None
+    assert all(delta.completion is None and delta.text for delta in deltas)
+    joined: dict[str, str] = {}
+    for delta in deltas:
+        joined[delta.slot] = joined.get(delta.slot, "") + delta.text
+    return joined
+
+
+MANY_SLOTS = Request(
+    (
+        Text("question"),
+        Slot("plain", max_tokens=30, stop=("e", "tt"), sampling=Sampling(1.0)),
+        Text("\nForced:"),
+        Slot("forced", Choice(("yes",)), lead=" "),
+        Slot("pattern", Regex("[a-d]{3,9}"), lead=" "),
+        Text("."),
+        Slot("searched", beam=Beam(3), max_tokens=4),
+        Slot("weighed", Choice(("ab", "ac", "b"), weighed=True)),
+        Text("."),
+        Slot("last", max_tokens=9, ignore_eos=True),
+    ),
+    seed=3,
+)
+
+
+def test_a_stream_tells_each_slot_as_it_is_written(fake):
+    [expected] = fake.generate([MANY_SLOTS])
+    deltas = list(fake.stream(MANY_SLOTS))
+    assert deltas[-1].completion.fills == expected.fills
+    assert told(deltas) == {name: f.text for name, f in expected.fills.items() if f.text}
+    by_slot = [delta.slot for delta in deltas]
+    assert by_slot.count("last") == 9
+    assert by_slot.count("searched") == by_slot.count("weighed") == 1
+
+
+def test_only_requests_that_stream_cost_frames():
+    model, frames = FakeModel(), []
+    with Engine(model) as engine:
+        receive = engine._host._worker._emit_frame
+        engine._host._worker._emit_frame = lambda frame: (frames.append(frame), receive(frame))
+        engine.generate([ask(), ask("other")])
+        assert not [frame for frame in frames if "deltas" in frame]
+        list(engine.stream(ask()))
+        assert [frame for frame in frames if "deltas" in frame]
+
+
+def test_streams_run_beside_each_other_and_beside_the_rest(fake):
+    requests = [ask(f"{number}", ignore_eos=True) for number in range(12)]
+    expected = texts(fake.generate(requests))
+    streams = [fake.stream(request) for request in requests[::2]]
+    futures = [fake.submit(request) for request in requests[1::2]]
+    assert [told(list(stream))["a"] for stream in streams] == expected[::2]
+    assert texts([future.result(30) for future in futures]) == expected[1::2]
+    assert fake.stats().occupancy > 1
+
+
+@pytest.mark.parametrize("leave", ["close", "break", "with"])
+def test_leaving_a_stream_cancels_its_request(leave):
+    with Engine(FakeModel(), EngineOptions(max_running=1)) as engine:
+        behind = engine.submit(ask(max_tokens=3))
+        stream = engine.stream(long())
+        assert next(stream).slot == "a"
+        if leave == "close":
+            stream.close()
+            assert list(stream) == []
+        elif leave == "with":
+            with stream:
+                next(stream)
+        del stream
+        assert behind.result(30).error is None
+        assert engine.generate([ask()])[0].error is None
+        assert engine.stats().requests == 3
+        assert engine.stats().generated < 3_000
+
+
+def test_a_stream_that_fails_ends_with_its_error(fake):
+    [refused] = fake.stream(ask("x" * 9_000))
+    assert isinstance(refused.completion.error, ContextOverflow)
+    *_, last = fake.stream(ask(deadline=0.0))
+    assert isinstance(last.completion.error, DeadlineExceeded)
+
+
+def test_an_engine_that_dies_ends_its_streams():
+    model = Dying()
+    # What is forced at its beginning is known before it has started.
+    waiting = Request((Text("q"), Slot("first", Choice(("yes",))), *MANY_SLOTS.parts), seed=3)
+    with Engine(model, EngineOptions(max_running=1)) as engine:
+        model.dies = 6
+        first, second = engine.stream(long("1")), engine.stream(waiting)
+        deltas = list(first)
+        assert isinstance(deltas[-1].completion.error, EngineLost)
+        assert len(deltas) > 1
+        expected = engine.generate([waiting])[0].fills
+        again = list(second)
+        assert again[-1].completion.fills == expected, "what had not started runs again"
+        assert told(again) == {name: fill.text for name, fill in expected.items() if fill.text}
+
+
+def test_closing_the_engine_ends_its_streams():
+    engine = Engine(FakeModel())
+    stream = engine.stream(long())
+    next(stream)
+    engine.close()
+    assert isinstance(list(stream)[-1].completion.error, EngineLost)
+    stream.close()
+
+
+def test_streams_can_be_read_from_asyncio(fake):
+    requests = [ask(f"{number}", ignore_eos=True) for number in range(6)]
+    expected = texts(fake.generate(requests))
+
+    async def read(request: Request) -> str:
+        return told([delta async for delta in fake.stream(request)])["a"]
+
+    async def every() -> list[str]:
+        return await asyncio.gather(*map(read, requests))
+
+    assert asyncio.run(every()) == expected
+
+
+# A line before the worker
+
+
+class Held(FakeModel):
+    """Decodes nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = threading.Event()
+        self.began = threading.Event()
+
+    def decode(self, *batch) -> int:
+        self.began.set()
+        assert self.may.wait(60)
+        return super().decode(*batch)
+
+
+@pytest.fixture
+def crowded():
+    """An engine with one request on the model and two that wait, which is as many as may."""
+    model = Held()
+    with Engine(model, EngineOptions(max_running=1, max_waiting=2)) as engine:
+        waiting = [engine.submit(ask("0"))]
+        model.began.wait(30)
+        waiting += [engine.submit(ask(f"{number}")) for number in (1, 2)]
+        yield engine, model, waiting
+        model.may.set()
+
+
+def in_worker(engine: Engine) -> int:
+    """How many requests the worker holds, told by itself."""
+    return len(engine._host._worker._decoder._entries) + engine._host._worker.inbox.qsize()
+
+
+def test_a_full_queue_says_so_with_its_numbers(crowded):
+    engine, model, waiting = crowded
+    for enter in (engine.submit, engine.stream):
+        with pytest.raises(QueueFull, match=r"2 requests wait already.* within 0 s.*max_waiting"):
+            enter(ask("3"), timeout=0)
+    model.may.set()
+    assert [future.result(30).error for future in waiting] == [None] * 3
+    assert engine.stats().requests == 3, "what was refused never ran"
+
+
+def test_submit_waits_for_room(crowded):
+    engine, model, _ = crowded
+    with ThreadPoolExecutor(20) as pool:
+        futures = [pool.submit(engine.submit, ask(f"{number}"), 60.0) for number in range(20)]
+        assert in_worker(engine) == 3
+        model.may.set()
+        completions = [future.result(60).result(60) for future in futures]
+    assert texts(completions) == texts(engine.generate([ask(f"{n}") for n in range(20)]))
+
+
+def test_any_number_can_be_generated_and_few_wait_at_the_worker():
+    seen = []
+
+    class Watching(FakeModel):
+        def decode(self, *batch) -> int:
+            seen.append(in_worker(engine))
+            return super().decode(*batch)
+
+    requests = [ask("a prefix that all share " + "abcdefg"[n % 7] * 3) for n in range(300)]
+    with Engine(FakeModel()) as other:
+        expected = texts(other.generate(requests))
+        shared = other.stats().prefilled
+    with Engine(Watching(), EngineOptions(max_running=2, max_waiting=5)) as engine:
+        done: list[int] = []
+        assert texts(engine.generate(requests, done.append)) == expected
+        assert done == list(range(1, 301))
+        assert engine.stats().prefilled <= shared + 300, "a token each, where logits are needed"
+    assert max(seen) == 7
+
+
+def test_what_is_interrupted_in_line_never_runs(crowded):
+    engine, model, _ = crowded
+
+    def interrupt(done: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    model.may.set()
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([ask(), *(long(f"{number}") for number in range(30))], interrupt)
+    assert engine.generate([ask()])[0].error is None
+    assert engine.stats().requests <= 3 + 1 + 3 + 1
+
+
+def test_a_deadline_passes_in_line_too(crowded):
+    engine, _, _ = crowded
+    late, later = engine.generate([ask("3", deadline=0.0), ask("4", deadline=1e-3)])
+    assert isinstance(late.error, DeadlineExceeded)
+    assert isinstance(later.error, DeadlineExceeded)
+    assert isinstance(engine.submit(ask("5", deadline=1e-3)).result(30).error, DeadlineExceeded)
+
+
+def test_an_event_loop_is_not_blocked_by_a_full_queue(crowded):
+    engine, model, _ = crowded
+
+    async def use() -> list[Completion]:
+        with pytest.raises(QueueFull, match="agenerate"):
+            engine.submit(ask("3"))
+        task = asyncio.create_task(engine.agenerate([ask("3"), ask("x" * 9_000), ask("4")]))
+        given_up = asyncio.create_task(engine.agenerate([long("5"), long("6")]))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        model.may.set()
+        assert await engine.agenerate([]) == []
+        return await task
+
+    good, refused, other = asyncio.run(use())
+    assert isinstance(refused.error, ContextOverflow)
+    assert texts([good, other]) == texts(engine.generate([ask("3"), ask("4")]))
+    assert engine.stats().requests == 3 + 2 + 2
+
+
+def test_what_stands_in_line_outlives_the_worker():
+    model = Dying()
+    with Engine(model, EngineOptions(max_running=1, max_waiting=1)) as engine:
+        requests = [ask(f"{number}", ignore_eos=True) for number in range(6)]
+        expected = texts(engine.generate(requests))
+        model.dies = model.decodes + 3
+        lost, *rest = engine.generate(requests)
+        assert isinstance(lost.error, EngineLost)
+        assert texts(rest) == expected[1:]
+        assert engine.stats().restarts == 1
+
+
+def test_closing_ends_what_stands_in_line(crowded):
+    engine, model, waiting = crowded
+    posted = engine._post([submission(ask("3"), stream=True)] * 3)
+    assert engine._tickets.in_line == 3
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(engine.close)
+        model.may.set()
+        closing.result(30)
+    assert all(future.done() for future in [*waiting, *(future for _, future in posted)])
 
 
 def test_scores_are_logprobs_of_given_text(fake):
