@@ -16,7 +16,7 @@ import dspy
 from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, TextEngine, Usage
 from promptflow.errors import EngineError, ProgramError, PromptflowError
-from promptflow.lm import record_call, sampling_of, seed_of, trace_call
+from promptflow.lm import audiences, generate, record_call, sampling_of, seed_of, trace_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,9 @@ def answer(
         if on_done is not None:
             on_done(place)
     for engine, batch in batches.values():
-        completions = engine.generate([request for _, request in batch], on_done)
+        model = orders[batch[0][0]].lm.model
+        heard = audiences([(orders[place].call.predictor, r) for place, r in batch], model)
+        completions = generate(engine, [request for _, request in batch], heard, on_done)
         for (place, request), completion in zip(batch, completions, strict=True):
             answers[place] = _predicted(orders[place], request, completion)
     return answers

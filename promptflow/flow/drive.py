@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +43,7 @@ class Module(dspy.Module):
 
     async def aforward(self, **inputs: Any) -> Any:
         """Drive the flow in a thread; the context's settings go with it."""
-        return await asyncio.to_thread(run, self, **inputs)
+        return await dspy.asyncify(run)(self, **inputs)
 
 
 def run(module: Any, *, lm: Any = None, seed: int = 0, **inputs: Any) -> Prediction:

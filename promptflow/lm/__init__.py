@@ -1,6 +1,7 @@
 """Local models as DSPy language models: the only package that knows DSPy's LM contract."""
 
 from promptflow.lm.adapter import SlotAdapter, configure
+from promptflow.lm.listeners import audiences, generate
 from promptflow.lm.local import LocalLM, load
 from promptflow.lm.record import (
     decoding_of,
@@ -14,8 +15,10 @@ from promptflow.lm.record import (
 __all__ = [
     "LocalLM",
     "SlotAdapter",
+    "audiences",
     "configure",
     "decoding_of",
+    "generate",
     "load",
     "prompt_text",
     "record_call",

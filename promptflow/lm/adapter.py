@@ -10,8 +10,9 @@ from typing import Any
 import dspy
 
 from promptflow import fields, layout
-from promptflow.engine.request import Completion, Part, Request
+from promptflow.engine.request import Completion, Request
 from promptflow.errors import ContextOverflow
+from promptflow.lm.listeners import agenerate, audiences, generate
 from promptflow.lm.local import LocalLM, load
 from promptflow.lm.record import decoding_of, record_call, seed_of
 from promptflow.signature import label_of
@@ -39,6 +40,40 @@ class SlotAdapter(dspy.ChatAdapter):
         if not isinstance(lm, LocalLM):
             plain: list[dict[str, Any]] = super().__call__(lm, lm_kwargs, signature, demos, inputs)
             return plain
+        requests = self._requests(lm, lm_kwargs, signature, demos, inputs)
+        heard = audiences([(dspy.settings.caller_predict, requests[0])], lm.model)
+        completions = generate(lm.text_engine, requests, heard)
+        return _values(lm, signature, requests, completions)
+
+    async def acall(
+        self,
+        lm: Any,
+        lm_kwargs: dict[str, Any],
+        signature: Any,
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Do the same without blocking the event loop."""
+        if not isinstance(lm, LocalLM):
+            plain: list[dict[str, Any]] = await super().acall(
+                lm, lm_kwargs, signature, demos, inputs
+            )
+            return plain
+        # In a thread: a chat template is rendered in a process of its own, once.
+        requests = await asyncio.to_thread(self._requests, lm, lm_kwargs, signature, demos, inputs)
+        heard = audiences([(dspy.settings.caller_predict, requests[0])], lm.model)
+        completions = await agenerate(lm.text_engine, requests, heard)
+        return _values(lm, signature, requests, completions)
+
+    def _requests(
+        self,
+        lm: LocalLM,
+        lm_kwargs: Mapping[str, Any],
+        signature: Any,
+        demos: Sequence[Any],
+        inputs: Mapping[str, Any],
+    ) -> list[Request]:
+        """Return one request for each of ``n`` samples."""
         config = {**lm.kwargs, **lm_kwargs}
         signature, demos, inputs = _without_history(signature, demos, inputs)
         known = {k: v for k, v in inputs.items() if k in signature.input_fields}
@@ -52,23 +87,9 @@ class SlotAdapter(dspy.ChatAdapter):
             layout=layout.layout_for(lm.text_engine, self.layout),
             decoding=decoding_of(config),
         )
-        return [layout.read(signature, done) for done in _samples(lm, parts, config)]
-
-    async def acall(
-        self,
-        lm: Any,
-        lm_kwargs: dict[str, Any],
-        signature: Any,
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
-        """Do the same in a thread; the context's settings go with it."""
-        if not isinstance(lm, LocalLM):
-            plain: list[dict[str, Any]] = await super().acall(
-                lm, lm_kwargs, signature, demos, inputs
-            )
-            return plain
-        return await asyncio.to_thread(self, lm, lm_kwargs, signature, demos, inputs)
+        n = config.get("n") or 1
+        seed = seed_of(config.get("seed"), config.get("rollout_id"))
+        return [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]
 
     def format_user_message_content(
         self,
@@ -98,11 +119,10 @@ def configure(lm: LocalLM | str | Path) -> LocalLM:
     return chosen
 
 
-def _samples(lm: LocalLM, parts: tuple[Part, ...], config: Mapping[str, Any]) -> list[Completion]:
-    n = config.get("n") or 1
-    seed = seed_of(config.get("seed"), config.get("rollout_id"))
-    requests = [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]
-    completions = lm.text_engine.generate(requests)
+def _values(
+    lm: LocalLM, signature: Any, requests: Sequence[Request], completions: Sequence[Completion]
+) -> list[dict[str, Any]]:
+    """Return the outputs of each completion; raise DSPy's error for a prompt that is too long."""
     for request, completion in zip(requests, completions, strict=True):
         if isinstance(completion.error, ContextOverflow):
             # ReAct shortens its history on this one.
@@ -112,7 +132,7 @@ def _samples(lm: LocalLM, parts: tuple[Part, ...], config: Mapping[str, Any]) ->
         if completion.error is not None:
             raise completion.error
         record_call(lm, request, completion)
-    return completions
+    return [layout.read(signature, completion) for completion in completions]
 
 
 def _without_history(

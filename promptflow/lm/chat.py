@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import uuid
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from dspy import lm15
@@ -22,6 +23,7 @@ from promptflow.engine.request import (
     Text,
     TextEngine,
 )
+from promptflow.engine.stream import Delta, Stream
 from promptflow.errors import ContextOverflow, EngineError, EngineLost, PromptflowError
 from promptflow.lm.record import sampling_of, seed_of
 
@@ -58,7 +60,7 @@ class ChatEngine:
 
     def __init__(self, engine: TextEngine) -> None:
         self._engine = engine
-        self._waiting: OrderedDict[int, tuple[Any, list[Completion]]] = OrderedDict()
+        self._waiting: OrderedDict[int, tuple[Any, deque[Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __copy__(self) -> ChatEngine:
@@ -71,44 +73,76 @@ class ChatEngine:
 
     def complete(self, request: Any) -> Any:
         """Return the next sample for a request. Raises DSPy's errors."""
-        with self._lock:
-            held = self._waiting.pop(id(request), None)
-        if held is None or held[0] is not request:
-            held = (request, self._decode(request))
-        completion = held[1].pop(0)
-        if held[1]:
-            with self._lock:
-                self._waiting[id(request)] = held
-                while len(self._waiting) > 64:  # abandoned by a call that failed half way
-                    self._waiting.popitem(last=False)
-        return _response(request, completion)
+        done = self._held(request)
+        if done is None:
+            with _dspys_errors():
+                done = _checked(self._engine.generate(self._requests(request)))
+        return self._next(request, done)
 
     def stream(self, request: Any) -> Iterator[Any]:
-        """Yield a finished response as events."""
-        from dspy._vendor.lm15.result import response_to_events
+        """Yield the next sample's text as DSPy's events, while it is written."""
+        streams = self._held(request) or self._open(request)
+        yield lm15.StreamStartEvent(id=str(uuid.uuid4()), model=request.model)
+        with streams.popleft() as stream:
+            for delta in stream:
+                yield from _events(request, delta)
+        self._hold(request, streams)
 
-        yield from response_to_events(self.complete(request))
+    async def acomplete(self, request: Any) -> Any:
+        """Do what ``complete`` does without blocking the event loop."""
+        done = self._held(request)
+        if done is None:
+            with _dspys_errors():
+                # In a thread: a chat template is rendered in a process of its own, once.
+                requests = await asyncio.to_thread(self._requests, request)
+                done = _checked(await self._engine.agenerate(requests))
+        return self._next(request, done)
+
+    async def astream(self, request: Any) -> AsyncGenerator[Any]:
+        """Do what ``stream`` does without blocking the event loop."""
+        held = self._held(request)
+        streams = held if held is not None else await asyncio.to_thread(self._open, request)
+        yield lm15.StreamStartEvent(id=str(uuid.uuid4()), model=request.model)
+        with streams.popleft() as stream:
+            async for delta in stream:
+                for event in _events(request, delta):
+                    yield event
+        self._hold(request, streams)
+
+    def _next(self, request: Any, done: deque[Completion]) -> Any:
+        completion = done.popleft()
+        self._hold(request, done)
+        return _response(request, completion)
 
     def close(self) -> None:
         """Do nothing: the engine belongs to whoever loaded it."""
 
-    def _decode(self, request: Any) -> list[Completion]:
+    def _held(self, request: Any) -> deque[Any] | None:
+        """Take what an earlier asking with the same request has left."""
+        with self._lock:
+            held = self._waiting.pop(id(request), None)
+        return held[1] if held is not None and held[0] is request else None
+
+    def _hold(self, request: Any, left: deque[Any]) -> None:
+        """Keep what is left for the next asking."""
+        if left:
+            with self._lock:
+                self._waiting[id(request)] = (request, left)
+                while len(self._waiting) > 64:  # abandoned by a call that failed half way
+                    self._waiting.popitem(last=False)
+
+    def _open(self, request: Any) -> deque[Stream]:
+        """Begin all samples of a request; they run beside each other."""
+        with _dspys_errors():
+            return deque(map(self._engine.stream, self._requests(request)))
+
+    def _requests(self, request: Any) -> list[Request]:
         metadata = (request.config.extensions or {}).get("metadata") or {}
         own = metadata.get(CHANNEL, {})
         n = own.get("n", 1)
         seed = seed_of(request.config.seed, own.get("rollout_id"))
-        try:
-            parts = self._parts(request, own)
-            seeds = [seed if n == 1 else seed_of(seed, k) for k in range(n)]
-            completions = self._engine.generate([Request(parts, s) for s in seeds])
-        except PromptflowError as error:
-            raise _dspy_error(error) from error
-        except ValueError as error:
-            raise lm15.InvalidRequestError(str(error)) from error
-        for completion in completions:
-            if completion.error is not None:
-                raise _dspy_error(completion.error) from completion.error
-        return completions
+        parts = self._parts(request, own)
+        return [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]
 
     def _parts(self, request: Any, own: Mapping[str, Any]) -> tuple[Part, ...]:
         turns = [("system", request.system)] if request.system else []
@@ -185,6 +219,39 @@ def _response(request: Any, completion: Completion) -> Any:
     )
 
 
+def _events(request: Any, delta: Delta) -> Iterator[Any]:
+    """Yield DSPy's events for a delta; raise its error for a completion that has one."""
+    if delta.completion is None:
+        yield lm15.StreamDeltaEvent(lm15.TextDelta(delta.text))
+        return
+    with _dspys_errors():
+        [completion] = _checked([delta.completion])
+    response = _response(request, completion)
+    if response.logprobs or not response.text:
+        # They are counted per token, and text comes in whole characters: they follow it.
+        yield lm15.StreamDeltaEvent(lm15.TextDelta("", logprobs=response.logprobs or ()))
+    yield lm15.StreamEndEvent(response.finish_reason, response.usage, response.provider_data)
+
+
+def _checked(completions: Sequence[Completion]) -> deque[Completion]:
+    """Return completions; raise the first error among them."""
+    for completion in completions:
+        if completion.error is not None:
+            raise completion.error
+    return deque(completions)
+
+
+@contextlib.contextmanager
+def _dspys_errors() -> Iterator[None]:
+    """Raise DSPy's errors for ours, and for what a request may not ask for."""
+    try:
+        yield
+    except PromptflowError as error:
+        raise _dspy_error(error) from error
+    except ValueError as error:
+        raise lm15.InvalidRequestError(str(error)) from error
+
+
 def _dspy_error(error: PromptflowError) -> Exception:
     """Return DSPy's error for ours: it retries the lost engine, and nothing else."""
     made: Exception
@@ -198,7 +265,7 @@ def _dspy_error(error: PromptflowError) -> Exception:
 
 
 class AsyncChatEngine:
-    """The async twin of ``ChatEngine``: each call waits in a thread."""
+    """The async twin of ``ChatEngine``: calls wait on the event loop, and all are one batch."""
 
     supports_response_schema = True
 
@@ -215,14 +282,13 @@ class AsyncChatEngine:
 
     async def complete(self, request: Any) -> Any:
         """Return the next sample for a request."""
-        return await asyncio.to_thread(self._chat.complete, request)
+        return await self._chat.acomplete(request)
 
     async def stream(self, request: Any) -> AsyncIterator[Any]:
-        """Yield a finished response as events."""
-        from dspy._vendor.lm15.result import response_to_events
-
-        for event in response_to_events(await self.complete(request)):
-            yield event
+        """Yield the next sample's text as DSPy's events, while it is written."""
+        async with contextlib.aclosing(self._chat.astream(request)) as events:
+            async for event in events:
+                yield event
 
     async def aclose(self) -> None:
         """Do nothing: the engine belongs to whoever loaded it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +101,7 @@ class Predict(dspy.Predict):
     async def aforward(self, **inputs: Any) -> Any:
         """Drive the flow in a thread; the context's settings go with it."""
         lm = inputs.pop("lm", None)
-        return await asyncio.to_thread(run, self, lm=lm, **inputs)
+        return await dspy.asyncify(run)(self, lm=lm, **inputs)
 
     def show(self, *, lm: Any = None, **inputs: Any) -> str:
         """Print the exact prompt for these inputs with its tokens counted, and return its text.
