@@ -3,6 +3,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -12,9 +15,19 @@ from pydantic import BaseModel
 
 import promptflow as pf
 from promptflow.engine import Engine, EngineOptions
-from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.request import Completion, Fill, Json, Request, Slot, TokenLogprob, Usage
+from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.request import (
+    Completion,
+    Fill,
+    Json,
+    Request,
+    Slot,
+    Text,
+    TokenLogprob,
+    Usage,
+)
 from promptflow.errors import ContextOverflow, EngineLost, ModelNotFound, UnsupportedType
+from promptflow.lm import local
 
 
 class Watched(ScriptedEngine):
@@ -302,12 +315,231 @@ def test_react_runs_its_tools():
     assert prediction.trajectory["observation_0"] == "x is 42"
 
 
-def test_a_stream_is_the_response_as_events():
-    lm, _ = watched()
-    request = lm15.Request(model=lm.model, messages=(lm15.Message.user("x"),))
-    events = list(lm.engine.stream(request))
-    assert events[0].type == "start"
-    assert events[-1].type == "end"
+# On an engine that decodes, with a model that is not one
+
+
+class Templated(Engine):
+    """An engine with a chat template, whose model decodes nothing until ``first`` have come."""
+
+    def __init__(self, first: int = 1, model: FakeModel | None = None) -> None:
+        self.model = model or Held()
+        self.left = first
+        super().__init__(self.model)
+
+    def scaffold(self, roles: Any) -> tuple[str, ...]:
+        return ScriptedEngine(lambda text, slot: "").scaffold(roles)
+
+    def _post(self, messages: Any, *more: Any) -> Any:
+        issued = super()._post(messages, *more)
+        self.left -= sum("job" in message for message in messages)
+        if self.left <= 0:
+            self.model.may.set()
+        return issued
+
+
+class Held(FakeModel):
+    def __init__(self) -> None:
+        super().__init__(context=4096)
+        self.may = threading.Event()
+
+    def decode(self, *batch: Any) -> int:
+        assert self.may.wait(60)
+        return super().decode(*batch)
+
+
+@pytest.fixture
+def decoding() -> Iterator[pf.LocalLM]:
+    with Templated() as engine:
+        yield pf.load("fake", engine=engine).copy(max_tokens=12)
+
+
+def test_n_samples_differ_and_come_from_one_prefill(decoding: pf.LocalLM):
+    texts = decoding("Say hello", n=5, temperature=1.0)
+    assert len(set(texts)) == 5
+    prompt = decoding.text_engine.count([Text("<|im_start|>user\nSay hello\n")])
+    stats = decoding.text_engine.stats()
+    assert stats.requests == 5
+    assert stats.prefilled <= prompt + 30, "one prompt, not five"
+    assert stats.occupancy > 2
+    assert decoding("Say hello", n=5, temperature=1.0) == texts
+    assert decoding("Say hello", n=5, temperature=1.0, seed=1) != texts
+
+
+def test_a_rollout_is_another_sample_and_the_same_one_again(decoding: pf.LocalLM):
+    def sample(**config: Any) -> str:
+        [text] = decoding("Say hello", temperature=1.0, **config)
+        return str(text)
+
+    texts = [sample(), *(sample(rollout_id=number) for number in range(1, 6))]
+    assert len(set(texts)) == 6
+    assert sample(rollout_id=3) == texts[3]
+    with dspy.context(lm=decoding, adapter=pf.SlotAdapter()):
+        predict = dspy.Predict("question -> answer", temperature=1.0)
+        answers = [predict(question="x", config={"rollout_id": n}).answer for n in (1, 2, 1)]
+    assert answers[0] == answers[2] != answers[1]
+
+
+@pytest.mark.parametrize("adapter", [None, pf.SlotAdapter()])
+def test_usage_says_how_much_of_the_prompt_was_cached(decoding: pf.LocalLM, adapter: Any):
+    cached = []
+    for question in ("first", "second"):
+        if adapter is None:
+            decoding(f"A long beginning that stays the same, then the {question} question")
+            usage = decoding.history[-1]["usage"]
+        else:
+            with dspy.context(lm=decoding, adapter=adapter, track_usage=True):
+                predict = dspy.Predict("question -> answer")
+                [usage] = predict(question=question * 9).get_lm_usage().values()
+        details = usage["prompt_tokens_details"]
+        cached.append(details["cached_tokens"])
+        assert details["cached_tokens"] < usage["prompt_tokens"]
+    assert cached[0] < 10 < cached[1]
+
+
+def test_threads_of_predict_are_decoded_as_one_batch():
+    with Templated(first=8) as engine:
+        lm = pf.load("fake", engine=engine).copy(max_tokens=12)
+        predict = dspy.Predict("question -> answer")
+        questions = [dspy.Example(question=f"{n}").with_inputs("question") for n in range(8)]
+        with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+            parallel = dspy.Parallel(num_threads=8, disable_progress_bar=True)
+            answers = [p.answer for p in parallel([(predict, q) for q in questions])]
+            assert engine.stats().occupancy > 4
+            assert answers == [predict(question=f"{n}").answer for n in range(8)]
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), pf.SlotAdapter()])
+def test_async_calls_are_one_batch_and_block_no_event_loop(adapter: Any):
+    """Twenty calls wait on the loop, more than threads would be given; none has begun before."""
+    with Templated(first=20) as engine:
+        lm = pf.load("fake", engine=engine).copy(max_tokens=12)
+
+        async def every() -> list[Any]:
+            if isinstance(adapter, pf.SlotAdapter):
+                predict = dspy.Predict("question -> answer")
+                return await asyncio.gather(*(predict.acall(question=f"{n}") for n in range(20)))
+            return await asyncio.gather(*(lm.acall(f"{n}") for n in range(20)))
+
+        with dspy.context(lm=lm, adapter=adapter):
+            assert len(asyncio.run(every())) == 20
+        assert engine.stats().requests == 20
+        assert engine.stats().occupancy > 4
+
+
+def test_a_program_is_copied_and_saved_with_one_lm(tmp_path: Path, monkeypatch: Any):
+    with Templated() as engine:
+        lm = pf.load("fake", engine=engine)
+        monkeypatch.setitem(local._loaded, ("fake", EngineOptions()), lm)
+        program = dspy.Module()
+        program.one, program.two = dspy.Predict("q -> a"), dspy.ChainOfThought("q -> a")
+        program.set_lm(lm.copy(temperature=0.5))
+        assert program.deepcopy().get_lm() is program.get_lm()
+        program.save(tmp_path / "program.json")
+        again = dspy.Module()
+        again.one, again.two = dspy.Predict("q -> a"), dspy.ChainOfThought("q -> a")
+        again.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
+        assert again.get_lm().text_engine is engine
+        assert again.get_lm().kwargs["temperature"] == 0.5
+        assert again.get_lm() is not lm
+
+
+def typed(lm: pf.LocalLM, own: dict[str, Any] | None = None, **config: Any) -> lm15.Request:
+    extensions = {"metadata": {"promptflow": own}} if own else None
+    return lm15.Request(
+        model=lm.model,
+        messages=(lm15.Message.user("x"),),
+        config=lm15.Config(**config, extensions=extensions),
+    )
+
+
+def events(lm: pf.LocalLM, **config: Any) -> list[Any]:
+    return list(lm.engine.stream(typed(lm, **config)))
+
+
+def test_a_stream_is_text_while_it_is_written(decoding: pf.LocalLM):
+    first, *deltas, last = events(decoding, max_tokens=9, logprobs=0)
+    assert first.type == "start"
+    assert last.type == "end"
+    assert last.finish_reason in ("stop", "length")
+    assert last.usage.output_tokens == len(deltas[-1].delta.logprobs) > 1
+    assert len(deltas) > 4
+    [text] = decoding("x", max_tokens=9)
+    assert "".join(event.delta.text for event in deltas) == text
+
+
+def test_a_stream_says_what_went_wrong_as_dspy_does(decoding: pf.LocalLM):
+    with pytest.raises(lm15.ContextLengthError):
+        events(decoding, max_tokens=100_000)
+    with pytest.raises(lm15.InvalidRequestError, match="logprobs"):
+        events(decoding, logprobs=5_000)
+
+
+def test_n_streams_run_beside_each_other(decoding: pf.LocalLM):
+    """DSPy asks n times with one request object; the samples are those of a plain call."""
+    expected = decoding("x", n=3, temperature=1.0)
+    sent: list[Any] = []
+
+    class Stream:
+        async def send(self, message: Any) -> None:
+            sent.append(message)
+
+    async def call() -> list[Any]:
+        with dspy.context(send_stream=Stream()):
+            return await decoding.acall("x", n=3, temperature=1.0)
+
+    before = decoding.text_engine.stats()
+    assert asyncio.run(call()) == expected
+    after = decoding.text_engine.stats()
+    assert after.requests == before.requests + 3
+    assert after.decodes - before.decodes < 2 * 12, "not one after the other"
+    assert len(sent) > 3 * 4
+    request = typed(decoding, {"n": 3}, max_tokens=12, temperature=1.0)
+    samples = [[*decoding.engine.stream(request)] for _ in range(3)]
+    assert decoding.text_engine.stats().requests == after.requests + 3
+    texts = ["".join(event.delta.text for event in sample[1:-1]) for sample in samples]
+    assert texts == expected
+
+
+def test_leaving_a_stream_cancels_its_samples(decoding: pf.LocalLM):
+    stream = decoding.engine.stream(typed(decoding, {"n": 3}, max_tokens=3_000))
+    assert next(stream).type == "start"
+    assert next(stream).type == "delta"
+    stream.close()
+    decoding("y", max_tokens=2)
+    assert decoding.text_engine.stats().requests == 4
+    assert decoding.text_engine.stats().generated < 3_000
+
+
+# On a small model
+
+
+def test_a_small_model_serves_dspy(smollm: Engine):
+    lm = pf.load("smollm2-135m", engine=smollm)
+    story = "Once upon a time there was a small house by the river. " * 6
+    before = smollm.stats()
+    texts = lm(f"{story}What came then?", n=4, temperature=1.0, max_tokens=12)
+    after = smollm.stats()
+    assert len(set(texts)) > 1
+    prompt = lm.history[-1]["usage"]["prompt_tokens"] // 4
+    assert prompt > 70
+    assert after.prefilled - before.prefilled < prompt + 8, "one prefill for four samples"
+    lm(f"{story}Who lived there?", max_tokens=4)
+    assert lm.history[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 60
+
+
+def test_threads_of_predict_share_a_small_models_batches(smollm: Engine):
+    lm = pf.load("smollm2-135m", engine=smollm).copy(max_tokens=24)
+    predict = dspy.Predict("question -> answer")
+    questions = [f"What rhymes with number {number}?" for number in range(24)]
+    examples = [dspy.Example(question=question).with_inputs("question") for question in questions]
+    before = smollm.stats()
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        parallel = dspy.Parallel(num_threads=8, disable_progress_bar=True)
+        predictions = parallel([(predict, example) for example in examples])
+    after = smollm.stats()
+    assert all(prediction.answer is not None for prediction in predictions)
+    rows = after.occupancy * after.decodes - before.occupancy * before.decodes
+    assert rows / (after.decodes - before.decodes) > 2
 
 
 def test_requests_are_ours():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,6 +30,7 @@ class LocalLM(dspy.LM):
         chat = ChatEngine(engine)
         self.text_engine = engine
         self.source = source
+        self._restored: dict[str, LocalLM] = {}  # copies by their settings, for load_state
         kwargs.setdefault("cache", False)
         super().__init__(
             f"promptflow/{engine.info.identity}",
@@ -78,10 +80,16 @@ class LocalLM(dspy.LM):
     def load_state(
         cls, state: Mapping[str, Any], *, allow_custom_lm_class: bool = False
     ) -> LocalLM:
-        """Return the LM that ``dump_state`` described; one engine serves all that are equal."""
+        """Return the LM that ``dump_state`` described: one engine a model, one LM for equal states.
+
+        DSPy loads a program's LM once for each predictor, and ``get_lm`` wants them to be the same.
+        """
         loaded = load(state["source"], options=EngineOptions(**state["options"]))
-        copied: LocalLM = loaded.copy(**state["kwargs"])
-        return copied
+        settings = json.dumps(state["kwargs"], sort_keys=True)
+        with _loading:
+            if settings not in loaded._restored:
+                loaded._restored[settings] = loaded.copy(**state["kwargs"])
+            return loaded._restored[settings]
 
 
 _REFUSED = ("min_p", "repetition_penalty", "typical_p")
