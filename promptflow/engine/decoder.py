@@ -145,14 +145,22 @@ class Decoder:
         entry = self._entries.get(key)
         return [] if entry is None else [self._fail(entry, Cancelled("the request was cancelled"))]
 
+    def expire(self) -> list[Finished]:
+        """Stop the jobs whose deadline has passed; return them."""
+        now = time.monotonic()
+        return [
+            self._fail(entry, DeadlineExceeded(f"not done within {entry.deadline:g} s"))
+            for entry in list(self._entries.values())
+            if entry.deadline is not None and now - entry.started >= entry.deadline
+        ]
+
     # Stepping
 
     def step(self) -> list[Finished]:
         """Run one batch; return the jobs that it finished, errors included."""
         begun, elsewhere = time.perf_counter(), self._accounted()
-        finished = self._expire()
         plan = self.scheduler.step()
-        finished += [self._no_room(task) for task in plan.hopeless]
+        finished = [self._no_room(task) for task in plan.hopeless]
         self._move(plan.moves)
         for task in plan.admitted:
             self._by_task[task.number].job.meter.take_over(task.computed)
@@ -330,14 +338,6 @@ class Decoder:
         self._totals.usage += usage
         self._totals.requests += 1
         return usage
-
-    def _expire(self) -> list[Finished]:
-        now = time.monotonic()
-        return [
-            self._fail(entry, DeadlineExceeded(f"not done within {entry.deadline:g} s"))
-            for entry in list(self._entries.values())
-            if entry.deadline is not None and now - entry.started >= entry.deadline
-        ]
 
     # Recovering
 

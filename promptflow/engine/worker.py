@@ -55,7 +55,7 @@ class Worker:
         self.inbox.put({**message, "arrived": time.monotonic()})
 
     def run(self) -> None:
-        """Loop: take what has arrived, then decode one batch."""
+        """Loop: take what has arrived, end what is late, then decode one batch."""
         while True:
             block = not self._decoder.busy
             while True:
@@ -68,6 +68,7 @@ class Worker:
                     return
                 self._handle(message)
                 block = False
+            self._finish(self._decoder.expire())
             if self._decoder.busy:
                 finished = self._decoder.step()
                 self._tell()
