@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import os
+import random
 import select
 import signal
 import subprocess
@@ -224,6 +226,30 @@ def test_leaving_a_stream_cancels_its_request(leave):
         assert engine.generate([ask()])[0].error is None
         assert engine.stats().requests == 3
         assert engine.stats().generated < 3_000
+
+
+def test_500_streams_left_at_random_leave_nothing_behind():
+    model = FakeModel(context=2000)
+    with Engine(model, EngineOptions(max_running=4, max_waiting=8)) as engine:
+        [before] = engine.generate([ask(ignore_eos=True)])
+        rng = random.Random(3)
+        for number in range(500):
+            stream = engine.stream(ask(f"{number % 9} " * 9, ignore_eos=True))
+            read = list(itertools.islice(stream, rng.randrange(0, 10)))
+            assert [delta.completion for delta in read[:8]] == [None] * len(read[:8])
+            if number % 2:
+                stream.close()
+        del stream
+        [after] = engine.generate([ask(ignore_eos=True)])
+        assert after.fills == before.fills
+        while engine.stats().requests < 502:
+            engine.generate([ask()])
+        decoder = engine._host._worker._decoder
+        assert not decoder.scheduler.running
+        assert not decoder.scheduler.waiting
+        for move in decoder.scheduler.evict_all():
+            model.drop(move.sequence, move.start)
+        assert model.used_cells() == decoder.scheduler.cells.used == 0
 
 
 def test_a_stream_that_fails_ends_with_its_error(fake):

@@ -511,18 +511,44 @@ def test_logits_that_are_no_numbers_fail_their_sequence_alone():
 
 
 def test_500_random_cancellations_leave_no_cell_behind():
-    decoder = Decoder(model(1000), max_running=5)
-    outcomes = {}
-    for key, request in enumerate(hard_requests(500)):
-        outcomes |= dict(decoder.submit(key, request))
-        for _ in range(key % 4):
-            outcomes |= dict(decoder.step()) if decoder.busy else {}
-        outcomes |= dict(decoder.cancel(key - key % 7))
-    outcomes |= drain(decoder)
-    assert sorted(outcomes) == list(range(500))
+    """Of requests that wait, prefill, generate, search or weigh, in a cache that is too small."""
+    rng = np.random.default_rng(5)
+    decoder = Decoder(model(1000, batch=16), max_running=5, lookup=True)
+    readers = Readers(decoder)
+    batch = hard_requests(900)
+    batch[::5] = [Request((Text("x\ny" * 60), *r.parts), r.seed) for r in batch[::5]]
+    beam = Slot("beam", max_tokens=5, beam=Beam(3))
+    weighed = Slot("weighed", Choice(("ab", "ac", "b"), weighed=True))
+    batch[1::5] = [Request((*r.parts[:1], beam, weighed, *r.parts[1:])) for r in batch[1::5]]
+    outcomes: dict[int, Completion] = {}
+    cancels = 0
+    for key, request in enumerate(batch):
+        finished = decoder.submit(key, request)
+        readers.open(key)
+        for _ in range(rng.integers(0, 3)):
+            finished += decoder.step()
+            readers.read()
+            check_cells(decoder)
+        unfinished = [k for k in range(key + 1) if decoder.job(k)]
+        if unfinished and cancels < 500 and rng.random() < 0.7:
+            finished += decoder.cancel(int(rng.choice(unfinished)))
+            cancels += 1
+        for ended, completion in finished:
+            assert ended not in outcomes, "each ends once"
+            outcomes[ended] = completion
+    outcomes |= drain(decoder, readers)
+    assert sorted(outcomes) == list(range(900))
+    cancelled = [completion for completion in outcomes.values() if completion.error is not None]
+    assert len(cancelled) == 500
+    assert {bool(completion.usage.generated) for completion in cancelled} == {False, True}
+    for key, completion in outcomes.items():
+        readers.check(key, completion)
+        if completion.error is None:
+            assert comparable(completion, batch[key]) == REFERENCE.fills(batch[key])
     for move in decoder.scheduler.evict_all():
         decoder.model.drop(move.sequence, move.start)
     assert decoder.model.used_cells() == decoder.scheduler.cells.used == 0
+    assert sorted(decoder.scheduler._free) == list(range(decoder.model.max_sequences))
 
 
 def test_scores_are_the_logprobs_of_the_whole_history():

@@ -160,7 +160,8 @@ class Engine:
             host = self._running()
             issued = self._tickets.issue(messages, on_delta)
             self._send_due(host)
-            self._expire()
+            if self._tickets.in_line:
+                self._expire()
             return issued
 
     def _send_due(self, host: Host) -> None:
