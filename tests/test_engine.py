@@ -428,13 +428,16 @@ def test_what_stands_in_line_outlives_the_worker():
 
 def test_closing_ends_what_stands_in_line(crowded):
     engine, model, waiting = crowded
-    posted = engine._post([submission(ask("3"), stream=True)] * 3)
+    posted = engine._post([submission(ask("3", deadline=1e6))] * 3)
+    timer = engine._expiry
     assert engine._tickets.in_line == 3
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(engine.close)
         model.may.set()
         closing.result(30)
     assert all(future.done() for future in [*waiting, *(future for _, future in posted)])
+    timer.join(30)
+    assert not timer.is_alive()
 
 
 def test_scores_are_logprobs_of_given_text(fake):

@@ -128,6 +128,7 @@ class Engine:
         if host is not None:
             host.close()
         self._tickets.fail(EngineLost("the engine was closed"))
+        self._expire()  # ends its timer
 
     def __enter__(self) -> Engine:
         """Return the engine."""
