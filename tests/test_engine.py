@@ -616,7 +616,7 @@ def test_a_context_larger_than_memory_is_refused():
 
 
 def counting(number: int, **slot) -> Request:
-    return ask(f"Count: {number}, {number + 1}, {number + 2},", max_tokens=12, **slot)
+    return ask(f"Count: {number}, {number + 1}, {number + 2},", **{"max_tokens": 12, **slot})
 
 
 def test_a_killed_child_loses_what_ran_and_nothing_else():
@@ -655,6 +655,29 @@ def test_a_child_killed_between_calls_is_replaced():
         os.close(child)
         assert texts(engine.generate([counting(3)])) == expected
         assert engine.stats().restarts == 1
+
+
+def test_a_stream_comes_through_the_child(smollm):
+    deltas = list(smollm.stream(counting(3, ignore_eos=True, stop=("zz",))))
+    completion = deltas[-1].completion
+    assert told(deltas)["a"] == completion.text("a")
+    assert len(deltas) > 6
+    with smollm.stream(counting(4, ignore_eos=True, max_tokens=400)) as stream:
+        assert next(stream).text
+        before = smollm.stats()
+    assert smollm.generate([counting(4)])[0].error is None
+    assert smollm.stats().generated - before.generated < 400
+
+
+def test_a_killed_child_ends_its_streams():
+    with Engine(MODEL, EngineOptions(context=512)) as engine:
+        stream = engine.stream(counting(3, max_tokens=400, ignore_eos=True))
+        first = next(stream)
+        os.kill(engine.child_pid, signal.SIGKILL)
+        *_, last = stream
+        assert first.text
+        assert isinstance(last.completion.error, EngineLost)
+        assert told([*engine.stream(counting(3))])["a"]
 
 
 ORPHANING = """
@@ -747,7 +770,7 @@ def test_a_model_may_run_in_this_process(tmp_path):
         "from promptflow.engine.request import *\n"
         "with Engine('smollm2-135m', EngineOptions(context=256, isolate=False)) as engine:\n"
         "    request = Request((Text('1, 2, 3,'), Slot('a', max_tokens=3)))\n"
-        "    print(engine.child_pid, repr(engine.generate([request])[0].text('a')))\n"
+        "    print(engine.child_pid, [delta.text for delta in engine.stream(request)])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -758,5 +781,5 @@ def test_a_model_may_run_in_this_process(tmp_path):
         check=False,
         timeout=120,
     )
-    assert done.stdout.startswith("0 "), done.stderr
+    assert done.stdout.startswith("0 ['"), done.stderr
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,16 @@ def test_a_scripted_engine_has_the_methods_of_an_engine():
     engine = ScriptedEngine(echo)
     completion = engine.submit(Request((Text("x"), Slot("a")))).result()
     assert isinstance(completion, Completion)
+    request = Request((Text("x"), Slot("a"), Slot("b")))
+    assert asyncio.run(engine.agenerate([request])) == engine.generate([request])
+    *deltas, last = engine.stream(request)
+    assert [(delta.slot, delta.text) for delta in deltas[:4]] == [
+        ("a", "a"),
+        ("a", " after"),
+        ("a", " x"),
+        ("b", "b"),
+    ]
+    assert last.completion == engine.generate([request])[0]
     texts = engine.scaffold(["system", "user"])
     assert len(texts) == 3
     assert texts[0].endswith("system\n")

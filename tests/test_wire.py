@@ -28,7 +28,10 @@ from promptflow.engine.request import (
 from promptflow.engine.wire import (
     completion_from_wire,
     error_from_wire,
+    outcome_from_wire,
     request_from_wire,
+    submission,
+    texts,
     to_wire,
 )
 
@@ -106,6 +109,24 @@ completions = st.builds(
 
 def through_json(value):
     return json.loads(json.dumps(to_wire(value)))
+
+
+@given(completions, st.lists(logprobs, max_size=3).map(tuple))
+def test_outcomes_are_completions_or_scores(completion, scores):
+    assert outcome_from_wire(through_json(completion)) == completion
+    assert outcome_from_wire(through_json(scores)) == scores
+
+
+def test_texts_are_sent_with_their_trust_and_slots_as_gaps():
+    assert texts([Text("a", True), Slot("s"), Text("b")]) == [["a", True], None, ["b", False]]
+
+
+def test_a_submission_says_whether_it_streams():
+    request = Request((Text("a"), Slot("s")))
+    message = json.loads(json.dumps(submission(request, stream=True)))
+    assert message["stream"] is True
+    assert request_from_wire(message["job"]) == request
+    assert submission(request)["stream"] is False
 
 
 @given(requests)
