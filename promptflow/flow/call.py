@@ -136,8 +136,8 @@ def answer(
             if engine is None:
                 answers[place] = _elsewhere(order)
             else:
-                batch = batches.setdefault(id(engine), (engine, []))[1]
-                batch.append((place, request_of(order)))
+                request = request_of(order)
+                batches.setdefault(id(engine), (engine, []))[1].append((place, request))
                 continue
         except PromptflowError as error:
             answers[place] = error
