@@ -11,13 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptflow.engine import memory, template
 from promptflow.engine.frames import Message
-from promptflow.engine.host import Host, ThreadHost, describe, launch, usable_cores
+from promptflow.engine.host import Host, ThreadHost, describe, launch
+from promptflow.engine.options import DEFAULTS, KV_TYPES, EngineOptions, load_settings
 from promptflow.engine.request import (
     Completion,
     ModelInfo,
@@ -35,44 +36,6 @@ from promptflow.errors import EngineLost, ForkedUse, PromptflowError
 if TYPE_CHECKING:
     from promptflow.engine.model import Model
 
-RETAINED = 48  # sequences that may stay in the cache beside the running ones
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How an engine loads and runs its model.
-
-    ``context`` counts the cells that all sequences share, ``batch`` the tokens of one decode call,
-    ``max_running`` the sequences decoded together. ``threads=None`` takes the physical cores that
-    this process may use. ``isolate=False`` runs llama.cpp in this process, which it may abort.
-    ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
-    running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
-    own text, which pays where answers quote it: see lookup.py.
-    """
-
-    context: int = 8192
-    batch: int = 512
-    max_running: int = 16
-    threads: int | None = None
-    gpu_layers: int = 0
-    isolate: bool = True
-    batch_invariant: bool = False
-    flash_attention: bool = False
-    lookup: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that llama.cpp would abort on."""
-        for name, low, high in (
-            ("context", 16, 1 << 22),
-            ("batch", 1, 1 << 16),
-            ("max_running", 1, 64),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"EngineOptions({name}={value}) is outside {low} to {high}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"EngineOptions(threads={self.threads}) is below 1")
-
 
 class Engine:
     """Fill requests with a GGUF model, many at a time, in a supervised child process.
@@ -84,7 +47,7 @@ class Engine:
 
     info: ModelInfo
 
-    def __init__(self, model: str | Path | Model, options: EngineOptions = EngineOptions()) -> None:
+    def __init__(self, model: str | Path | Model, options: EngineOptions = DEFAULTS) -> None:
         """Load the model; falls back where the default load path does not survive a decode."""
         self.options = options
         self._pid = os.getpid()
@@ -102,15 +65,7 @@ class Engine:
             "batch_invariant": options.batch_invariant,
             "lookup": options.lookup and not options.batch_invariant,
             "prefixes": False,
-            "load": {
-                "context": options.context,
-                "batch": options.batch,
-                "sequences": min(256, options.max_running + RETAINED),
-                "threads": options.threads or usable_cores(),
-                "gpu_layers": options.gpu_layers,
-                "extra_buffers": True,
-                "flash_attention": options.flash_attention,
-            },
+            "load": load_settings(options, options.choices()),
         }
         if isinstance(model, str | Path):
             self._settings |= _file_settings(model, options)
@@ -334,14 +289,18 @@ def _file_settings(model: str | Path, options: EngineOptions) -> Message:
 
     path = catalog.locate(model)
     header = catalog.read_gguf(path)
-    memory.check(path, header.metadata, header.vocabulary, options.context, options.batch)
+    sha256 = catalog.sha256_cached(path)
+    choices = options.choices(sha256)
+    cache = memory.cache_bytes(header.metadata, options.context, KV_TYPES[choices.kv_type])
+    memory.check(path, cache, header.vocabulary, options.context, choices.batch)
     name = str(model) if str(model) in catalog.models() else path.stem
     prefixes = not options.batch_invariant  # state that was computed in other batches
     return {
         "path": str(path),
         "name": name,
-        "sha256": catalog.sha256_cached(path),
+        "sha256": sha256,
         "prefixes": prefixes,
+        "load": load_settings(options, choices),
     }
 
 

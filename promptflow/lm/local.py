@@ -13,6 +13,7 @@ from dspy import lm15
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
 from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.options import DEFAULTS
 from promptflow.engine.request import TextEngine
 from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
 
@@ -86,7 +87,6 @@ class LocalLM(dspy.LM):
 _REFUSED = ("min_p", "repetition_penalty", "typical_p")
 _OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
 
-DEFAULTS = EngineOptions()
 _loaded: dict[tuple[str, EngineOptions], LocalLM] = {}
 _loading = threading.Lock()
 
