@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from conftest import SMOLLM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ TOLERANCE = 1.0  # any other shape of batch or cache moves logits by up to 0.8; 
 def loaded() -> Iterator[Model]:
     log_to_stderr()
     load = Load(CELLS, BATCH, SEQUENCES, threads=1, extra_buffers=False)
-    model = Model(locate("smollm2-135m"), "smollm2-135m", "0" * 64, load)
+    model = Model(locate(SMOLLM), SMOLLM, "0" * 64, load)
     model.short = {model.piece(token) for token in range(model.vocabulary)}
     yield model
     model.close()
@@ -238,14 +239,14 @@ def test_a_model_says_what_it_is(loaded):
 
 def test_the_pool_may_be_larger_than_what_one_sequence_can_hold():
     load = Load(16_384, 32, 2, threads=1, extra_buffers=False)
-    model = Model(locate("smollm2-135m"), "smollm2-135m", "", load)
+    model = Model(locate(SMOLLM), SMOLLM, "", load)
     assert model.cells == 16_384
     assert model.info.context == 8_192
     model.close()
 
 
 def test_a_file_that_llama_cpp_refuses_is_a_typed_error(tmp_path):
-    data = bytearray(locate("smollm2-135m").read_bytes()[: 4 << 20])
+    data = bytearray(locate(SMOLLM).read_bytes()[: 4 << 20])
     data[data.index(b"llama") : data.index(b"llama") + 5] = b"lorem"
     path = tmp_path / "lorem.gguf"
     path.write_bytes(data)
