@@ -50,6 +50,12 @@ class Load:
             return "default"
         return "no extra buffers" + (", one thread" if self.threads == 1 else "")
 
+    @property
+    def numerics(self) -> str:
+        """Return what makes its logits others than those of the default choices."""
+        cache = f"{self.kv_type} cache" if self.kv_type != "f16" else ""
+        return ", ".join(filter(None, ("flash attention" if self.flash_attention else "", cache)))
+
 
 _KV_TYPES = {"f16": c.GGML_TYPE_F16, "f32": c.GGML_TYPE_F32, "q8_0": c.GGML_TYPE_Q8_0}
 
@@ -116,6 +122,7 @@ class Model:
             template=self._metadata("tokenizer.chat_template", 1 << 18),
             build=build(),
             load=load.name,
+            numerics=load.numerics,
             bos=self._special_text(c.llama_vocab_bos(self._vocab)),
             eos=self._special_text(c.llama_vocab_eos(self._vocab)),
         )
