@@ -80,10 +80,14 @@ $(DONE)/project: $(DONE)/torch $(DONE)/llama pyproject.toml constraints.txt
 	@touch $@
 
 demo-models: model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
-test-models: model-smollm2-135m model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
+test-models: model-smollm2-135m model-smollm2-135m-q4_0 model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
 model-%:
 	@if $(BIN)/promptflow models path $* >/dev/null 2>&1; then echo "[skip] model $*: done"; \
 	else echo "[model $*]" && $(BIN)/promptflow models get $*; fi
+# The tests' small model in a format that decodes two to three times as fast as the one published.
+model-%-q4_0: model-%
+	@if $(BIN)/promptflow models path $*-q4_0 >/dev/null 2>&1; then echo "[skip] model $*-q4_0: done"; \
+	else echo "[model $*-q4_0]" && $(BIN)/promptflow models requantize $* --type q4_0 --no-compare; fi
 
 $(DONE)/index: $(wildcard docs/*) indexes/guide/index.toml
 	@$(BIN)/promptflow index build guide

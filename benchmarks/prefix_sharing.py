@@ -160,7 +160,9 @@ def run(model: str, name: str, contestant: str, quick: bool) -> dict[str, Any]:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return {**made, "error": lines[-1]}
-    return {**made, **json.loads(done.stdout.splitlines()[-1])}
+    figures = done.stdout.splitlines()[-1]
+    print(f"  {figures}", file=sys.stderr, flush=True)
+    return {**made, **json.loads(figures)}
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,7 +20,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from promptflow import catalog
+from promptflow.download import folder_size
+from promptflow.engine.options import EngineOptions
 from promptflow.engine.request import Request, Sampling, Slot, Text
+from promptflow.engine.tuned import Choices, Tuned, recall
 from promptflow.errors import PromptflowError
 from promptflow.storage import cache_dir
 
@@ -46,6 +49,7 @@ class Load:
     """How a model was loaded: ``survives`` says whether the default way did a probe decode.
 
     ``path`` is the way that was chosen, ``features`` what this build uses of the processor.
+    ``choices`` are what depends on the machine, ``tuned`` what ``--tune`` found, if it was run.
     """
 
     model: str
@@ -56,6 +60,8 @@ class Load:
     path: str
     features: list[str]
     seconds: float
+    choices: Choices
+    tuned: Tuned | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,19 @@ def _load_rows(load: Load) -> list[tuple[str, str]]:
         ("model", f"{load.model} ({load.architecture}, {load.context:,} tokens of context)"),
         ("default load path", default),
         ("loaded", f"{load.path}, in {load.seconds:.1f} s"),
+        ("choices", ", ".join(f"{k}={v}" for k, v in load.choices.as_json().items())),
+        ("tuned", _tuned_text(load.tuned)),
     ]
+
+
+def _tuned_text(tuned: Tuned | None) -> str:
+    if tuned is None:
+        return "not yet: `promptflow doctor --tune` takes under 3 minutes"
+    pairs = [
+        f"{what} {tuned.default[name]:.0f} -> {tuned.best[name]:.0f}"
+        for name, what in (("prefill", "prefill"), ("together", "8 branches"))
+    ]
+    return f"{', '.join(pairs)} tokens/s ({len(tuned.measured)} measurements)"
 
 
 def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Report:
@@ -155,7 +173,7 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
         folders=_folders(),
     )
     warnings = _load_warnings(report.threads)
-    with _status(progress) as say:
+    with status(progress) as say:
         say("embedder and FAISS")
         faiss, embedder, faults = check_retrieval()
         warnings += faults
@@ -163,9 +181,9 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
         try:
             say("loading the model")
             start = perf_counter()
-            engine = Engine(model or _first_here())
+            engine = Engine(model or first_here())
             try:
-                load = _load(engine, perf_counter() - start)
+                load = _load(engine, engine.options, perf_counter() - start)
                 threads = replace(report.threads, used=engine.info.threads)
                 say("prefill, 1 branch, 8 branches")
                 report = replace(report, load=load, threads=threads, speed=measure(engine))
@@ -178,7 +196,8 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
     return replace(report, warnings=tuple(warnings))
 
 
-def _first_here() -> str:
+def first_here() -> str:
+    """Return the first of ``PREFERRED`` that is on this machine."""
     for name in PREFERRED:
         try:
             catalog.locate(name)
@@ -207,7 +226,7 @@ def _load_warnings(threads: Threads) -> list[str]:
     ]
 
 
-def _load(engine: TextEngine, seconds: float) -> Load:
+def _load(engine: TextEngine, options: EngineOptions, seconds: float) -> Load:
     info = engine.info
     return Load(
         model=info.name,
@@ -218,6 +237,8 @@ def _load(engine: TextEngine, seconds: float) -> Load:
         path=info.load,
         features=re.findall(r"(\w+) = 1", info.features),
         seconds=round(seconds, 2),
+        choices=options.choices(info.sha256),
+        tuned=recall(info.sha256),
     )
 
 
@@ -263,15 +284,11 @@ def _folders() -> dict[str, Folder]:
     root = cache_dir()
     below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     named = {"cache": root, **{f"cache: {path.name}": path for path in below}}
-    return {name: Folder(str(path), _size(path)) for name, path in named.items()}
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {name: Folder(str(path), folder_size(path)) for name, path in named.items()}
 
 
 @contextmanager
-def _status(shown: bool) -> Iterator[Callable[[str], None]]:
+def status(shown: bool) -> Iterator[Callable[[str], None]]:
     """Give a function that shows what is being done; silent where stderr is no terminal."""
     if not (shown and sys.stderr.isatty()):
         yield lambda what: None

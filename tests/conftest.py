@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from promptflow.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
+SMOLLM = "smollm2-135m-q4_0"
+"""The small model, in a format that decodes two to three times as fast as the one published."""
 
 
 def pytest_unconfigure() -> None:
@@ -38,8 +40,8 @@ def _engine(name: str) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def smollm() -> Iterator[Engine]:
-    """An engine on smollm2-135m: for the machinery, not for answers."""
-    yield from _engine("smollm2-135m")
+    """An engine on smollm2-135m in Q4_0: for the machinery, not for answers."""
+    yield from _engine(SMOLLM)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ LAYERS = [
     {"program"},
     {"evaluate"},
     {"optimize", "report"},
-    {"cli", "doctor"},
+    {"cli", "doctor", "requantize", "tune"},
     {"__main__"},
 ]
 """A part may import its own layer and those above it in this list."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMOLLM
 from typer.testing import CliRunner, Result
 
 import promptflow
@@ -18,7 +18,7 @@ from promptflow.cli import app
 from promptflow.cli.console import commands, print_rows
 from promptflow.errors import ModelNotFound, PromptflowError
 
-MODEL = ("--model", "smollm2-135m")
+MODEL = ("--model", SMOLLM)
 
 
 def call(*arguments: str | Path, code: int = 0) -> Result:
@@ -148,7 +148,7 @@ def test_models_are_verified_each(tmp_path: Path):
 
 def test_doctor_prints_json():
     report = json.loads(call("doctor", *MODEL, "--json").stdout)
-    assert report["load"]["model"] == "smollm2-135m"
+    assert report["load"]["model"] == SMOLLM
     assert report["speed"]["branches"] == 8
 
 

@@ -123,3 +123,33 @@ def test_values_become_json_data():
     }
     assert plain(values) == expected
     json.dumps(plain(values))
+
+
+def test_squads_articles_become_rows(tmp_path):
+    squad = {
+        "version": "1.1",
+        "data": [
+            {
+                "title": "Warsaw",
+                "paragraphs": [
+                    {
+                        "context": "Warsaw is a city.",
+                        "qas": [
+                            {"question": "What is Warsaw?", "answers": [{"text": "a city"}]},
+                            {"question": "Which city?", "answers": [{"text": "Warsaw"}]},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(squad))
+    rows = load_data(path, ["passage", "question"])
+    assert [row.question for row in rows] == ["What is Warsaw?", "Which city?"]
+    assert rows[0].answers == ["a city"]
+    assert rows[1].passage == "Warsaw is a city."
+    del squad["data"][0]["paragraphs"][0]["context"]
+    path.write_text(json.dumps(squad))
+    with pytest.raises(DataError, match="no 'context'"):
+        load_data(path)

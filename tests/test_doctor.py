@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import SMOLLM
 
 from promptflow import doctor
 from promptflow.engine import Engine, EngineOptions
@@ -70,9 +71,9 @@ def test_busy_machine_is_a_warning():
 
 
 def test_report_of_a_real_model():
-    report = doctor.diagnose("smollm2-135m", progress=False)
+    report = doctor.diagnose(SMOLLM, progress=False)
     assert report.load is not None
-    assert report.load.model == "smollm2-135m"
+    assert report.load.model == SMOLLM
     assert {"AVX2", "NEON"} & set(report.load.features)
     assert report.load.survives == (report.load.path == "default")
     assert report.speed is not None

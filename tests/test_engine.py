@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMOLLM
 
 from promptflow.catalog import locate
 from promptflow.engine import Engine, EngineOptions, memory
@@ -45,7 +45,7 @@ from promptflow.errors import (
     TemplateError,
 )
 
-MODEL = "smollm2-135m"
+MODEL = SMOLLM
 
 
 def ask(text: str = "question", seed: int = 0, deadline: float | None = None, **slot) -> Request:
@@ -683,7 +683,7 @@ def test_a_killed_child_ends_its_streams():
 ORPHANING = """
 import os, sys, time
 from promptflow.engine import Engine, EngineOptions
-engine = Engine("smollm2-135m", EngineOptions(context=512))
+engine = Engine("smollm2-135m-q4_0", EngineOptions(context=512))
 other = os.fork()  # holds the pipes open
 if other == 0:
     time.sleep(120)
@@ -768,7 +768,7 @@ def test_a_model_may_run_in_this_process(tmp_path):
     code = (
         "from promptflow.engine import Engine, EngineOptions\n"
         "from promptflow.engine.request import *\n"
-        "with Engine('smollm2-135m', EngineOptions(context=256, isolate=False)) as engine:\n"
+        "with Engine('smollm2-135m-q4_0', EngineOptions(context=256, isolate=False)) as engine:\n"
         "    request = Request((Text('1, 2, 3,'), Slot('a', max_tokens=3)))\n"
         "    print(engine.child_pid, [delta.text for delta in engine.stream(request)])\n"
     )

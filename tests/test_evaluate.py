@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dspy
 import pytest
+from conftest import SMOLLM
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Usage
@@ -223,4 +224,4 @@ def test_a_real_model_is_scored(smollm):
     result = evaluate(program, doubles(6), "numeric", lm=LocalLM(smollm))
     assert (result.n, result.errors) == (6, 0)
     assert result.usage.generated > 0
-    assert result.about["model"].startswith("smollm2-135m@")
+    assert result.about["model"].startswith(f"{SMOLLM}@")

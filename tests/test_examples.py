@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMOLLM
 
 FOLDER = ROOT / "examples"
-MODEL = ("--model", "smollm2-135m")
+MODEL = ("--model", SMOLLM)
 RUNS = {
     "game_of_24.py": (*MODEL, "--puzzles", "1"),
     "grounded_qa.py": (*MODEL, "--calls", "16"),

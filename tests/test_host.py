@@ -55,7 +55,7 @@ def test_frames_go_to_the_child_and_back():
 def test_a_child_that_crashes_while_loading_is_tried_with_safer_settings(name, caplog):
     code = f"os.kill(os.getpid(), signal.{name}) if settings['load']['extra_buffers'] else ready()"
     host, settings = launch(SETTINGS, stub(code))
-    assert settings["load"] == {"extra_buffers": False, "threads": 2}
+    assert settings["load"] == {"extra_buffers": False, "fallback": True, "threads": 2}
     assert "'extra_buffers': False" in host.ready["features"]
     assert [record.message for record in caplog.records] == [
         f"Loading m.gguf did not survive a probe decode (the engine's process died while it loaded "
@@ -68,7 +68,7 @@ def test_a_child_that_crashes_while_loading_is_tried_with_safer_settings(name, c
 def test_one_thread_is_the_last_resort(caplog):
     crash = "os.kill(os.getpid(), signal.SIGSEGV) if settings['load']['threads'] > 1 else ready()"
     host, settings = launch(SETTINGS, stub(crash))
-    assert settings["load"] == {"extra_buffers": False, "threads": 1}
+    assert settings["load"] == {"extra_buffers": False, "fallback": True, "threads": 1}
     assert len(caplog.records) == 2
     host.close()
 

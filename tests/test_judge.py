@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from conftest import SMOLLM
 
 import promptflow as pf
 from promptflow.engine.fake import ScriptedEngine
@@ -88,7 +89,7 @@ def test_consistency_over_many_pairs() -> None:
 
 
 def test_levels_carry_probabilities_on_a_real_model(smollm: pf.Engine) -> None:
-    lm = pf.load("smollm2-135m", engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm)
     inputs = [{"question": "2 + 2?", "answer": answer} for answer in ("4", "a potato")]
     for result in run_many(Judge("The answer is correct."), inputs, lm=lm):
         assert isinstance(result, Prediction), result

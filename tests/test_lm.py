@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+from conftest import SMOLLM
 from dspy import lm15
 from pydantic import BaseModel
 
@@ -207,15 +208,15 @@ def test_the_model_string_names_the_content():
 
 def test_equal_arguments_share_an_engine(smollm: Engine):
     options = EngineOptions(context=512, max_running=2)
-    one = pf.load("smollm2-135m", options=options)
-    assert pf.load("smollm2-135m", options=options) is one
+    one = pf.load(SMOLLM, options=options)
+    assert pf.load(SMOLLM, options=options) is one
     state = json.loads(json.dumps(one.copy(temperature=0.5).dump_state()))
     again = pf.LocalLM.load_state(state)
     assert again.text_engine is one.text_engine
     assert again.kwargs["temperature"] == 0.5
     one.text_engine.close()
-    assert pf.load("smollm2-135m", options=options) is not one
-    pf.load("smollm2-135m", options=options).text_engine.close()
+    assert pf.load(SMOLLM, options=options) is not one
+    pf.load(SMOLLM, options=options).text_engine.close()
     with pytest.raises(ModelNotFound):
         pf.load("no-such-model")
 

@@ -18,6 +18,7 @@ QWEN = {
 
 def test_the_cache_holds_keys_and_values_of_16_bits():
     assert memory.cache_bytes(QWEN, 1) == 24 * 2 * (64 + 64) * 2
+    assert memory.cache_bytes(QWEN, 32, 34 / 32) == 34 * 24 * 2 * (64 + 64)
     assert memory.cache_bytes(QWEN, 8192) == 8192 * memory.cache_bytes(QWEN, 1)
 
 
@@ -39,9 +40,10 @@ def test_some_memory_is_free():
 def test_a_context_larger_than_memory_is_refused_with_the_numbers(tmp_path: Path):
     path = tmp_path / "small.gguf"
     path.write_bytes(b"x" * 1000)
-    memory.check(path, QWEN, 1_000, context=16, batch=1)
+    memory.check(path, memory.cache_bytes(QWEN, 16), 1_000, context=16, batch=1)
+    cache = memory.cache_bytes({**QWEN, "qwen2.block_count": 500}, 1 << 22)
     with pytest.raises(CapacityError, match=r"small.gguf with a context of 4,194,304 needs about"):
-        memory.check(path, {**QWEN, "qwen2.block_count": 500}, 1_000, context=1 << 22, batch=512)
+        memory.check(path, cache, 1_000, context=1 << 22, batch=512)
 
 
 def test_the_weights_count(tmp_path: Path):
@@ -49,4 +51,4 @@ def test_the_weights_count(tmp_path: Path):
     with path.open("wb") as file:
         file.truncate(1 << 43)
     with pytest.raises(CapacityError, match=r"weights 8796\.1"):
-        memory.check(path, QWEN, 1_000, context=16, batch=1)
+        memory.check(path, 0, 1_000, context=16, batch=1)

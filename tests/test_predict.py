@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+from conftest import SMOLLM
 from pydantic import BaseModel, Field
 
 import promptflow as pf
@@ -215,7 +216,7 @@ def varied() -> list[str]:
 
 
 def test_typed_fields_and_nested_models_of_a_small_model_always_parse(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm)
 
     class Describe(dspy.Signature):
         """Answer the question and name a person it reminds you of."""
@@ -238,7 +239,7 @@ def test_typed_fields_and_nested_models_of_a_small_model_always_parse(smollm: En
 
 
 def test_every_option_is_weighed_from_one_prefill(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm)
     ask = pf.Predict("question -> answer: Literal['A', 'B', 'C', 'D']", weigh=True)
     result = pf.run(ask, lm=lm, question="Which is a fruit? A: stone, B: apple, C: river, D: sky")
     shares = result.weighed["answer"]
@@ -250,7 +251,7 @@ def test_every_option_is_weighed_from_one_prefill(smollm: Engine):
 
 
 def test_dspys_own_tools_run_on_a_model(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm)
     data = [
         dspy.Example(question=f"What is {n} plus 1?", answer=str(n + 1)).with_inputs("question")
         for n in range(4)

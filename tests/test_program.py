@@ -139,14 +139,15 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
 
 KILLED_SAVES = """
 import os, sys
-import dspy  # slow: imported once
+import promptflow as pf
+from promptflow.storage import files
 
+program = pf.ChainOfThought("question -> answer: int")
 for number, folder in enumerate(sys.argv[1:], 1):
     child = os.fork()
     if child == 0:
-        os.environ["PROMPTFLOW_KILL_AT"] = str(number)
-        import promptflow as pf
-        pf.save_program(pf.ChainOfThought("question -> answer: int"), folder)
+        files._kill_at = number  # as PROMPTFLOW_KILL_AT would have set it
+        pf.save_program(program, folder)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

@@ -4,6 +4,7 @@ from typing import Any
 
 import dspy
 import pytest
+from conftest import SMOLLM
 
 import promptflow as pf
 from promptflow.engine import Engine
@@ -103,7 +104,7 @@ def test_optimizers_fill_both_stages():
 
 
 def test_the_second_stage_finds_its_prefix_in_the_cache(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm)
     module = pf.ZeroShotCoT("question -> answer: int", reasoning_tokens=40)
     question = "A hen lays three eggs a day. How many eggs in four days?"
     prediction = pf.run(module, lm=lm, question=question)

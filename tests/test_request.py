@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -91,3 +92,5 @@ def test_stats_add_up_and_weigh_occupancy_by_decodes():
 def test_the_identity_of_a_model_names_weights_and_build():
     info = ModelInfo("m", "/m.gguf", "0123456789abcdef", "llama", 10, 10, "", "build 7", "default")
     assert info.identity == "m@0123456789ab/build 7"
+    quick = dataclasses.replace(info, numerics="flash attention")
+    assert quick.identity == "m@0123456789ab/build 7 (flash attention)"

@@ -15,7 +15,7 @@ from promptflow.errors import ModelError
 BUNDLED = Path(__file__).parent.with_name("models.toml")
 COUNTED = re.compile(r"\{(\d+)\.\.(\d+)\}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "path")
+TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "path", "made_from")
 LISTS = ("hub_files", "wheels")
 
 
@@ -34,6 +34,7 @@ class Model:
     wheels: tuple[str, ...] = ()
     member: str = ""
     path: str = ""
+    made_from: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -59,7 +60,8 @@ class Model:
         wheels = f"wheels {self.wheels[0]}" if self.wheels else ""
         if len(self.wheels) > 1:
             wheels += f" to {self.wheels[-1]}"
-        found = (self.path and f"path {self.path}", self.hub and f"hub {self.hub}", wheels)
+        path = f"made from {self.made_from}" if self.made_from else f"path {self.path}"
+        found = (self.path and path, self.hub and f"hub {self.hub}", wheels)
         return tuple(source for source in found if source)
 
 
@@ -69,12 +71,13 @@ def user_file() -> Path:
 
 
 def models() -> dict[str, Model]:
-    """Return the catalogue by name: bundled, then the user's own file, then ./models.toml.
+    """Return the catalogue by name: bundled, made here, the user's own file, ./models.toml.
 
-    Raises ModelError for a file that cannot be read, with its field.
+    Later ones win. Raises ModelError for a file that cannot be read, with its field.
     """
     found: dict[str, Model] = {}
-    for path in (BUNDLED, user_file(), Path("models.toml")):
+    made = sorted((storage.cache_dir() / "models").glob("*/models.toml"))
+    for path in (BUNDLED, *made, user_file(), Path("models.toml")):
         if path.is_file():
             found |= _read(path)
     return found
@@ -109,6 +112,7 @@ def _model(path: Path, name: str, table: Any) -> Model:
         wheels=tuple(one for text in table.get("wheels", []) for one in _counted(text)),
         member=table.get("member", ""),
         path=local,
+        made_from=table.get("made_from", ""),
     )
 
 

@@ -81,6 +81,9 @@ def _compare(model: Model, found: str) -> None:
         advice = f"Run `promptflow models get {model.name}` to fetch it again."
         if model.is_local:
             advice = "Correct its path or sha256 in your models.toml."
+        if model.made_from:
+            form = model.name.rpartition("-")[2]
+            advice = f"Run `promptflow models requantize {model.made_from} --type {form}` again."
         raise HashMismatch(
             f"{model.name}: {model.hashed} has sha256 {found}, the catalogue says {model.sha256}. "
             + advice

@@ -41,14 +41,22 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="The model to measure; one of the catalogue's that is here.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First find what is fastest here, and keep it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine.
 
     llama.cpp and processor, threads and load, speed, FAISS, embedder, cache folders.
     """
-    from promptflow.doctor import diagnose
+    from promptflow.doctor import diagnose, first_here, status
 
+    if tune:
+        from promptflow.tune import tune as find_fastest
+
+        with status(shown=True) as say:
+            find_fastest(model or first_here(), lambda what: say(f"measuring {what}"))
     report = diagnose(model)
     if as_json:
         print_json(dataclasses.asdict(report))

@@ -91,6 +91,43 @@ def models_verify(names: Annotated[list[str] | None, typer.Argument()] = None) -
         raise typer.Exit(2)
 
 
+@models.command("requantize")
+def models_requantize(
+    name: Annotated[str, typer.Argument(help="A name, or the path of a GGUF file.")],
+    form: Annotated[
+        str, typer.Option("--type", help="auto: the one this processor decodes fastest.")
+    ] = "auto",
+    data: Annotated[
+        Path | None, typer.Option(help="Rows of passage, question, answer, or SQuAD's JSON.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=2, help="How many of them are asked.")] = 40,
+    compare: Annotated[bool, typer.Option(help="Measure speed and quality first.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Make a model in another format.
+
+    Prints speed, perplexity and F1 of both; the new one is NAME-TYPE.
+    """
+    from promptflow.requantize import read_questions, requantize
+
+    if compare and data is None:
+        raise StoreError(
+            "what the new format costs is measured on questions: pass --data FILE, or "
+            "--no-compare to go without"
+        )
+    asked = read_questions(data, questions) if compare and data is not None else []
+    made = requantize(name, form, asked, compare=compare)
+    if as_json:
+        print_json(dataclasses.asdict(made))
+        return
+    print_rows(["", made.before.name, *([made.after.name] if made.after else [])], made.rows())
+    if made.after is None:
+        tried = ", ".join(f"{k} {v.together:.0f}" for k, v in made.tried.items())
+        print(f"nothing made: {name} is the fastest here (8 branches, tokens/s: {tried})")
+    else:
+        print(f"{made.after.path}\nuse it by its name, {made.after.name}")
+
+
 @index.command("list")
 def index_list(as_json: Json = False) -> None:
     """List the indexes.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from promptflow.engine import template
 from promptflow.engine.frames import Message
 from promptflow.engine.host import Host, ThreadHost, describe, launch
+from promptflow.engine.options import DEFAULTS, EngineOptions, worker_settings
 from promptflow.engine.request import (
     Completion,
     ModelInfo,
@@ -30,7 +31,6 @@ from promptflow.engine.request import (
     Text,
     TokenLogprob,
 )
-from promptflow.engine.settings import DEFAULTS, EngineOptions, worker_settings
 from promptflow.engine.stream import Feed, Stream, runs_event_loop
 from promptflow.engine.tickets import OnDelta, Tickets, frames, resolve
 from promptflow.engine.wire import outcome_from_wire, submission, texts

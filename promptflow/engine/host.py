@@ -32,7 +32,10 @@ OnLost = Callable[[EngineLost], None]
 LOG_LINES = 20
 WORKER = child.command("promptflow.engine.worker")
 CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
-SAFER: tuple[Message, ...] = ({"extra_buffers": False}, {"extra_buffers": False, "threads": 1})
+SAFER: tuple[Message, ...] = (
+    {"extra_buffers": False, "fallback": True},
+    {"extra_buffers": False, "fallback": True, "threads": 1},
+)
 """What is changed in ``load`` when a child crashed while loading, one after the other."""
 
 
@@ -214,7 +217,7 @@ def launch(settings: Message, command: Sequence[str] = WORKER) -> tuple[ChildHos
             "Loading %s did not survive a probe decode (%s); trying %s.",
             settings.get("path"),
             str(error).partition(". Last log lines")[0],
-            ", ".join(f"{name}={value}" for name, value in change.items()),
+            ", ".join(f"{name}={value}" for name, value in change.items() if name != "fallback"),
         )
         settings = {**settings, "load": {**settings["load"], **change}}
     raise AssertionError("unreachable")

@@ -29,7 +29,7 @@ class Load:
     """How to load a model: cells of the cache, tokens a batch, threads, layers on the GPU.
 
     ``extra_buffers=False`` keeps llama.cpp from repacking weights for special kernels (AMX among
-    them): slower, and the way around a kernel that crashes.
+    them): slower, and the way around a kernel that crashes. ``fallback`` tells that one did.
     """
 
     context: int = 8192
@@ -39,13 +39,25 @@ class Load:
     gpu_layers: int = 0
     extra_buffers: bool = True
     flash_attention: bool = False
+    micro_batch: int = 512
+    kv_type: str = "f16"
+    fallback: bool = False
 
     @property
     def name(self) -> str:
         """Return what ``ModelInfo.load`` says of it."""
-        if self.extra_buffers:
+        if not self.fallback:
             return "default"
         return "no extra buffers" + (", one thread" if self.threads == 1 else "")
+
+    @property
+    def numerics(self) -> str:
+        """Return what makes its logits others than those of the default choices."""
+        cache = f"{self.kv_type} cache" if self.kv_type != "f16" else ""
+        return ", ".join(filter(None, ("flash attention" if self.flash_attention else "", cache)))
+
+
+_KV_TYPES = {"f16": c.GGML_TYPE_F16, "f32": c.GGML_TYPE_F32, "q8_0": c.GGML_TYPE_Q8_0}
 
 
 def build() -> str:
@@ -67,6 +79,19 @@ def _load_weights(path: Path, load: Load) -> Any:
     if not model:
         raise ModelInvalid(f"llama.cpp refuses {path}; its log says why")
     return model
+
+
+def quantize(source: Path, target: Path, form: str, threads: int) -> None:
+    """Write ``source`` to ``target`` with weights of type ``form``, such as "q4_0".
+
+    Raises ModelInvalid where llama.cpp cannot; its log says why.
+    """
+    params = c.llama_model_quantize_default_params()
+    params.ftype = getattr(c, f"LLAMA_FTYPE_MOSTLY_{form.upper()}")  # a few tensors keep more bits
+    params.nthread = threads
+    params.allow_requantize = True
+    if c.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
+        raise ModelInvalid(f"llama.cpp cannot write {source} as {form}")
 
 
 class Model:
@@ -97,6 +122,7 @@ class Model:
             template=self._metadata("tokenizer.chat_template", 1 << 18),
             build=build(),
             load=load.name,
+            numerics=load.numerics,
             bos=self._special_text(c.llama_vocab_bos(self._vocab)),
             eos=self._special_text(c.llama_vocab_eos(self._vocab)),
         )
@@ -106,12 +132,13 @@ class Model:
         params = c.llama_context_default_params()
         params.n_ctx = self.cells
         params.n_batch = self.batch
-        params.n_ubatch = self.batch
+        params.n_ubatch = min(self.batch, load.micro_batch)
         params.n_seq_max = self.max_sequences
         params.n_threads = load.threads
         params.n_threads_batch = load.threads
         params.kv_unified = True
         params.flash_attn_type = int(load.flash_attention)
+        params.type_k = params.type_v = _KV_TYPES[load.kv_type]
         params.no_perf = True
         context = c.llama_init_from_model(self._model, params)
         if not context:

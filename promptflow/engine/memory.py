@@ -16,12 +16,12 @@ SLACK = 192 << 20  # Python, llama.cpp's own buffers, the grammar compiler
 SHARE = 0.9  # of what is free
 
 
-def check(
-    path: Path, metadata: Mapping[str, Any], vocabulary: int, context: int, batch: int
-) -> None:
-    """Raise CapacityError where the model cannot fit beside what this machine already holds."""
+def check(path: Path, cache: int, vocabulary: int, context: int, batch: int) -> None:
+    """Raise CapacityError where the model cannot fit beside what this machine already holds.
+
+    ``cache`` counts the bytes of keys and values, ``batch`` the tokens of one decode call.
+    """
     weights = path.stat().st_size
-    cache = cache_bytes(metadata, context)
     logits = batch * vocabulary * 4
     needed = weights + cache + logits + SLACK
     free = free_bytes()
@@ -33,10 +33,11 @@ def check(
         )
 
 
-def cache_bytes(metadata: Mapping[str, Any], context: int) -> int:
-    """Return the bytes of keys and values for ``context`` tokens, 16 bits each.
+def cache_bytes(metadata: Mapping[str, Any], context: int, value_bytes: float = 2.0) -> int:
+    """Return the bytes of keys and values for ``context`` tokens.
 
-    ``metadata`` is that of the GGUF file; 0 where it does not say enough.
+    ``metadata`` is that of the GGUF file; 0 where it does not say enough. ``value_bytes`` is what
+    one value takes.
     """
     name = metadata.get("general.architecture")
 
@@ -50,7 +51,7 @@ def cache_bytes(metadata: Mapping[str, Any], context: int) -> int:
         number("attention.value_length") or width
     )
     key_heads = number("attention.head_count_kv") or heads
-    return context * number("block_count") * key_heads * per_head * 2
+    return int(context * number("block_count") * key_heads * per_head * value_bytes)
 
 
 def free_bytes() -> int | None:

@@ -284,8 +284,8 @@ class Completion:
 class ModelInfo:
     """What an engine knows of its model file.
 
-    ``context`` counts the tokens that one request may hold. ``identity`` names weights, template
-    and build in one string; equal identities may share caches.
+    ``context`` counts the tokens that one request may hold. ``identity`` names weights, template,
+    build and ``numerics`` in one string; equal identities may share caches.
     """
 
     name: str
@@ -301,11 +301,13 @@ class ModelInfo:
     eos: str = ""
     features: str = ""  # CPU features of this build of llama.cpp
     threads: int = 1
+    numerics: str = ""  # flash attention, or a cache of another type: logits differ a little
 
     @property
     def identity(self) -> str:
-        """Return ``name@sha12/build``."""
-        return f"{self.name}@{self.sha256[:12]}/{self.build}"
+        """Return ``name@sha12/build``, and the numerics where they are not the usual ones."""
+        tail = f" ({self.numerics})" if self.numerics else ""
+        return f"{self.name}@{self.sha256[:12]}/{self.build}{tail}"
 
 
 @dataclass(frozen=True, slots=True)

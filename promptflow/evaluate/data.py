@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +24,15 @@ T = TypeVar("T")
 def load_data(path: str | Path, inputs: Iterable[str] | None = None) -> list[dspy.Example]:
     """Read examples from a .jsonl, .json or .csv file, which may be gzipped.
 
-    JSON holds a list of objects, or an object whose ``data``, ``examples`` or ``rows`` is one.
+    JSON holds a list of objects, or an object whose ``data``, ``examples`` or ``rows`` is one;
+    SQuAD's articles become rows with title, passage, question and answers.
     ``inputs`` names the input fields; without it they are all but ``GOLD``. Raises DataError with
     the line that cannot be read.
     """
     path = Path(path)
     rows = _rows(path)
+    if rows and isinstance(rows[0], Mapping) and "paragraphs" in rows[0]:
+        rows = list(_squad(path, rows))
     if not rows:
         raise DataError(f"{path}: holds no examples")
     chosen = None if inputs is None else list(inputs)
@@ -77,6 +80,21 @@ def _json(path: Path, text: str) -> list[Any]:
             f"found {type(data).__name__}"
         )
     return data
+
+
+def _squad(path: Path, articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    yield {
+                        "title": article["title"],
+                        "passage": paragraph["context"],
+                        "question": asked["question"],
+                        "answers": [answer["text"] for answer in asked["answers"]],
+                    }
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: has paragraphs, and is not as SQuAD is: no {error}") from error
 
 
 def _csv(path: Path, text: str) -> list[Any]:

@@ -14,8 +14,8 @@ from dspy import lm15
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
 from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.options import DEFAULTS
 from promptflow.engine.request import TextEngine
-from promptflow.engine.settings import DEFAULTS
 from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
 
 

@@ -161,7 +161,8 @@ def _compare(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> 
     if differing:
         raise ProgramError(
             f"{folder}: the program was saved for something else:\n" + "\n".join(differing) + "\n"
-            f"Configure what it was saved for, or load_program({str(folder)!r}, force=True)."
+            f"Configure what it was saved for, or load_program({str(folder)!r}, force=True), "
+            "which is --force on the command line."
         )
 
 

@@ -48,7 +48,8 @@ def find_document(kind: Kind, name: str | Path, *, bundled_only: bool = False) -
         if str(name) in documents:
             return documents[str(name)]
         known |= set(documents)
-    searched = " and ".join(str(folder.absolute()) for folder in folders)
+    # From the root of a clone both are one folder.
+    searched = " and ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
     what = "signature" if kind == "signatures" else "index"
     close = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(sorted(known))}."

@@ -1,0 +1,136 @@
+"""How an engine loads and runs its model: what the caller chose, what was tuned, the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptflow.engine import memory
+from promptflow.engine.frames import Message
+from promptflow.engine.host import usable_cores
+from promptflow.engine.tuned import Choices, recall
+
+RETAINED = 48  # sequences that may stay in the cache beside the running ones
+KV_TYPES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
+"""Bytes of one value in the cache."""
+_LIMITS = {
+    "context": (16, 1 << 22),
+    "max_running": (1, 64),
+    "max_waiting": (1, 1 << 20),
+    "threads": (1, 1 << 12),
+    "batch": (1, 1 << 16),
+    "micro_batch": (1, 1 << 16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine loads and runs its model.
+
+    ``context`` counts the cells that all sequences share, ``max_running`` the sequences decoded
+    together, and ``max_waiting`` the requests that may wait for their turn at the worker: see
+    ``Engine.submit``. ``isolate=False`` runs llama.cpp in this process, which it may abort.
+    ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
+    running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
+    own text, which pays where answers quote it: see lookup.py.
+
+    None leaves a choice to what ``promptflow doctor --tune`` found fastest for this model on this
+    machine, and where it was not run, to ``tuned.Choices``' defaults: ``threads`` (physical cores
+    that this process may use), ``batch`` (tokens of one decode call) and ``micro_batch`` (of one
+    pass over the weights), ``flash_attention``, ``extra_buffers`` (weights repacked for special
+    kernels), ``kv_type`` ("f16", "f32", or "q8_0", which needs flash attention).
+    """
+
+    context: int = 8192
+    max_running: int = 16
+    max_waiting: int = 1024
+    gpu_layers: int = 0
+    isolate: bool = True
+    batch_invariant: bool = False
+    lookup: bool = False
+    threads: int | None = None
+    batch: int | None = None
+    micro_batch: int | None = None
+    flash_attention: bool | None = None
+    extra_buffers: bool | None = None
+    kv_type: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what llama.cpp would abort on, and a queue that nothing passes."""
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"EngineOptions({name}={value}) is outside {low} to {high}")
+        if self.kv_type is not None and self.kv_type not in KV_TYPES:
+            known = ", ".join(KV_TYPES)
+            raise ValueError(f"EngineOptions(kv_type={self.kv_type!r}): it is one of {known}")
+        if self.kv_type == "q8_0" and not self.flash_attention:
+            raise ValueError("EngineOptions(kv_type='q8_0') needs flash_attention=True")
+
+    def choices(self, sha256: str = "") -> Choices:
+        """Return how the model of that hash is loaded: chosen here, else tuned, else the default.
+
+        What was tuned is left out where text must not depend on it (``batch_invariant``).
+        """
+        tuned = None if self.batch_invariant or not sha256 else recall(sha256)
+        cores = usable_cores()
+        found = Choices(threads=cores)
+        if tuned is not None:
+            found = tuned.choices.but(threads=min(cores, tuned.choices.threads))
+        wanted: dict[str, Any] = {
+            name: value
+            for name in Choices.__slots__
+            if (value := getattr(self, name, None)) is not None
+        }
+        if "flash_attention" in wanted and not self.flash_attention and found.kv_type == "q8_0":
+            wanted.setdefault("kv_type", "f16")
+        return found.but(**wanted)
+
+
+DEFAULTS = EngineOptions()
+
+
+def load_settings(options: EngineOptions, choices: Choices) -> Message:
+    """Return what ``llama.Load`` is made of, as JSON data."""
+    return {
+        "context": options.context,
+        "sequences": min(256, options.max_running + RETAINED),
+        "gpu_layers": options.gpu_layers,
+        **choices.as_json(),
+    }
+
+
+def worker_settings(options: EngineOptions, model: str | Path | None = None) -> Message:
+    """Return what the worker needs to know, of a model file too once that has passed its checks.
+
+    Raises ModelNotFound, ModelInvalid and CapacityError.
+    """
+    settings: Message = {
+        "max_running": options.max_running,
+        "batch_invariant": options.batch_invariant,
+        "lookup": options.lookup and not options.batch_invariant,
+        "prefixes": False,
+        "load": load_settings(options, options.choices()),
+    }
+    return settings if model is None else settings | _file_settings(model, options)
+
+
+def _file_settings(model: str | Path, options: EngineOptions) -> Message:
+    # Not at the top: a program that brings its own model needs no catalogue.
+    from promptflow import catalog
+
+    path = catalog.locate(model)
+    header = catalog.read_gguf(path)
+    sha256 = catalog.sha256_cached(path)
+    choices = options.choices(sha256)
+    cache = memory.cache_bytes(header.metadata, options.context, KV_TYPES[choices.kv_type])
+    memory.check(path, cache, header.vocabulary, options.context, choices.batch)
+    name = str(model) if str(model) in catalog.models() else path.stem
+    return {
+        "path": str(path),
+        "name": name,
+        "sha256": sha256,
+        "prefixes": not options.batch_invariant,  # state that was computed in other batches
+        "load": load_settings(options, choices),
+    }
