@@ -6,6 +6,7 @@ from typing import Any
 
 import dspy
 import pytest
+from conftest import SMOLLM
 from dspy.streaming import StreamListener, StreamResponse
 
 import promptflow as pf
@@ -209,7 +210,7 @@ def test_slots_that_stay_empty_are_passed_over():
 
 
 def test_a_small_model_is_heard_while_it_writes(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm).copy(max_tokens=24)
+    lm = pf.load(SMOLLM, engine=smollm).copy(max_tokens=24)
     story = dspy.Predict("topic -> story")
     with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
         streamed = dspy.streamify(

@@ -515,7 +515,7 @@ def test_leaving_a_stream_cancels_its_samples(decoding: pf.LocalLM):
 
 
 def test_a_small_model_serves_dspy(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm)
     story = "Once upon a time there was a small house by the river. " * 6
     before = smollm.stats()
     texts = lm(f"{story}What came then?", n=4, temperature=1.0, max_tokens=12)
@@ -529,7 +529,7 @@ def test_a_small_model_serves_dspy(smollm: Engine):
 
 
 def test_threads_of_predict_share_a_small_models_batches(smollm: Engine):
-    lm = pf.load("smollm2-135m", engine=smollm).copy(max_tokens=24)
+    lm = pf.load(SMOLLM, engine=smollm).copy(max_tokens=24)
     predict = dspy.Predict("question -> answer")
     questions = [f"What rhymes with number {number}?" for number in range(24)]
     examples = [dspy.Example(question=question).with_inputs("question") for question in questions]
