@@ -200,7 +200,7 @@ def test_forced_tokens_are_those_that_the_tokenizer_would_give(loaded, constrain
     if text is None:
         text = '{"name": "Ada Lovelace", "born": 1815}'
         text = constraint.options[0] if isinstance(constraint, Choice) else text
-    matcher = loaded.constraints().start(constraint, " ")
+    matcher = loaded.constraints().start(constraint, " ", "s")
     forced = []
     while not matcher.must_end():
         tokens = matcher.forced() or [int(np.flatnonzero(matcher.allowed())[-1])]
@@ -218,7 +218,7 @@ def test_forced_tokens_are_those_that_the_tokenizer_would_give(loaded, constrain
 
 def test_a_constraint_allows_no_control_token(loaded):
     """Ends of generation it may: they end the slot."""
-    allowed = loaded.constraints().start(Regex("(?s:.*)"), "").allowed()
+    allowed = loaded.constraints().start(Regex("(?s:.*)"), "", "s").allowed()
     [start, end] = loaded.tokenize("<|im_start|><|im_end|>", special=True)
     assert allowed[end]
     assert not allowed[start]

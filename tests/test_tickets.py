@@ -37,7 +37,20 @@ def test_what_had_started_is_lost_and_the_rest_is_sent_again():
     assert second.result(0) == "done"
 
 
-def test_a_request_is_sent_again_a_limited_number_of_times():
+def test_what_waits_outlives_any_number_of_workers_that_began_something():
+    tickets = Tickets()
+    [(key, waiting)] = tickets.issue([submission("a")])
+    for _ in range(REPLAYS + 3):
+        [(other, _)] = tickets.issue([submission("b")])
+        tickets.start([other])
+        assert list(tickets.sort_out(LOST)) == [key]
+        [(other, _)] = tickets.issue([submission("c")])
+        tickets.settle(other, "done")
+        assert list(tickets.sort_out(LOST)) == [key]
+    assert not waiting.done()
+
+
+def test_a_request_is_sent_again_a_limited_number_of_times_where_nothing_begins():
     tickets = Tickets()
     [(key, future)] = tickets.issue([submission("a")])
     for _ in range(REPLAYS):

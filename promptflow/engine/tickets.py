@@ -12,7 +12,7 @@ from typing import Any
 from promptflow.engine.frames import Message
 from promptflow.errors import EngineLost, PromptflowError
 
-REPLAYS = 2  # how often a request that had not started is given to a new child
+REPLAYS = 2  # children that may die before they begin anything, until what waits is given up
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +34,7 @@ class Tickets:
         self._lock = threading.Lock()
         self._open: dict[int, _Ticket] = {}
         self._last = 0
+        self._moved = False  # whether the worker has begun or ended any of them
 
     def issue(self, messages: Sequence[Message]) -> list[tuple[int, Future[Any]]]:
         """Return a key and a future for each message."""
@@ -51,12 +52,13 @@ class Tickets:
         with self._lock:
             for key in keys:
                 if key in self._open:
-                    self._open[key].started = True
+                    self._open[key].started = self._moved = True
 
     def settle(self, key: int, outcome: Any) -> None:
         """Resolve the future of ``key``, if it is still open."""
         with self._lock:
             ticket = self._open.pop(key, None)
+            self._moved |= ticket is not None
         if ticket is not None:
             resolve(ticket.future, outcome)
 
@@ -69,15 +71,20 @@ class Tickets:
             resolve(ticket.future, error)
 
     def sort_out(self, error: EngineLost) -> dict[int, Message]:
-        """Fail what had started; return what has not, to be sent to a new worker."""
+        """Fail what had started; return what has not, to be sent to a new worker.
+
+        A request counts as the cause of a death only where nothing had started: it may then be one
+        that brings down whoever reads it.
+        """
         failed: list[_Ticket] = []
         again: dict[int, Message] = {}
         with self._lock:
+            suspect, self._moved = not self._moved, False
             for key, ticket in list(self._open.items()):
-                if ticket.started or ticket.replays >= REPLAYS:
+                if ticket.started or (suspect and ticket.replays >= REPLAYS):
                     failed.append(self._open.pop(key))
                 else:
-                    ticket.replays += 1
+                    ticket.replays += suspect
                     again[key] = _later(ticket.message, time.monotonic() - ticket.posted)
         for ticket in failed:
             resolve(ticket.future, error)
