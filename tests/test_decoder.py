@@ -145,6 +145,27 @@ class Recording(FakeModel):
         return super().decode(tokens, positions, sequences, outputs)
 
 
+@pytest.mark.parametrize("code", [1, 2, -1, -2])
+@pytest.mark.parametrize("call", [1, 2, 4, 6])
+def test_batch_invariant_starts_again_from_scratch(code, call):
+    """Tokens that were decoded one by one would differ in the last bit if computed together."""
+    slots = Slot("a", max_tokens=3, ignore_eos=True), Slot("b", Choice(("only",))), Slot("c")
+    request = Request((Text("a prompt of two calls"), *slots))
+    fake = Recording(batch=16)
+    decoder = Decoder(fake, batch_invariant=True)
+    decoder.submit(0, request)
+    [plain] = drain(decoder).values()
+    alone, fake.calls = fake.calls, []
+    fake.fail = {fake.decodes + call: code}
+    decoder.submit(1, request)
+    [completion] = drain(decoder).values()
+    assert fake.calls == alone[:call] + alone
+    assert completion.fills == plain.fills
+    assert completion.usage.prompt == plain.usage.prompt
+    computed = sum(len(tokens) for tokens, *_ in alone[: call - 1])
+    assert completion.usage.prefilled == plain.usage.prefilled + computed
+
+
 class Damaged(FakeModel):
     """After a fatal code nothing works until the cache is made anew."""
 

@@ -65,9 +65,10 @@ class Meter:
         self._seen = min(self._seen, length)
 
     def begin_again(self) -> None:
-        """Note that the sequence is written anew; what was computed counts as computed again."""
-        self.prompt = 0
+        """Note that the sequence is written anew: what was generated so far counts as prefilled."""
+        self.prefilled += self._seen - self._prompt_in(0, self._seen)
         self._spans.clear()
+        self.prompt = self._seen = 0
 
     def _prompt_in(self, start: int, end: int) -> int:
         return sum(max(0, min(end, b) - max(start, a)) for a, b in self._spans)
