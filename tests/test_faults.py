@@ -6,22 +6,38 @@ killed, on ``FakeModel``, whose texts are compared with the reference of test_or
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
+import numpy as np
 import pytest
-from test_oracle import REFERENCE, WORDS, WORDS_LIKELY, comparable, drain, run
+from test_oracle import (
+    REFERENCE,
+    WORDS,
+    WORDS_LIKELY,
+    check_cells,
+    comparable,
+    drain,
+    run,
+)
 
 from promptflow.engine.constraint import Constraints
 from promptflow.engine.decoder import Decoder
 from promptflow.engine.fake import FakeModel
+from promptflow.engine.prefix import common
 from promptflow.engine.request import (
     Beam,
     Choice,
+    Completion,
     Json,
     Request,
     Sampling,
     Slot,
+    Substring,
     Text,
 )
-from promptflow.errors import CapacityError, EngineError, NumericError
+from promptflow.engine.task import Drop, Plan
+from promptflow.errors import CapacityError, ContextOverflow, EngineError, NumericError
 
 CALLS = range(1, 51)
 PERSON = Json('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
@@ -157,3 +173,132 @@ def test_a_sequence_whose_rows_are_no_numbers_fails_alone():
     first, *others = run(decoder, batch)
     assert type(first.error) is NumericError
     assert [comparable(c, r) for c, r in zip(others, BATCH, strict=True)] == EXPECTED
+
+
+# A pool that is smaller than the work
+
+STEMS = ("", "the end " * 3, "aaab" * 40 + "the end", "x\ny" * 50 + "a-b-c-d" * 30, "é\n\n" * 60)
+
+
+def slot_of(random: np.random.Generator, name: str) -> Slot:
+    """A slot of any kind that ends."""
+    kinds = [
+        Slot(name, max_tokens=int(random.integers(1, 40)), stop=("b", "th")),
+        Slot(name, max_tokens=int(random.integers(1, 40)), ignore_eos=True),
+        Slot(name, max_tokens=12, sampling=Sampling(1.0, logit_bias=WORDS_LIKELY)),
+        Slot(name, PERSON, max_tokens=20),
+        Slot(name, Substring(("a-b-c-d the end é",)), max_tokens=9),
+        Slot(name, max_tokens=5, beam=Beam(3)),
+        Slot(name, Choice(("a", "ab", "the end"), weighed=True), max_tokens=3),
+    ]
+    return kinds[random.integers(len(kinds))]
+
+
+def random_request(random: np.random.Generator) -> Request:
+    tail = "".join(random.choice(list("abc \n"), int(random.integers(1, 60))))
+    parts = [Text(STEMS[random.integers(len(STEMS))] + tail), slot_of(random, "s")]
+    if random.random() < 0.3:
+        parts += [Text(" and "), slot_of(random, "t")]
+    if random.random() < 0.02:
+        parts[1] = Slot("s", max_tokens=1_000)
+    if random.random() < 0.02:
+        parts[1] = Slot("s", max_tokens=300, beam=Beam(4))
+    return Request(tuple(parts), int(random.integers(4)))
+
+
+class Pool:
+    """A decoder on 1,024 cells that claims now and then to have no room, three times in a row."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        at = np.flatnonzero(random.random(20_000) < 0.05)
+        fake = Faulty(context=1_024, batch=64, fail=dict.fromkeys([*at, *(at + 1), *(at + 2)], 1))
+        self.decoder = Decoder(fake, max_running=16)
+        self.outcomes: dict[int, Completion] = {}
+        self.resumed: list[int] = []  # tokens that preempted tasks began with
+        self._step = self.decoder.scheduler.step
+        self.decoder.scheduler.step = self._watched
+
+    def submit(self, key: int, request: Request) -> None:
+        try:
+            self.outcomes |= dict(self.decoder.submit(key, request))
+        except EngineError as error:
+            self.outcomes[key] = Completion(error=error)
+
+    def step(self) -> None:
+        self.outcomes |= dict(self.decoder.step())
+        check_cells(self.decoder)
+
+    def _watched(self) -> Plan:
+        """Check that what was preempted goes on from the longest prefix that the cache holds."""
+        fake = self.decoder.model
+        held = [fake.held_tokens(sequence) for sequence in range(fake.max_sequences)]
+        plan = self._step()
+        for move in plan.moves:
+            if isinstance(move, Drop):
+                del held[move.sequence][move.start :]
+        for task in plan.admitted:
+            if task.preempted:
+                tokens = task.tokens[: len(task.tokens) - (task.row is None)]
+                assert task.computed >= max(common(tokens, one, len(tokens)) for one in held)
+                self.resumed.append(task.computed)
+        return plan
+
+
+def test_500_requests_on_a_pool_of_1024_cells_get_their_own_texts_or_typed_errors():
+    random = np.random.default_rng(7)
+    requests = [random_request(random) for _ in range(500)]
+    pool = Pool(random)
+    waiting = list(enumerate(requests))
+    for _ in range(20_000):
+        for key, request in waiting[: random.integers(6)]:
+            pool.submit(key, request)
+            waiting.remove((key, request))
+        if pool.decoder.busy:
+            pool.step()
+        elif not waiting:
+            break
+    assert sorted(pool.outcomes) == list(range(500)), "some never ended"
+    errors: list[str] = []
+    for key, request in enumerate(requests):
+        completion = pool.outcomes[key]
+        if completion.error is None:
+            assert comparable(completion, request) == REFERENCE.fills(request)
+        else:
+            assert isinstance(completion.error, ContextOverflow | CapacityError)
+            errors.append(str(completion.error))
+    too_long, too_wide, no_room = (
+        sum(bool(re.search(pattern, error)) for error in errors)
+        for pattern in (
+            r"prompt has [\d,]+ tokens .* up to [\d,]+ more: [\d,]+ over the context of 1,024",
+            r"may need 1,[\d]+ cells for a beam of width 4, and the KV cache has 1,024",
+            r"cache of 1,024 cells has no room for this request of up to [\d,]+ tokens",
+        )
+    )
+    assert too_long + too_wide + no_room == len(errors)
+    assert too_long > 3
+    assert too_wide > 3
+    assert no_room < 25, "it lost its place twice"
+    stats = pool.decoder.stats()
+    assert stats.requests == 500 - too_long - too_wide
+    assert stats.preempted == len(pool.resumed) + no_room > 50
+    assert sum(pool.resumed) > 1_000, "prefixes that others hold are not computed again"
+    check_empty(pool.decoder)
+
+
+@pytest.mark.parametrize("call", range(3, 11))
+def test_a_preempted_request_computes_again_what_the_cache_has_lost(call):
+    """The newest one goes back to the prefix that the others hold; they notice nothing."""
+    trunk, tails = "a-b-c-d" * 5, ["one", "two!", "three", "fours."]
+    slot = Slot("s", max_tokens=10, ignore_eos=True)
+    batch = [Request((Text(trunk + tail), slot)) for tail in tails]
+    plain, crowded = Decoder(Faulty(batch=64)), Decoder(Faulty(batch=64, fail={call: 1}))
+    expected, found = run(plain, batch), run(crowded, batch)
+    assert [c.fills for c in found] == [c.fills for c in expected]
+    assert [c.usage for c in found[:3]] == [c.usage for c in expected[:3]]
+    # Call 1 computes the trunk, 2 the other tails, and each later one a token of everybody.
+    lost = len(REFERENCE.tools.prompts.continuation("fours.")) + call - 3
+    usage = expected[3].usage
+    assert found[3].usage == replace(usage, prefilled=usage.prefilled + lost)
+    assert crowded.stats().preempted == 1
+    assert crowded.stats().prefilled == plain.stats().prefilled + lost
+    assert crowded.model.decoded_tokens == plain.model.decoded_tokens + lost
