@@ -6,11 +6,19 @@ killed, on ``FakeModel``, whose texts are compared with the reference of test_or
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import re
+import signal
+import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from mortal_worker import FATES
 from test_oracle import (
     REFERENCE,
     WORDS,
@@ -21,9 +29,12 @@ from test_oracle import (
     run,
 )
 
+from promptflow.engine import Engine, EngineOptions, host
 from promptflow.engine.constraint import Constraints
 from promptflow.engine.decoder import Decoder
 from promptflow.engine.fake import FakeModel
+from promptflow.engine.frames import Message
+from promptflow.engine.host import ChildHost
 from promptflow.engine.prefix import common
 from promptflow.engine.request import (
     Beam,
@@ -37,7 +48,7 @@ from promptflow.engine.request import (
     Text,
 )
 from promptflow.engine.task import Drop, Plan
-from promptflow.errors import CapacityError, ContextOverflow, EngineError, NumericError
+from promptflow.errors import CapacityError, ContextOverflow, EngineError, EngineLost, NumericError
 
 CALLS = range(1, 51)
 PERSON = Json('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
@@ -180,37 +191,37 @@ def test_a_sequence_whose_rows_are_no_numbers_fails_alone():
 STEMS = ("", "the end " * 3, "aaab" * 40 + "the end", "x\ny" * 50 + "a-b-c-d" * 30, "é\n\n" * 60)
 
 
-def slot_of(random: np.random.Generator, name: str) -> Slot:
+def slot_of(rng: np.random.Generator, name: str) -> Slot:
     """A slot of any kind that ends."""
     kinds = [
-        Slot(name, max_tokens=int(random.integers(1, 40)), stop=("b", "th")),
-        Slot(name, max_tokens=int(random.integers(1, 40)), ignore_eos=True),
+        Slot(name, max_tokens=int(rng.integers(1, 40)), stop=("b", "th")),
+        Slot(name, max_tokens=int(rng.integers(1, 40)), ignore_eos=True),
         Slot(name, max_tokens=12, sampling=Sampling(1.0, logit_bias=WORDS_LIKELY)),
         Slot(name, PERSON, max_tokens=20),
         Slot(name, Substring(("a-b-c-d the end é",)), max_tokens=9),
         Slot(name, max_tokens=5, beam=Beam(3)),
         Slot(name, Choice(("a", "ab", "the end"), weighed=True), max_tokens=3),
     ]
-    return kinds[random.integers(len(kinds))]
+    return kinds[rng.integers(len(kinds))]
 
 
-def random_request(random: np.random.Generator) -> Request:
-    tail = "".join(random.choice(list("abc \n"), int(random.integers(1, 60))))
-    parts = [Text(STEMS[random.integers(len(STEMS))] + tail), slot_of(random, "s")]
-    if random.random() < 0.3:
-        parts += [Text(" and "), slot_of(random, "t")]
-    if random.random() < 0.02:
+def random_request(rng: np.random.Generator) -> Request:
+    tail = "".join(rng.choice(list("abc \n"), int(rng.integers(1, 60))))
+    parts = [Text(STEMS[rng.integers(len(STEMS))] + tail), slot_of(rng, "s")]
+    if rng.random() < 0.3:
+        parts += [Text(" and "), slot_of(rng, "t")]
+    if rng.random() < 0.02:
         parts[1] = Slot("s", max_tokens=1_000)
-    if random.random() < 0.02:
+    if rng.random() < 0.02:
         parts[1] = Slot("s", max_tokens=300, beam=Beam(4))
-    return Request(tuple(parts), int(random.integers(4)))
+    return Request(tuple(parts), int(rng.integers(4)))
 
 
 class Pool:
     """A decoder on 1,024 cells that claims now and then to have no room, three times in a row."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        at = np.flatnonzero(random.random(20_000) < 0.05)
+    def __init__(self, rng: np.random.Generator) -> None:
+        at = np.flatnonzero(rng.random(20_000) < 0.05)
         fake = Faulty(context=1_024, batch=64, fail=dict.fromkeys([*at, *(at + 1), *(at + 2)], 1))
         self.decoder = Decoder(fake, max_running=16)
         self.outcomes: dict[int, Completion] = {}
@@ -245,12 +256,12 @@ class Pool:
 
 
 def test_500_requests_on_a_pool_of_1024_cells_get_their_own_texts_or_typed_errors():
-    random = np.random.default_rng(7)
-    requests = [random_request(random) for _ in range(500)]
-    pool = Pool(random)
+    rng = np.random.default_rng(7)
+    requests = [random_request(rng) for _ in range(500)]
+    pool = Pool(rng)
     waiting = list(enumerate(requests))
     for _ in range(20_000):
-        for key, request in waiting[: random.integers(6)]:
+        for key, request in waiting[: rng.integers(6)]:
             pool.submit(key, request)
             waiting.remove((key, request))
         if pool.decoder.busy:
@@ -302,3 +313,50 @@ def test_a_preempted_request_computes_again_what_the_cache_has_lost(call):
     assert crowded.stats().preempted == 1
     assert crowded.stats().prefilled == plain.stats().prefilled + lost
     assert crowded.model.decoded_tokens == plain.model.decoded_tokens + lost
+
+
+# Children that are killed
+
+MORTAL = ROOT / "tests" / "mortal_worker.py"
+DEATHS = 50
+
+
+def test_50_deaths_of_the_child_cost_what_ran_and_nothing_else(monkeypatch):
+    """In a decode, half-way through a frame, while it takes requests, while it loads, at random."""
+    starts = itertools.count()
+    fates: list[str] = []
+
+    def launch(settings: Message) -> tuple[ChildHost, Message]:
+        fate = FATES[next(starts) % len(FATES)] if len(fates) < DEATHS else "old age"
+        fates.append(fate)
+        count = random.Random(len(fates)).randint(1, 9)
+        return host.launch(settings, [sys.executable, "-P", str(MORTAL), fate, str(count)])
+
+    def kill(done: int) -> None:
+        if fates[-1] == "parent" and engine.child_pid:
+            os.kill(engine.child_pid, signal.SIGKILL)
+
+    threads, files = set(threading.enumerate()), os.listdir("/proc/self/fd")
+    requests = [
+        Request((Text(f"{n} the end {n % 9}"), Slot("s", max_tokens=3 + n % 5, ignore_eos=True)), n)
+        for n in range(200)
+    ]
+    monkeypatch.setattr("promptflow.engine.engine.launch", launch)
+    with Engine("smollm2-135m", EngineOptions(max_running=2)) as engine:
+        completions = engine.generate(requests, kill)
+        assert len(fates) == DEATHS + 1
+        assert engine.stats().restarts == DEATHS
+        lost = [n for n, completion in enumerate(completions) if completion.error is not None]
+        assert all("SIGKILL" in str(completions[n].error) for n in lost)
+        assert all(type(completions[n].error) is EngineLost for n in lost)
+        assert DEATHS / 2 <= len(lost) <= 2 * DEATHS
+        later = engine.generate(requests)
+        for n, (request, first, second) in enumerate(
+            zip(requests, completions, later, strict=True)
+        ):
+            assert second.fills == REFERENCE.fills(request)
+            assert n in lost or first.fills == second.fills
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(os.listdir("/proc/self/fd")) == len(files)

@@ -84,7 +84,7 @@ class Tickets:
                 if ticket.started or (suspect and ticket.replays >= REPLAYS):
                     failed.append(self._open.pop(key))
                 else:
-                    ticket.replays += suspect
+                    ticket.replays = ticket.replays + 1 if suspect else 0
                     again[key] = _later(ticket.message, time.monotonic() - ticket.posted)
         for ticket in failed:
             resolve(ticket.future, error)
