@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import runpy
 
 import jsonschema
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -390,3 +392,13 @@ def test_words_of_several_bytes_are_forced_as_the_tokenizer_would_write_them():
     assert np.flatnonzero(open_ended.allowed()).tolist() == [ord("a"), 257, 258]
     forced = start(Choice(("abcdefg",)), "", constraints).forced()
     assert forced == fake.tokenize("abcdefg", special=False) == [258, ord("d"), 259, ord("g")]
+
+
+def test_a_model_writes_valid_text_under_every_constraint(smollm):
+    """A slice of benchmarks/schemas.py, whose 20 schemas have 50 answers each."""
+    schemas = runpy.run_path(str(ROOT / "benchmarks" / "schemas.py"))
+    *results, sums = schemas["run"](smollm, 2)
+    assert [(r.name, r.invalid, r.cut) for r in results if r.valid != 2] == []
+    assert len(results) == 24
+    assert sums.distinct > 40
+    assert sums.forced > 500

@@ -81,6 +81,26 @@ def test_a_request_that_is_all_forced_is_answered_at_once():
     assert decoder.stats().requests == 1
 
 
+def test_forced_tokens_are_decoded_in_one_call_and_counted():
+    model = FakeModel()
+    decoder = Decoder(model)
+    schema = Json('{"enum": [{"a": "a long text that has to follow"}, {"b": "and another one"}]}')
+    decoder.submit(0, ask(constraint=schema, max_tokens=60))
+    [completion] = drain(decoder).values()
+    text = completion.text("a")
+    assert completion.fills["a"].finish == "constraint"
+    assert completion.usage.generated == 1
+    assert completion.usage.forced == len(text) - 1
+    assert model.decodes == 1, "up to the choice; what follows it is not needed any more"
+    more = Request(
+        (*ask(constraint=schema, max_tokens=60).parts, Text("."), Slot("b", max_tokens=1))
+    )
+    decoder.submit(1, more)
+    [completion] = drain(decoder).values()
+    assert model.decodes == 3
+    assert completion.usage.prompt == len("question.")
+
+
 def test_starts_are_told_before_the_decode_that_touches_them():
     started = []
     fake = FakeModel()
