@@ -135,11 +135,11 @@ def outcomes(
         return completions, engine.stats()
 
 
-def run(path: str, requests: int, alone: int) -> Result:
+def run(path: str, requests: int, alone: int, share: float = FAULTS) -> Result:
     """Run the requests on a pool of ``CELLS``, and some of them alone."""
     every = [made(number) for number in range(requests)]
     begun = time.perf_counter()
-    completions, stats = outcomes(path, [[request for request, _ in every]], FAULTS)
+    completions, stats = outcomes(path, [[request for request, _ in every]], share)
     seconds = time.perf_counter() - begun
     ended = list(zip(every, completions, strict=True))
     answered = [(one, completion) for one, completion in ended if completion.error is None]
@@ -152,7 +152,7 @@ def run(path: str, requests: int, alone: int) -> Result:
         wrong += fills.keys() != checks.keys()
         wrong += not all(checks[name](fill.text) for name, fill in fills.items())
     solo = [request for (request, _), _ in answered][:alone]
-    together, crowd = outcomes(path, [solo], FAULTS, batch_invariant=True)
+    together, crowd = outcomes(path, [solo], share, batch_invariant=True)
     apart, _ = outcomes(path, [[request] for request in solo], 0.0, batch_invariant=True)
     pairs = [(a, b) for a, b in zip(together, apart, strict=True) if a.error is None]
     return Result(

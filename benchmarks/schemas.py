@@ -179,6 +179,13 @@ OTHERS: dict[str, tuple[Constraint, Callable[[str], bool]]] = {
     ),
     "substring": (Substring((SOURCE,)), lambda t: bool(t) and t in SOURCE),
 }
+PROMPTS = {
+    "recursive $ref": (
+        'Lists of numbers as JSON:\n{"value": 3, "next": null}\n'
+        '{"value": 1, "next": {"value": 5, "next": null}}\n{"value": 4, "next": null}\n'
+    )
+}
+"""Of those that a small model would not bring to an end."""
 MAX_TOKENS = 400
 
 
@@ -238,8 +245,8 @@ def run(engine: Any, per_schema: int) -> list[Result]:
     } | OTHERS
     requests = []
     for name, (constraint, _) in constraints.items():
-        prompt = Text(f"An example of {name}, for the test of a parser:")
-        lead = "" if isinstance(constraint, Lark) else " "
+        prompt = Text(PROMPTS.get(name, f"An example of {name}, for the test of a parser:"))
+        lead = "" if isinstance(constraint, Lark) or name in PROMPTS else " "
         slot = Slot("s", constraint, MAX_TOKENS, lead=lead, sampling=Sampling(1.0))
         requests += [Request((prompt, slot), seed) for seed in range(per_schema)]
     made = iter(engine.generate(requests))

@@ -164,6 +164,16 @@ def test_dates_are_days_that_there_are(year):
         assert accepts(Json(json.dumps(moment)), f'"{day}T01:02:03Z"') is is_day(day)
 
 
+@pytest.mark.parametrize("day", ["", "2024-02-29T"])
+def test_times_have_nine_digits_of_a_second_at_most(day):
+    schema = Json(json.dumps({"type": "string", "format": "date-time" if day else "time"}))
+    for fraction, fits in (("", True), (".1", True), (".123456789", True), (".1234567890", False)):
+        for zone in ("Z", "z", "+01:00", "-23:59"):
+            assert accepts(schema, f'"{day}23:59:59{fraction}{zone}"') is fits
+    assert not accepts(schema, f'"{day}23:59:59."')
+    assert not accepts(schema, f'"{day}23:59:59"')
+
+
 def test_a_date_that_is_data_is_left_alone():
     schema = {"enum": [{"format": "date"}, {"format": {"format": "date"}}]}
     for seed in range(6):

@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import re
+import runpy
 import signal
 import sys
 import threading
@@ -360,3 +361,24 @@ def test_50_deaths_of_the_child_cost_what_ran_and_nothing_else(monkeypatch):
         thread.join(10)
         assert not thread.is_alive()
     assert len(os.listdir("/proc/self/fd")) == len(files)
+
+
+def test_kills_of_a_child_with_a_model():
+    """A slice of benchmarks/kills.py."""
+    kills = runpy.run_path(str(ROOT / "benchmarks" / "kills.py"))
+    with Engine("smollm2-135m", kills["OPTIONS"]) as engine:
+        result = kills["run"](engine, kills=3, requests=24, jitter=0.0)
+    assert result.breaches == []
+    assert result.kills == 3
+    assert result.answered >= 24 - 2 * 3
+
+
+def test_a_pool_smaller_than_the_work_with_a_model():
+    """A slice of benchmarks/pool.py."""
+    pool = runpy.run_path(str(ROOT / "benchmarks" / "pool.py"))
+    result = pool["run"]("smollm2-135m", requests=14, alone=3, share=0.2)
+    assert result.answered + result.refused + result.crowded == 14
+    assert result.wrong == result.other == result.differ == 0
+    assert result.answered >= 8
+    assert result.preempted > 0
+    assert result.alone > 0

@@ -12,10 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptflow.catalog import locate
+from promptflow.engine.decoder import Decoder
 from promptflow.engine.job import FillJob, Tools
 from promptflow.engine.llama import Load, Model, build, log_to_stderr, system_info
 from promptflow.engine.prompt import Prompts
-from promptflow.engine.request import Choice, Json, Lark, Regex, Slot, Substring, Text
+from promptflow.engine.request import (
+    Choice,
+    Fill,
+    Json,
+    Lark,
+    Regex,
+    Request,
+    Slot,
+    Substring,
+    Text,
+)
 from promptflow.errors import ModelInvalid
 
 CELLS, BATCH, SEQUENCES = 256, 64, 4
@@ -153,6 +164,38 @@ def test_sequences_of_one_batch_do_not_mix(model):
         assert np.abs(model.logits(row) - expected).max() < TOLERANCE
 
 
+def test_texts_survive_decodes_that_fail(model, monkeypatch):
+    """Under batch_invariant exactly: the same calls, the same cells, a new context after -2."""
+    slots = (
+        Slot("a", max_tokens=5, logprobs=0),
+        Slot("b", Json('{"enum": [12, 1815]}'), 9, lead=" "),
+    )
+    request = Request((Text(STORY), slots[0], Text(", in the year"), slots[1]))
+    decoder = Decoder(model, batch_invariant=True)
+    decode, codes = model.decode, []
+
+    def failing(*batch: list) -> int:
+        code = codes.pop(0) if codes else 0
+        half = len(batch[0]) // 2
+        if code in (2, -2) and half:
+            decode(*(values[:half] for values in batch))
+        return code or decode(*batch)
+
+    def fills(*faults: int) -> dict[str, Fill]:
+        codes[:] = faults
+        outcomes = dict(decoder.submit(0, request))
+        while decoder.busy:
+            outcomes |= dict(decoder.step())
+        assert not codes
+        return outcomes[0].fills
+
+    monkeypatch.setattr(model, "decode", failing)
+    expected = fills()
+    for code in (1, 2, -1, -2):
+        for at in (0, 1, 4):
+            assert fills(*[0] * at, code) == expected
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -253,7 +296,7 @@ def test_forced_tokens_are_those_that_the_tokenizer_would_give(loaded, constrain
             matcher.consume(token)
             at += 1
     assert matcher.can_end(len(f" {text}".encode()))
-    assert forced > 0 or isinstance(constraint, Substring)
+    assert forced or len(tokens) == 1 or isinstance(constraint, Substring)
 
 
 def test_a_prompt_with_forced_slots_is_tokenized_as_its_text(loaded):

@@ -35,6 +35,8 @@ _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
 _REAL_DAY = f"^({_YEAR}-(0[13-9]|1[0-2])-|{_YEAR}-02-([01]|2[0-8])|{_LEAP_YEAR}-02-29)"
+_FRACTION = r"^[^.]*(\.[0-9]{1,9})?([zZ]|[+-][^.]*)$"  # of a second; it takes any number of digits
+_BOUNDS = {"date": [_REAL_DAY], "time": [_FRACTION], "date-time": [_REAL_DAY, _FRACTION]}
 
 _REMEDIES: dict[type, str] = {
     Json: "remove or replace that part of the schema",
@@ -154,25 +156,27 @@ def _styled_schema(text: str) -> dict[str, Any]:
             stack.extend((child, depth + 1) for child in node.values())
         elif isinstance(node, list):
             stack.extend((child, depth + 1) for child in node)
-    schema = _with_real_days(schema)
+    schema = _with_bounds(schema)
     own = schema.get("x-guidance", {})
     if not isinstance(own, dict):
         raise ConstraintError(f"x-guidance in a JSON Schema is an object of options, got {own!r}")
     return {**schema, "x-guidance": {**_JSON_STYLE, **own}}
 
 
-def _with_real_days(schema: Any) -> Any:
-    """Return the schema with a pattern beside every date."""
+def _with_bounds(schema: Any) -> Any:
+    """Return the schema with patterns beside every date and time."""
     if isinstance(schema, list):
-        return [_with_real_days(item) for item in schema]
+        return [_with_bounds(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     made = {
-        key: value if key in ("const", "enum") else _with_real_days(value)
+        key: value if key in ("const", "enum") else _with_bounds(value)
         for key, value in schema.items()
     }
-    if made.get("format") in ("date", "date-time"):
-        made["allOf"] = [*made.get("allOf", []), {"pattern": _REAL_DAY}]
+    form = made.get("format")
+    bounds = _BOUNDS.get(form, []) if isinstance(form, str) else []
+    if bounds:
+        made["allOf"] = [*made.get("allOf", []), *({"pattern": bound} for bound in bounds)]
     return made
 
 
