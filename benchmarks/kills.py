@@ -31,7 +31,7 @@ from promptflow.engine.request import Completion, Regex, Request, Sampling, Slot
 from promptflow.errors import EngineLost
 
 SEED = 2026
-LATER = 12  # requests that are asked before and after
+LATER = 6  # requests that are asked before and after
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = EngineOptions(context=2048, max_running=2)
 PARENT = """
@@ -77,8 +77,8 @@ def request(number: int) -> Request:
     """Return a request whose answer begins with its number."""
     slot = Slot(
         "a",
-        Regex(rf"{number}( [a-z]{{2,9}}){{3,5}}"),
-        max_tokens=40,
+        Regex(rf"{number}( [a-z]{{2,6}}){{2,4}}"),
+        max_tokens=24,
         lead=" ",
         sampling=Sampling(0.8),
     )
@@ -87,7 +87,7 @@ def request(number: int) -> Request:
 
 def is_right(number: int, completion: Completion) -> bool:
     """Return whether a completion is the answer of its request."""
-    return re.fullmatch(rf"{number}( [a-z]{{2,9}}){{3,5}}", completion.text("a")) is not None
+    return re.fullmatch(rf"{number}( [a-z]{{2,6}}){{2,4}}", completion.text("a")) is not None
 
 
 def children(parent: int) -> list[int]:

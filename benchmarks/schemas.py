@@ -5,7 +5,8 @@
 Each schema is answered ``N`` times at temperature 1 with as many seeds, all in one batch, and every
 text is checked with ``jsonschema``, formats included. Regex, choice, Lark and substring constraints
 are checked by Python. ``cut`` counts texts that ``max_tokens`` ended before they were complete; a
-text that is cut or invalid makes the exit status 1.
+text that is cut or invalid makes the exit status 1. The recursive schema is decoded as a typed field
+would be, to a depth of 3: under it alone a text may go on for ever.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from promptflow.engine.request import (
     Substring,
     Text,
 )
+from promptflow.schema import bounded
 
 
 def record(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
@@ -179,13 +181,8 @@ OTHERS: dict[str, tuple[Constraint, Callable[[str], bool]]] = {
     ),
     "substring": (Substring((SOURCE,)), lambda t: bool(t) and t in SOURCE),
 }
-PROMPTS = {
-    "recursive $ref": (
-        'Lists of numbers as JSON:\n{"value": 3, "next": null}\n'
-        '{"value": 1, "next": {"value": 5, "next": null}}\n{"value": 4, "next": null}\n'
-    )
-}
-"""Of those that a small model would not bring to an end."""
+ENDLESS = {"recursive $ref"}
+"""Schemas under which a text may go on for ever: bounded as the types of fields are."""
 MAX_TOKENS = 400
 
 
@@ -240,13 +237,15 @@ def measured(name: str, made: list[Completion], is_valid: Callable[[str], bool])
 
 def run(engine: Any, per_schema: int) -> list[Result]:
     """Answer each constraint ``per_schema`` times; the last result has the sums."""
-    constraints = {
-        name: (Json(json.dumps(schema)), checker(schema)) for name, schema in SCHEMAS.items()
-    } | OTHERS
+    constraints: dict[str, tuple[Constraint, Callable[[str], bool]]] = {}
+    for name, schema in SCHEMAS.items():
+        decoded = bounded(schema, name, MAX_TOKENS)[0] if name in ENDLESS else schema
+        constraints[name] = Json(json.dumps(decoded)), checker(schema)
+    constraints |= OTHERS
     requests = []
     for name, (constraint, _) in constraints.items():
-        prompt = Text(PROMPTS.get(name, f"An example of {name}, for the test of a parser:"))
-        lead = "" if isinstance(constraint, Lark) or name in PROMPTS else " "
+        prompt = Text(f"An example of {name}, for the test of a parser:")
+        lead = "" if isinstance(constraint, Lark) else " "
         slot = Slot("s", constraint, MAX_TOKENS, lead=lead, sampling=Sampling(1.0))
         requests += [Request((prompt, slot), seed) for seed in range(per_schema)]
     made = iter(engine.generate(requests))
