@@ -5,8 +5,8 @@
 Each schema is answered ``N`` times at temperature 1 with as many seeds, all in one batch, and every
 text is checked with ``jsonschema``, formats included. Regex, choice, Lark and substring constraints
 are checked by Python. ``cut`` counts texts that ``max_tokens`` ended before they were complete; a
-text that is cut or invalid makes the exit status 1. The recursive schema is decoded as a typed field
-would be, to a depth of 3: under it alone a text may go on for ever.
+text that is cut or invalid makes the exit status 1. The recursive schema is decoded as a field's
+type would be, to a depth of 3: under it alone a text may go on for ever.
 """
 
 from __future__ import annotations
