@@ -137,6 +137,7 @@ def outcomes(
 
 def run(path: str, requests: int, alone: int, share: float = FAULTS) -> Result:
     """Run the requests on a pool of ``CELLS``, and some of them alone."""
+    llama.log_to_stderr()
     every = [made(number) for number in range(requests)]
     begun = time.perf_counter()
     completions, stats = outcomes(path, [[request for request, _ in every]], share)
