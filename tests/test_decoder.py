@@ -81,6 +81,26 @@ def test_a_request_that_is_all_forced_is_answered_at_once():
     assert decoder.stats().requests == 1
 
 
+def test_forced_tokens_are_decoded_in_one_call_and_counted():
+    model = FakeModel()
+    decoder = Decoder(model)
+    schema = Json('{"enum": [{"a": "a long text that has to follow"}, {"b": "and another one"}]}')
+    decoder.submit(0, ask(constraint=schema, max_tokens=60))
+    [completion] = drain(decoder).values()
+    text = completion.text("a")
+    assert completion.fills["a"].finish == "constraint"
+    assert completion.usage.generated == 1
+    assert completion.usage.forced == len(text) - 1
+    assert model.decodes == 1, "up to the choice; what follows it is not needed any more"
+    more = Request(
+        (*ask(constraint=schema, max_tokens=60).parts, Text("."), Slot("b", max_tokens=1))
+    )
+    decoder.submit(1, more)
+    [completion] = drain(decoder).values()
+    assert model.decodes == 3
+    assert completion.usage.prompt == len("question.")
+
+
 def test_starts_are_told_before_the_decode_that_touches_them():
     started = []
     fake = FakeModel()
@@ -192,6 +212,27 @@ class Recording(FakeModel):
     def decode(self, tokens, positions, sequences, outputs) -> int:
         self.calls.append((tuple(tokens), tuple(positions), tuple(sequences), tuple(outputs)))
         return super().decode(tokens, positions, sequences, outputs)
+
+
+@pytest.mark.parametrize("code", [1, 2, -1, -2])
+@pytest.mark.parametrize("call", [1, 2, 4, 6])
+def test_batch_invariant_starts_again_from_scratch(code, call):
+    """Tokens that were decoded one by one would differ in the last bit if computed together."""
+    slots = Slot("a", max_tokens=3, ignore_eos=True), Slot("b", Choice(("only",))), Slot("c")
+    request = Request((Text("a prompt of two calls"), *slots))
+    fake = Recording(batch=16)
+    decoder = Decoder(fake, batch_invariant=True)
+    decoder.submit(0, request)
+    [plain] = drain(decoder).values()
+    alone, fake.calls = fake.calls, []
+    fake.fail = {fake.decodes + call: code}
+    decoder.submit(1, request)
+    [completion] = drain(decoder).values()
+    assert fake.calls == alone[:call] + alone
+    assert completion.fills == plain.fills
+    assert completion.usage.prompt == plain.usage.prompt
+    computed = sum(len(tokens) for tokens, *_ in alone[: call - 1])
+    assert completion.usage.prefilled == plain.usage.prefilled + computed
 
 
 class Damaged(FakeModel):

@@ -683,17 +683,25 @@ def test_a_killed_child_ends_its_streams():
 ORPHANING = """
 import os, sys, time
 from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.request import Request, Slot, Text
 engine = Engine("smollm2-135m-q4_0", EngineOptions(context=512))
+def run(count):
+    slot = Slot("a", max_tokens=count, ignore_eos=True)
+    return engine.submit(Request((Text("Count to 1000: 1, 2,"), slot)))
+run(1).result()
 other = os.fork()  # holds the pipes open
 if other == 0:
     time.sleep(120)
     os._exit(0)
+running = run(490)
 print(engine.child_pid, other, flush=True)
+running.result()
 time.sleep(120)
 """
 
 
 def test_no_child_outlives_a_killed_parent():
+    """Not even one that decodes, with a pipe that another process holds open."""
     parent = subprocess.Popen(
         [sys.executable, "-c", ORPHANING],
         stdout=subprocess.PIPE,

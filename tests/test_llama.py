@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,9 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptflow.catalog import locate
+from promptflow.engine.decoder import Decoder
+from promptflow.engine.job import FillJob, Tools
 from promptflow.engine.llama import Load, Model, build, log_to_stderr, system_info
 from promptflow.engine.prompt import Prompts
-from promptflow.engine.request import Choice, Json, Regex, Text
+from promptflow.engine.request import (
+    Choice,
+    Fill,
+    Json,
+    Lark,
+    Regex,
+    Request,
+    Slot,
+    Substring,
+    Text,
+)
 from promptflow.errors import ModelInvalid
 
 CELLS, BATCH, SEQUENCES = 256, 64, 4
@@ -153,6 +166,38 @@ def test_sequences_of_one_batch_do_not_mix(model):
         assert np.abs(model.logits(row) - expected).max() < TOLERANCE
 
 
+def test_texts_survive_decodes_that_fail(model, monkeypatch):
+    """Under batch_invariant exactly: the same calls, the same cells, a new context after -2."""
+    slots = (
+        Slot("a", max_tokens=5, logprobs=0),
+        Slot("b", Json('{"enum": [12, 1815]}'), 9, lead=" "),
+    )
+    request = Request((Text(STORY), slots[0], Text(", in the year"), slots[1]))
+    decoder = Decoder(model, batch_invariant=True)
+    decode, codes = model.decode, []
+
+    def failing(*batch: list) -> int:
+        code = codes.pop(0) if codes else 0
+        half = len(batch[0]) // 2
+        if code in (2, -2) and half:
+            decode(*(values[:half] for values in batch))
+        return code or decode(*batch)
+
+    def fills(*faults: int) -> dict[str, Fill]:
+        codes[:] = faults
+        outcomes = dict(decoder.submit(0, request))
+        while decoder.busy:
+            outcomes |= dict(decoder.step())
+        assert not codes
+        return outcomes[0].fills
+
+    monkeypatch.setattr(model, "decode", failing)
+    expected = fills()
+    for code in (1, 2, -1, -2):
+        for at in (0, 1, 4):
+            assert fills(*[0] * at, code) == expected
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -190,37 +235,98 @@ def test_a_reset_cache_is_empty_and_works(model):
     assert np.abs(feed(model, prompt(model, STORY)) - before).max() < TOLERANCE
 
 
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 40},
+        "born": {"type": "integer", "minimum": 1000, "maximum": 2100},
+        "kind": {"enum": ["mathematician", "mathematics teacher", "poet"]},
+        "known": {"type": "boolean"},
+        "notes": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    },
+    "required": ["name", "born", "kind", "known", "notes"],
+    "additionalProperties": False,
+}
+ADA = {
+    "name": "Ada Lovelace, née Byron",
+    "born": 1815,
+    "kind": "mathematics teacher",
+    "known": True,
+    "notes": ["on the Analytical Engine", "日本語 😀"],
+}
+
+
 @pytest.mark.parametrize(
     ("constraint", "text"),
     [
         (Choice(("an unmistakable and rather long answer, isn't it?",)), None),
+        (Choice(("international", "internal", "interesting")), "internal"),
+        (Choice(("Paris, France", "Paris, Texas")), "Paris, Texas"),
         (Regex("the one and only \\(yes\\)"), "the one and only (yes)"),
+        (Regex("(the )+end( of it)?"), "the the end of it"),
         (Json('{"const": {"name": "Ada Lovelace", "born": 1815}}'), None),
+        (Json(json.dumps(PERSON)), json.dumps(ADA, ensure_ascii=False)),
+        (
+            Lark('start: " " key ": " NUMBER ";"\nkey: "age" | "ages"\nNUMBER: /[0-9]+/'),
+            "ages: 12;",
+        ),
+        (Substring((STORY,)), "brown fox jumps over"),
     ],
+    ids=lambda value: repr(value)[:40],
 )
-def test_forced_tokens_are_those_that_the_tokenizer_would_give(loaded, constraint, text):
+@pytest.mark.parametrize("before", ["", "Answer:"])
+def test_forced_tokens_are_those_that_the_tokenizer_would_give(loaded, constraint, text, before):
+    """Followed wherever the text has a choice by the tokenizer's own next token.
+
+    So nothing is forced too early: a token that goes on over a seam is left to the model.
+    """
     if text is None:
-        text = '{"name": "Ada Lovelace", "born": 1815}'
-        text = constraint.options[0] if isinstance(constraint, Choice) else text
-    matcher = loaded.constraints().start(constraint, " ")
-    forced = []
-    while not matcher.must_end():
-        tokens = matcher.forced() or [int(np.flatnonzero(matcher.allowed())[-1])]
-        for token in tokens:
-            if token in loaded.end_tokens:
-                break
+        options = getattr(constraint, "options", ('{"name": "Ada Lovelace", "born": 1815}',))
+        [text] = options
+    lead = "" if isinstance(constraint, Lark) else " "
+    whole = loaded.tokenize(f"{before} {text}", special=False)
+    tokens = whole[len(loaded.tokenize(before, special=False)) :]
+    assert b"".join(map(loaded.piece, tokens)).decode() == f" {text}", "the seam is a token's edge"
+    matcher = loaded.constraints().start(constraint, lead, "s")
+    at = forced = 0
+    while at < len(tokens):
+        follow = [token for token in matcher.forced() if token not in loaded.end_tokens]
+        assert follow == tokens[at : at + len(follow)]
+        forced += len(follow)
+        for token in follow or tokens[at : at + 1]:
+            assert matcher.allowed()[token]
             matcher.consume(token)
-            forced.append(token)
-        else:
-            continue
-        break
-    assert b"".join(map(loaded.piece, forced)).decode() == f" {text}"
-    assert forced == loaded.tokenize(f" {text}", special=False)
+            at += 1
+    assert matcher.can_end(len(f" {text}".encode()))
+    assert forced or len(tokens) == 1 or isinstance(constraint, Substring)
+
+
+def test_a_prompt_with_forced_slots_is_tokenized_as_its_text(loaded):
+    """The space before a value is the lead of its slot, as layouts write it."""
+    slots = [
+        Slot("name", Choice(("Ada Lovelace",)), lead=" "),
+        Slot("born", Json('{"const": 1815}'), lead=" "),
+        Slot("tags", Json('{"const": ["poet", "countess"]}'), lead=" "),
+        Slot("quote", Regex("imagination"), lead=" "),
+    ]
+    parts: list[Text | Slot] = [Text("Who wrote the first program?\nName:")]
+    for slot, text in zip(slots, ("\nBorn:", "\nTags:", "\nQuote:", "\n"), strict=True):
+        parts += [slot, Text(text)]
+    tools = Tools(loaded)
+    job = FillJob(slots, tools.prompts.before_slots(tuple(parts)), 0, tools)
+    job.open()
+    assert job.is_done
+    whole = (
+        "Who wrote the first program?\nName: Ada Lovelace\nBorn: 1815\n"
+        'Tags: ["poet", "countess"]\nQuote: imagination'
+    )
+    assert job.task.tokens == loaded.tokenize(whole, special=False)
+    assert job.usage().prompt + job.usage().forced == len(job.task.tokens)
 
 
 def test_a_constraint_allows_no_control_token(loaded):
     """Ends of generation it may: they end the slot."""
-    allowed = loaded.constraints().start(Regex("(?s:.*)"), "").allowed()
+    allowed = loaded.constraints().start(Regex("(?s:.*)"), "", "s").allowed()
     [start, end] = loaded.tokenize("<|im_start|><|im_end|>", special=True)
     assert allowed[end]
     assert not allowed[start]

@@ -45,7 +45,22 @@ def test_what_had_started_is_lost_and_the_rest_is_sent_again():
     assert second.result(0) == "done"
 
 
-def test_a_request_is_sent_again_a_limited_number_of_times():
+def test_what_waits_outlives_any_number_of_workers_that_began_something():
+    tickets = Tickets(8)
+    [(key, waiting)] = send(tickets, submission("a"))
+    for _ in range(REPLAYS + 3):
+        [(other, _)] = send(tickets, submission("b"))
+        tickets.start([other])
+        tickets.sort_out(LOST)
+        assert list(tickets.due()) == [key]
+        [(other, _)] = send(tickets, submission("c"))
+        tickets.settle(other, "done")
+        tickets.sort_out(LOST)
+        assert list(tickets.due()) == [key]
+    assert not waiting.done()
+
+
+def test_a_request_is_sent_again_a_limited_number_of_times_where_nothing_begins():
     tickets = Tickets(8)
     [(key, future)] = send(tickets, submission("a"))
     for _ in range(REPLAYS):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -30,6 +31,21 @@ _COMPILED = 256
 # Compact JSON with one space after separators: what models write, and most of it is forced.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+# llguidance's own dates take the year 0, and the 29th of February in every year.
+_YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_REAL_DAY = f"^({_YEAR}-(0[13-9]|1[0-2])-|{_YEAR}-02-([01]|2[0-8])|{_LEAP_YEAR}-02-29)"
+_FRACTION = r"^[^.]*(\.[0-9]{1,9})?([zZ]|[+-][^.]*)$"  # of a second; it takes any number of digits
+_BOUNDS = {"date": [_REAL_DAY], "time": [_FRACTION], "date-time": [_REAL_DAY, _FRACTION]}
+
+_REMEDIES: dict[type, str] = {
+    Json: "remove or replace that part of the schema",
+    Regex: r"write it without look-around, back-references and \b, and escape text by re.escape",
+    Lark: "write its rule `start` in llguidance's dialect",
+    Choice: "leave out the option at fault",
+    Substring: "leave out the text at fault",
+}
+
 
 def grammar(constraint: Constraint, lead: str) -> str:
     """Return the Lark grammar of ``lead`` followed by ``constraint``.
@@ -48,7 +64,10 @@ def grammar(constraint: Constraint, lead: str) -> str:
 def _body(constraint: Constraint) -> str:
     if isinstance(constraint, Choice):
         if not constraint.options or "" in constraint.options:
-            raise ConstraintError(f"a choice needs non-empty options, got {constraint.options!r}")
+            raise ConstraintError(
+                f"a choice needs non-empty options, got {str(constraint.options)[:80]}: give it at "
+                "least one, and leave out ''"
+            )
         _check_size("".join(constraint.options), MAX_BYTES)
         return "body: " + " | ".join(_quoted(option) for option in constraint.options)
     if isinstance(constraint, Regex):
@@ -59,7 +78,9 @@ def _body(constraint: Constraint) -> str:
     assert isinstance(constraint, Substring)
     texts = [text for text in constraint.texts if text]
     if not texts:
-        raise ConstraintError("a quotation needs at least one text to quote from, got none")
+        raise ConstraintError(
+            "a quotation needs at least one text to quote from, got none: give one that is not ''"
+        )
     _check_size("".join(texts), MAX_SUBSTRING_BYTES)
     names = [f"S{number}" for number in range(len(texts))]
     rules = [
@@ -91,9 +112,14 @@ def _check_size(text: str, limit: int) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise ConstraintError(f"a constraint holds half a character: {error}") from None
+        raise ConstraintError(
+            f"a constraint holds half a character: {error}; remove the lone surrogate"
+        ) from None
     if size > limit:
-        raise ConstraintError(f"a constraint of {size:,} bytes is over the limit of {limit:,}")
+        raise ConstraintError(
+            f"a constraint of {size:,} bytes is over the limit of {limit:,}: shorten it, or split "
+            "the value over several slots"
+        )
 
 
 def _styled_schema(text: str) -> dict[str, Any]:
@@ -102,27 +128,68 @@ def _styled_schema(text: str) -> dict[str, Any]:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConstraintError(f"the JSON Schema is not JSON: {error}") from None
+        raise ConstraintError(
+            f"the JSON Schema is not JSON: {error}; write it with json.dumps"
+        ) from None
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise ConstraintError(f"a JSON Schema is an object, got {type(schema).__name__}")
+        raise ConstraintError(
+            f"a JSON Schema is an object, got {type(schema).__name__}: write {{}} for any value"
+        )
     nodes, stack = 0, [(schema, 1)]
     while stack:
         node, depth = stack.pop()
         nodes += 1
         if depth > MAX_DEPTH or nodes > MAX_NODES:
             raise ConstraintError(
-                f"the JSON Schema is over the limits of {MAX_DEPTH} levels and {MAX_NODES:,} nodes"
+                f"the JSON Schema is over the limits of {MAX_DEPTH} levels and {MAX_NODES:,} "
+                "nodes: move what repeats to $defs, or split the value over several slots"
             )
         if isinstance(node, dict):
             reference = node.get("$ref")
             if isinstance(reference, str) and not reference.startswith("#"):
-                raise ConstraintError(f"$ref {reference!r}: only references within the schema")
+                raise ConstraintError(
+                    f"$ref {reference!r}: only references within the schema are followed; copy its "
+                    "target to $defs"
+                )
             stack.extend((child, depth + 1) for child in node.values())
         elif isinstance(node, list):
             stack.extend((child, depth + 1) for child in node)
-    return {**schema, "x-guidance": {**_JSON_STYLE, **schema.get("x-guidance", {})}}
+    schema = _with_bounds(schema)
+    own = schema.get("x-guidance", {})
+    if not isinstance(own, dict):
+        raise ConstraintError(f"x-guidance in a JSON Schema is an object of options, got {own!r}")
+    return {**schema, "x-guidance": {**_JSON_STYLE, **own}}
+
+
+def _with_bounds(schema: Any) -> Any:
+    """Return the schema with patterns beside every date and time."""
+    if isinstance(schema, list):
+        return [_with_bounds(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {
+        key: value if key in ("const", "enum") else _with_bounds(value)
+        for key, value in schema.items()
+    }
+    form = made.get("format")
+    bounds = _BOUNDS.get(form, []) if isinstance(form, str) else []
+    if bounds:
+        made["allOf"] = [*made.get("allOf", []), *({"pattern": bound} for bound in bounds)]
+    return made
+
+
+def _refusal(kind: type, reason: str) -> str:
+    """Return what to say where llguidance refuses a constraint for ``reason``."""
+    if kind is not Lark:
+        # Where in the grammar that we wrote around it, and that grammar, say nothing to its author.
+        reason = reason.partition("\n   1 | ")[0].rpartition("compile JSON schema: ")[2]
+        reason = re.sub(r"^at \d+\(\d+\): ", "", reason)
+    return (
+        f"the {kind.__name__} constraint cannot be compiled; {_REMEDIES[kind]}. "
+        f"llguidance says: {reason.strip()[:500]}"
+    )
 
 
 class Clock:
@@ -146,10 +213,18 @@ class Matcher:
     """Where a slot stands in its constraint: what may follow, what must."""
 
     def __init__(
-        self, matcher: Any, vocabulary: int, lead: int, needs_content: bool, clock: Clock
+        self,
+        matcher: Any,
+        vocabulary: int,
+        *,
+        slot: str,
+        lead: int,
+        needs_content: bool,
+        clock: Clock,
     ) -> None:
-        """Follow ``matcher``; content starts after ``lead`` bytes."""
+        """Follow ``matcher``; content starts after ``lead`` bytes. Errors name ``slot``."""
         self.clock = clock
+        self._slot = slot
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
@@ -202,8 +277,14 @@ class Matcher:
             return
         reason = self._matcher.get_error().partition("<state>")[0].strip()[:300]
         if reason.startswith("NoExtension"):
-            raise ConstraintDeadEnd(f"the constraint allows no token here ({reason})")
-        raise ConstraintError(f"the constraint failed: {reason}")
+            raise ConstraintDeadEnd(
+                f"slot {self._slot!r}: its constraint is not complete and allows no token here "
+                f"({reason}); check that some finite text fits it"
+            )
+        raise ConstraintError(
+            f"slot {self._slot!r}: its constraint failed: {reason}; simplify it, or split the "
+            "value over several slots"
+        )
 
 
 class Constraints:
@@ -220,13 +301,21 @@ class Constraints:
         """Return how many grammars are compiled."""
         return len(self._compiled)
 
-    def start(self, constraint: Constraint, lead: str) -> Matcher:
-        """Return a fresh matcher; raises ConstraintError for what llguidance refuses."""
-        with self.clock:
-            matcher = self._compile(constraint, lead).deep_copy()
+    def start(self, constraint: Constraint, lead: str, slot: str) -> Matcher:
+        """Return a fresh matcher for ``slot``.
+
+        Raises ConstraintError, naming the slot, for what is outside the limits and for what
+        llguidance refuses.
+        """
+        try:
+            with self.clock:
+                matcher = self._compile(constraint, lead).deep_copy()
+        except ConstraintError as error:
+            raise ConstraintError(f"slot {slot!r}: {error}") from None
         return Matcher(
             matcher,
             self._vocabulary,
+            slot=slot,
             lead=len(lead.encode()),
             needs_content=isinstance(constraint, Substring),
             clock=self.clock,
@@ -239,10 +328,7 @@ class Constraints:
             text = llguidance.LLMatcher.grammar_from_lark(grammar(constraint, lead))
             compiled = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
             if compiled.is_error():
-                name = type(constraint).__name__
-                raise ConstraintError(
-                    f"the {name} constraint cannot be compiled: {compiled.get_error()[:500]}"
-                )
+                raise ConstraintError(_refusal(type(constraint), compiled.get_error()))
             self._compiled[key] = compiled
             if len(self._compiled) > _COMPILED:
                 self._compiled.popitem(last=False)

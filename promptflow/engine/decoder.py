@@ -234,8 +234,9 @@ class Decoder:
         waiting = self.scheduler.waiting_at(task, position)
         if waiting:
             logits = self.model.logits(row).copy()
-            for other in waiting:
-                other.row = logits
+            if np.isfinite(logits.max()):  # otherwise each computes its own
+                for other in waiting:
+                    other.row = logits
 
     def _score(self, entry: _Entry, rows: Sequence[int]) -> list[Finished]:
         job = entry.job
@@ -356,7 +357,10 @@ class Decoder:
         for entry in dict.fromkeys(self._by_task[task.number] for task in tasks):
             entry.faults += 1
             if entry.faults > RETRIES:
-                reason = f"llama_decode failed with code {code}, and again after a new start"
+                reason = (
+                    f"llama_decode failed with code {code}, and again after a new start: send the "
+                    "request once more, and run `promptflow doctor` where that fails too"
+                )
                 finished.append(self._fail(entry, EngineError(reason)))
         restart = list(tasks)
         if code < -1:
@@ -375,16 +379,16 @@ class Decoder:
         self._move(freed)
         if freed:
             return []
-        entry = self._by_task[max(task.number for task in self.scheduler.running)]
+        running = [self._by_task[task.number] for task in self.scheduler.running]
+        entry = max(running, key=lambda entry: entry.job.task.number)
         self._preempt(entry)
         return [self._no_room(entry.job.task)] if entry.job.task.preempted > 1 else []
 
     def _preempt(self, entry: _Entry) -> None:
-        """Send a job back to the queue; a search begins again."""
+        """Send a job back to the queue."""
         self._join(entry)
-        if isinstance(entry.job, FillJob):
-            entry.job.restart()
         self._move(self.scheduler.preempt(entry.job.task))
+        entry.job.restart(from_scratch=not self.scheduler.sharing)
         self._totals.preempted += 1
 
     def _no_room(self, task: Task) -> Finished:

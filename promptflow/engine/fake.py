@@ -170,7 +170,9 @@ class FakeModel:
     """A model of 256 byte tokens and an end token, with logits drawn from a hash of its history.
 
     ``words`` adds tokens of several bytes. ``fail`` maps the number of a decode call (from 1) to
-    the code that it returns instead. Rows of sequences that hold the token ``poison`` are NaN.
+    the code that it returns instead; as in llama.cpp, one that tells of a call which broke off (2
+    and below -1) leaves a part of the batch in the cache. ``spoil`` maps such a number to which of
+    the call's rows of logits (from 0) is NaN. So are rows of sequences with the token ``poison``.
     """
 
     def __init__(
@@ -182,6 +184,7 @@ class FakeModel:
         words: Sequence[str] = (),
         fail: dict[int, int] | None = None,
         poison: int | None = None,
+        spoil: dict[int, int] | None = None,
     ) -> None:
         """Make an empty cache of ``context`` cells shared by ``sequences`` sequences."""
         self.cells = context
@@ -196,6 +199,7 @@ class FakeModel:
         self.info = _fake_info("fake", context, self.vocabulary)
         self._seed = seed
         self.fail = fail or {}
+        self.spoil = spoil or {}
         self._poison = poison
         self._held: list[dict[int, tuple[int, int]]] = [{} for _ in range(sequences)]
         self._next_cell = 0
@@ -250,15 +254,17 @@ class FakeModel:
     ) -> int:
         """Store cells and compute logits at ``outputs``; 0, or 1 where the cache is full."""
         self.decodes += 1
-        if self.decodes in self.fail:
-            return self.fail[self.decodes]
+        code = self.fail.get(self.decodes, 0)
+        if code in (1, -1):
+            return code
         if self.used_cells() + len(tokens) > self.cells:
             return 1
         assert 1 <= len(tokens) <= self.batch
         self._rows.clear()
-        self.decoded_tokens += len(tokens)
+        taken = len(tokens) if code == 0 else len(tokens) // 2
+        self.decoded_tokens += taken
         for row, (token, position, sequence) in enumerate(
-            zip(tokens, positions, sequences, strict=True)
+            zip(tokens[:taken], positions[:taken], sequences[:taken], strict=True)
         ):
             held = self._held[sequence]
             assert position == len(held), f"sequence {sequence}: {position} after {len(held)}"
@@ -266,7 +272,9 @@ class FakeModel:
             self._next_cell += 1
             if outputs[row]:
                 self._rows[row] = self._logits([held[p][0] for p in range(position + 1)])
-        return 0
+        if code == 0 and self.decodes in self.spoil:
+            self._rows[sorted(self._rows)[self.spoil[self.decodes]]][:] = np.nan
+        return code
 
     def _logits(self, history: list[int]) -> np.ndarray:
         digest = hashlib.sha256(repr((self._seed, history)).encode()).digest()

@@ -64,6 +64,12 @@ class Meter:
         """Note that the tokens after ``length`` were taken back."""
         self._seen = min(self._seen, length)
 
+    def begin_again(self) -> None:
+        """Note that the sequence is written anew: what was generated so far counts as prefilled."""
+        self.prefilled += self._seen - self._prompt_in(0, self._seen)
+        self._spans.clear()
+        self.prompt = self._seen = 0
+
     def _prompt_in(self, start: int, end: int) -> int:
         return sum(max(0, min(end, b) - max(start, a)) for a, b in self._spans)
 
@@ -175,9 +181,19 @@ class FillJob:
         self.open()
         return stands
 
-    def restart(self) -> None:
-        """Begin a search again that has lost its sequences."""
-        if (beams := self.beams) is not None:
+    def restart(self, from_scratch: bool) -> None:
+        """Go on without the cache: begin a search again, and ``from_scratch`` everything.
+
+        What is computed again in another batch is not the same to the last bit, and neither is what
+        the model says next.
+        """
+        if from_scratch:
+            self.fills.clear()
+            self.task.tokens.clear()
+            self.meter.begin_again()
+            self._at = 0
+            self.open()
+        elif (beams := self.beams) is not None:
             beams.rewind()
             self._filling = Beams(self.task, beams.opened)
 
@@ -246,6 +262,10 @@ class ScoreJob:
         token = self._expected[len(self.scores)]
         value = sampling.logprob(logits, token)
         self.scores.append(TokenLogprob(self._tools.prompts.text(token), token, value))
+
+    def restart(self, from_scratch: bool) -> None:
+        """Score everything again: the rows that were scored are computed again too."""
+        self.scores.clear()
 
     def usage(self) -> Usage:
         """Return the counts so far."""

@@ -73,7 +73,7 @@ class Filling:
         self._stops = [stop.encode("utf-8", "replace") for stop in slot.stop]
         self._matcher: Matcher | None = None
         if slot.constraint is not None:
-            self._matcher = constraints.start(slot.constraint, slot.lead)
+            self._matcher = constraints.start(slot.constraint, slot.lead, slot.name)
 
     def open(self) -> list[int]:
         """Return the tokens that the constraint forces before anything is sampled."""
@@ -168,7 +168,8 @@ class Filling:
             allowed[self._vocabulary.terminators] = True
         if not allowed.any():
             raise ConstraintDeadEnd(
-                f"slot {self.slot.name!r}: its constraint is not complete and allows no token"
+                f"slot {self.slot.name!r}: its constraint is not complete and allows no token of "
+                "this model; check that some finite text fits it"
             )
         return content, allowed
 

@@ -17,7 +17,7 @@ from typing import Any
 from promptflow.engine.frames import Message
 from promptflow.errors import Cancelled, DeadlineExceeded, EngineLost, PromptflowError
 
-REPLAYS = 2  # how often a request that had not started is given to a new child
+REPLAYS = 2  # children that may die before they begin anything, until what waits is given up
 OnDelta = Callable[[str, str], None]
 
 
@@ -61,6 +61,7 @@ class Tickets:
         self._line: deque[int] = deque()  # keys to be sent; some may have been settled since
         self._waiting = 0
         self._last = 0
+        self._moved = False  # whether the worker has begun or ended any of them
 
     def issue(
         self, messages: Sequence[Message], on_delta: OnDelta | None = None
@@ -116,7 +117,7 @@ class Tickets:
             for key in keys:
                 if key in self._open:
                     self._waiting -= self._open[key].is_waiting
-                    self._open[key].started = True
+                    self._open[key].started = self._moved = True
 
     def tell(self, key: int, slot: str, text: str) -> None:
         """Pass on what has been added to the text of a slot."""
@@ -129,6 +130,7 @@ class Tickets:
         """Resolve the future of ``key``, if it is still open."""
         with self._changed:
             ticket = self._close(key)
+            self._moved |= ticket is not None
         if ticket is not None:
             resolve(ticket.future, outcome)
 
@@ -178,14 +180,19 @@ class Tickets:
             resolve(ticket.future, error)
 
     def sort_out(self, error: EngineLost) -> None:
-        """Fail what had started; put what has not back into the line, for a new worker."""
+        """Fail what had started; put what has not back into the line, for a new worker.
+
+        A request counts as the cause of a death only where nothing had started: it may then be one
+        that brings down whoever reads it.
+        """
         failed: list[_Ticket] = []
         with self._changed:
+            suspect, self._moved = not self._moved, False
             for key, ticket in list(self._open.items()):
-                if ticket.started or ticket.replays >= REPLAYS:
+                if ticket.started or (suspect and ticket.replays >= REPLAYS):
                     failed.append(self._open.pop(key))
                 else:
-                    ticket.replays += 1
+                    ticket.replays = ticket.replays + 1 if suspect else 0
                     ticket.sent = False
             self._line = deque(sorted(self._open, key=lambda key: self._open[key].is_job))
             self._waiting = 0
