@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMOLLM
 from mortal_worker import FATES
 from test_oracle import (
     REFERENCE,
@@ -343,7 +343,7 @@ def test_50_deaths_of_the_child_cost_what_ran_and_nothing_else(monkeypatch):
         for n in range(200)
     ]
     monkeypatch.setattr("promptflow.engine.engine.launch", launch)
-    with Engine("smollm2-135m", EngineOptions(max_running=2)) as engine:
+    with Engine(SMOLLM, EngineOptions(max_running=2)) as engine:
         completions = engine.generate(requests, kill)
         assert len(fates) == DEATHS + 1
         assert engine.stats().restarts == DEATHS
@@ -366,7 +366,7 @@ def test_50_deaths_of_the_child_cost_what_ran_and_nothing_else(monkeypatch):
 def test_kills_of_a_child_with_a_model():
     """A slice of benchmarks/kills.py."""
     kills = runpy.run_path(str(ROOT / "benchmarks" / "kills.py"))
-    with Engine("smollm2-135m", kills["OPTIONS"]) as engine:
+    with Engine(SMOLLM, kills["OPTIONS"]) as engine:
         result = kills["run"](engine, kills=3, requests=24, jitter=0.0)
     assert result.breaches == []
     assert result.kills == 3
@@ -376,7 +376,7 @@ def test_kills_of_a_child_with_a_model():
 def test_a_pool_smaller_than_the_work_with_a_model():
     """A slice of benchmarks/pool.py."""
     pool = runpy.run_path(str(ROOT / "benchmarks" / "pool.py"))
-    result = pool["run"]("smollm2-135m", requests=14, alone=3, share=0.2)
+    result = pool["run"](SMOLLM, requests=14, alone=3, share=0.2)
     assert result.answered + result.refused + result.crowded == 14
     assert result.wrong == result.other == result.differ == 0
     assert result.answered >= 8

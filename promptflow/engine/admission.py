@@ -1,4 +1,4 @@
-"""What can never run is refused at submission, with the numbers that say why."""
+"""What cannot run is refused with the numbers that say why; mostly at submission."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ def check_cells(model: Model, length: int, forks: int, fork_limit: int) -> None:
             f"a beam of width {forks + 1} needs as many sequences, and this engine has "
             f"{model.max_sequences}: lower the width, or load with EngineOptions(max_running=...)"
         )
+
+
+def no_room(model: Model, length: int) -> CapacityError:
+    """Return the error of a request of up to ``length`` tokens that found no room while it ran."""
+    return CapacityError(
+        f"the KV cache of {model.cells:,} cells has no room for this request of up to {length:,} "
+        "tokens: load the model with a larger EngineOptions(context=...)"
+    )

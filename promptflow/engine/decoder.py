@@ -31,7 +31,6 @@ from promptflow.engine.task import Move, Task, carry_out
 from promptflow.engine.totals import Totals
 from promptflow.errors import (
     Cancelled,
-    CapacityError,
     DeadlineExceeded,
     EngineError,
     PromptflowError,
@@ -392,11 +391,8 @@ class Decoder:
         self._totals.preempted += 1
 
     def _no_room(self, task: Task) -> Finished:
-        reason = (
-            f"the KV cache of {self.model.cells:,} cells has no room for this request of up to "
-            f"{task.length_limit:,} tokens: load the model with a larger EngineOptions(context=...)"
-        )
-        return self._fail(self._by_task[task.number], CapacityError(reason))
+        error = admission.no_room(self.model, task.length_limit)
+        return self._fail(self._by_task[task.number], error)
 
     def stats(self) -> Stats:
         """Return the totals so far."""
