@@ -3,7 +3,7 @@
     python benchmarks/pool.py [--model M] [--requests N] [--alone N] [--json]
 
 Prompts of 5 to 400 tokens, many with a beginning in common, one or two slots, some under a
-constraint, and some that can never fit. On top, one decode call in fifty says that the pool is full
+constraint, and some that can never fit. On top, one decode call in ten says that the pool is full
 (code 1), so that requests are preempted and resume. Each has to end with texts that fit its
 constraints or with a CapacityError or ContextOverflow. Then ``--alone`` of them run under
 ``batch_invariant``, all in one batch with such calls among them, and each by itself without: the
@@ -45,7 +45,7 @@ Check = Callable[[str], bool]
 SEED = 2026
 CELLS = 1024
 RUNNING = 16
-FAULTS = 0.02  # of the decode calls
+FAULTS = 0.1  # of the decode calls
 STORY = "The quick brown fox jumps over the lazy dog, then sleeps and dreams of a river. "
 STEMS = ("", STORY, STORY * 6, "Numbers, in order: " + ", ".join(map(str, range(90))) + ". ")
 
