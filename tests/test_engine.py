@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 from conftest import ROOT, SMOLLM
 
-from promptflow.catalog import locate
+from promptflow.catalog import locate, sha256_cached
 from promptflow.engine import Engine, EngineOptions, memory
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.request import (
@@ -744,7 +744,7 @@ def test_a_typed_slot_is_valid_and_an_engine_knows_its_model(smollm):
     assert completion.usage.forced > 2
     info = smollm.info
     assert info.name == MODEL
-    assert info.sha256.startswith("b179c9523d0e")
+    assert info.sha256 == sha256_cached(locate(MODEL))
     assert info.architecture == "llama"
     assert info.context == 8192
     assert info.build.startswith("llama-cpp-python")

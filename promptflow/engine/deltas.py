@@ -1,7 +1,8 @@
 """What has been added to a request's text, for whoever reads it while it is written.
 
 Only what stands is told: no half of a character, and nothing that a stop string may yet cut off.
-What was told is never taken back, since a request that starts again keeps its text.
+What was told is never taken back: a request that starts again keeps its text, or, where its text
+must not depend on what was cached, writes the same text once more.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Deltas:
         if (filling := self._job.plain) is not None:
             if self._reading is None or self._reading.filling is not filling:
                 self._reading = _Reading(filling)
-            fresh.append((filling.slot.name, self._reading.fresh()))
+            name, known = filling.slot.name, self._reading.passed
+            fresh.append((name, self._reading.fresh()[max(0, told.get(name, 0) - known) :]))
         for name, text in fresh:
             told[name] = told.get(name, 0) + len(text)
         return [(name, text) for name, text in fresh if text]
@@ -44,9 +46,15 @@ class _Reading:
     def __init__(self, filling: Filling) -> None:
         self.filling = filling
         self._read = 0  # bytes
+        self.passed = 0  # characters
         self._head: str | None = ""  # what may become the lead; None once that is decided
 
     def fresh(self) -> str:
+        text = self._more()
+        self.passed += len(text)
+        return text
+
+    def _more(self) -> str:
         end = self.filling.settled
         # No character reaches across: each piece ends where one does.
         text = self.filling.text[self._read : end].decode("utf-8", "replace")
