@@ -147,9 +147,12 @@ class Killer:
 
 def kill_child(engine: Engine) -> None:
     """Kill the child and wait for its end: the next one starts with an empty cache."""
-    with os.fdopen(os.pidfd_open(engine.child_pid)) as process:
-        os.kill(engine.child_pid, signal.SIGKILL)
+    pid = engine.child_pid  # once: it is 0 between two children, and that would mean ourselves
+    if pid:
+        process = os.pidfd_open(pid)
+        signal.pidfd_send_signal(process, signal.SIGKILL)
         select.select([process], [], [], 30)
+        os.close(process)
 
 
 def run(engine: Engine, kills: int, requests: int, jitter: float = 0.1) -> Result:

@@ -353,7 +353,9 @@ DEEP = '{"items":' * 40 + "{}" + "}" * 40
             Json('{"not": {}}'),
             "replace that part of the schema. llguidance says: Unimplemented keys",
         ),
-        (Json('{"x-guidance": 3}'), "x-guidance in a JSON Schema is an object"),
+        (Json('{"x-guidance": 3}'), "x-guidance in a JSON Schema is an object of options, got 3"),
+        (Json('{"format": "date", "allOf": 3}'), "Json constraint cannot be compiled"),
+        (Json('{"format": {}, "pattern": 1}'), "Json constraint cannot be compiled"),
     ],
     ids=lambda value: repr(value)[:40],
 )

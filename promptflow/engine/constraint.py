@@ -159,7 +159,9 @@ def _styled_schema(text: str) -> dict[str, Any]:
     schema = _with_bounds(schema)
     own = schema.get("x-guidance", {})
     if not isinstance(own, dict):
-        raise ConstraintError(f"x-guidance in a JSON Schema is an object of options, got {own!r}")
+        raise ConstraintError(
+            f"x-guidance in a JSON Schema is an object of options, got {own!s:.80}"
+        )
     return {**schema, "x-guidance": {**_JSON_STYLE, **own}}
 
 
@@ -174,9 +176,10 @@ def _with_bounds(schema: Any) -> Any:
         for key, value in schema.items()
     }
     form = made.get("format")
-    bounds = _BOUNDS.get(form, []) if isinstance(form, str) else []
-    if bounds:
-        made["allOf"] = [*made.get("allOf", []), *({"pattern": bound} for bound in bounds)]
+    bounds = _BOUNDS.get(form) if isinstance(form, str) else None
+    others = made.get("allOf", [])
+    if bounds and isinstance(others, list):
+        made["allOf"] = [*others, *({"pattern": bound} for bound in bounds)]
     return made
 
 
