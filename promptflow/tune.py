@@ -56,7 +56,7 @@ class _Search:
 
 def variants(cores: int) -> Iterator[dict[str, Any]]:
     """Yield changes to try, each made to the best choices at that time."""
-    yield {"flash_attention": True}
+    yield {"flash_attention": False}
     yield {"micro_batch": 256}
     yield {"micro_batch": 128}
     yield {"batch": 1024, "micro_batch": 1024}
