@@ -29,8 +29,10 @@ demo: environment torch llama project demo-models index
 	@$(BIN)/promptflow ask $(QUESTIONS) --index guide --model qwen2.5-coder-0.5b
 
 test: environment torch llama project test-models lint
-	@echo "[pytest]"
-	@$(BIN)/python -m pytest
+	@echo "[pytest] what decodes with no model, side by side"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not model"
+	@echo "[pytest] what decodes with a model, one after the other: its threads take every core"
+	@$(BIN)/python -m pytest -m model
 
 lint: environment torch llama project
 	@echo "[ruff]" && $(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -26,8 +26,20 @@ SMOLLM = "smollm2-135m-q4_0"
 """The small model, in a format that decodes two to three times as fast as the one published."""
 
 
+ENGINES = {"smollm", "qwen"}
+DECODING = {"cli", "doctor", "examples", "llama", "requantize", "tune"}
+
+
 def pytest_unconfigure() -> None:
     _dspy_cache.cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what decodes with a real model: llama.cpp's threads want every core for themselves."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & ENGINES or item.path.stem.removeprefix("test_") in DECODING:
+            item.add_marker("model")
 
 
 def _engine(name: str) -> Iterator[Engine]:

@@ -96,6 +96,7 @@ def test_python_in_pages_is_python_and_uses_public_names(page: Path):
                 assert node.attr in pf.__all__, f"pf.{node.attr} in {page.name}"
 
 
+@pytest.mark.model
 def test_readme_python_runs(tmp_path: Path):
     """The README's program runs as a user would run it, on the model that it names."""
     [program, *_] = blocks(README, "python")

@@ -619,6 +619,7 @@ def counting(number: int, **slot) -> Request:
     return ask(f"Count: {number}, {number + 1}, {number + 2},", **{"max_tokens": 12, **slot})
 
 
+@pytest.mark.model
 def test_a_killed_child_loses_what_ran_and_nothing_else():
     requests = [counting(number, ignore_eos=True) for number in range(8)]
     with Engine(MODEL, EngineOptions(context=1024, max_running=2)) as engine:
@@ -646,6 +647,7 @@ def test_a_killed_child_loses_what_ran_and_nothing_else():
     assert not is_alive(last)
 
 
+@pytest.mark.model
 def test_a_child_killed_between_calls_is_replaced():
     with Engine(MODEL, EngineOptions(context=512)) as engine:
         expected = texts(engine.generate([counting(3)]))
@@ -669,6 +671,7 @@ def test_a_stream_comes_through_the_child(smollm):
     assert smollm.stats().generated - before.generated < 400
 
 
+@pytest.mark.model
 def test_a_killed_child_ends_its_streams():
     with Engine(MODEL, EngineOptions(context=512)) as engine:
         stream = engine.stream(counting(3, max_tokens=400, ignore_eos=True))
@@ -700,6 +703,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.model
 def test_no_child_outlives_a_killed_parent():
     """Not even one that decodes, with a pipe that another process holds open."""
     parent = subprocess.Popen(
@@ -760,6 +764,7 @@ def test_a_prefix_is_prefilled_once_for_all(smollm):
     assert prefilled <= prompts[0] + 5 * 2
 
 
+@pytest.mark.model
 def test_batch_invariant_text_depends_on_nothing_else():
     options = EngineOptions(context=2048, batch_invariant=True)
     requests = [counting(n, sampling=Sampling(0.8), logprobs=0) for n in range(4)]
@@ -771,6 +776,7 @@ def test_batch_invariant_text_depends_on_nothing_else():
         assert first.fills == second.fills == third.fills
 
 
+@pytest.mark.model
 def test_a_model_may_run_in_this_process(tmp_path):
     """In a process of its own here, since the default build of llama.cpp may abort it."""
     code = (

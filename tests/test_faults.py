@@ -366,6 +366,7 @@ def test_50_deaths_of_the_child_cost_what_ran_and_nothing_else(monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == len(files)
 
 
+@pytest.mark.model
 def test_kills_of_a_child_with_a_model():
     """A slice of benchmarks/kills.py."""
     kills = runpy.run_path(str(ROOT / "benchmarks" / "kills.py"))
@@ -376,6 +377,7 @@ def test_kills_of_a_child_with_a_model():
     assert result.answered >= 24 - 2 * 3
 
 
+@pytest.mark.model
 def test_a_pool_smaller_than_the_work_with_a_model():
     """A slice of benchmarks/pool.py."""
     pool = runpy.run_path(str(ROOT / "benchmarks" / "pool.py"))
