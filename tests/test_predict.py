@@ -230,7 +230,7 @@ def test_typed_fields_and_nested_models_of_a_small_model_always_parse(smollm: En
 
     before = smollm.stats().requests
     inputs = [{"question": question} for question in varied()]
-    results = pf.run_many(pf.Predict(Describe, max_tokens=16), inputs, lm=lm)
+    results = pf.run_many(pf.Predict(Describe, max_tokens=10), inputs, lm=lm)
     assert [r for r in results if isinstance(r, Exception)] == []
     assert {r.confidence for r in results} <= {"low", "medium", "high"}
     assert all(type(r.year) is int for r in results)
