@@ -15,7 +15,7 @@ FOLDER = ROOT / "examples"
 MODEL = ("--model", SMOLLM)
 RUNS = {
     "game_of_24.py": (*MODEL, "--puzzles", "1"),
-    "grounded_qa.py": (*MODEL, "--calls", "10"),
+    "grounded_qa.py": (*MODEL, "--calls", "16"),
     "techniques.py": (*MODEL, "--n", "1", "--samples", "2"),
 }
 """The arguments with which each example is run here."""
