@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from prefix_sharing import data
 
-from promptflow import Engine, EngineOptions, Request, Slot, Text
+from promptflow import Engine, Request, Slot, Text
 
 TURNS = 3
 
@@ -45,7 +45,7 @@ def prefix(tokens: int) -> str:
 def one(model: str, tokens: int, keep: bool) -> dict[str, float]:
     """Load the model and ask for one token after the prefix."""
     begun = time.perf_counter()
-    with Engine(model, EngineOptions(context=4096)) as engine:
+    with Engine(model) as engine:
         loaded = time.perf_counter() - begun
         head = Text(prefix(tokens))
         size = engine.keep([head]) if keep else 0

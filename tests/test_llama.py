@@ -349,9 +349,9 @@ def test_a_model_says_what_it_is(loaded):
     ("choices", "numerics"),
     [
         ({"micro_batch": 8}, ""),
-        ({"flash_attention": False}, "no flash attention"),
+        ({"flash_attention": True}, "flash attention"),
         ({"kv_type": "f32"}, "f32 cache"),
-        ({"kv_type": "q8_0"}, "q8_0 cache"),
+        ({"kv_type": "q8_0", "flash_attention": True}, "flash attention, q8_0 cache"),
     ],
 )
 def test_what_may_be_tuned_gives_the_same_logits_but_for_rounding(model, choices, numerics):

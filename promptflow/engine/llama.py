@@ -38,7 +38,7 @@ class Load:
     threads: int = 1
     gpu_layers: int = 0
     extra_buffers: bool = True
-    flash_attention: bool = True
+    flash_attention: bool = False
     micro_batch: int = 512
     kv_type: str = "f16"
     fallback: bool = False
@@ -54,8 +54,7 @@ class Load:
     def numerics(self) -> str:
         """Return what makes its logits others than those of the default choices."""
         cache = f"{self.kv_type} cache" if self.kv_type != "f16" else ""
-        attention = "" if self.flash_attention else "no flash attention"
-        return ", ".join(filter(None, (attention, cache)))
+        return ", ".join(filter(None, ("flash attention" if self.flash_attention else "", cache)))
 
 
 _KV_TYPES = {"f16": c.GGML_TYPE_F16, "f32": c.GGML_TYPE_F32, "q8_0": c.GGML_TYPE_Q8_0}

@@ -65,7 +65,7 @@ class EngineOptions:
         if self.kv_type is not None and self.kv_type not in KV_TYPES:
             known = ", ".join(KV_TYPES)
             raise ValueError(f"EngineOptions(kv_type={self.kv_type!r}): it is one of {known}")
-        if self.kv_type == "q8_0" and not self.choices().flash_attention:
+        if self.kv_type == "q8_0" and not self.flash_attention:
             raise ValueError("EngineOptions(kv_type='q8_0') needs flash_attention=True")
 
     def choices(self, sha256: str = "") -> Choices:
@@ -75,8 +75,7 @@ class EngineOptions:
         """
         tuned = None if self.batch_invariant or not sha256 else recall(sha256)
         cores = usable_cores()
-        # Only without flash attention a chunk's results do not depend on where it begins.
-        found = Choices(threads=cores, flash_attention=not self.batch_invariant)
+        found = Choices(threads=cores)
         if tuned is not None:
             found = tuned.choices.but(threads=min(cores, tuned.choices.threads))
         wanted: dict[str, Any] = {
@@ -84,7 +83,7 @@ class EngineOptions:
             for name in Choices.__slots__
             if (value := getattr(self, name, None)) is not None
         }
-        if self.flash_attention is False and found.kv_type == "q8_0":
+        if "flash_attention" in wanted and not self.flash_attention and found.kv_type == "q8_0":
             wanted.setdefault("kv_type", "f16")
         return found.but(**wanted)
 

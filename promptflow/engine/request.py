@@ -301,7 +301,7 @@ class ModelInfo:
     eos: str = ""
     features: str = ""  # CPU features of this build of llama.cpp
     threads: int = 1
-    numerics: str = ""  # no flash attention, or another type of cache: logits differ a little
+    numerics: str = ""  # flash attention, or a cache of another type: logits differ a little
 
     @property
     def identity(self) -> str:
