@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-from prefix_sharing import data
+from prefix_sharing import demonstrations, problems
 
 from promptflow import Engine, Request, Slot, Text
 
@@ -30,12 +29,8 @@ TURNS = 3
 
 def prefix(tokens: int) -> str:
     """Return a few-shot prompt of about so many tokens."""
-    exemplars = yaml.safe_load((data() / "exemplars/lm_eval_gsm8k/gsm8k-cot.yaml").read_text())
-    shots = exemplars["fewshot_config"]["samples"]
-    text = "".join(f"Q: {shot['question']}\nA: {shot['target']}\n\n" for shot in shots)
-    lines = (data() / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        row = json.loads(line)
+    text = "".join(demonstrations())
+    for row in problems():
         text += f"Q: {row['question']}\nA: {row['answer']}\n\n"
         if len(text) > 3.3 * tokens:
             break

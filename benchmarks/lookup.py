@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any
 
-from prefix_sharing import data
+from prefix_sharing import problems
 from squad import questions
 
 from promptflow import Engine, EngineOptions, Json, Request, Slot, Text
@@ -50,8 +50,7 @@ ASKED = {
 def contents(task: str, n: int) -> list[str]:
     """Return what the user's turn says in each request."""
     if task == "reason":
-        lines = (data() / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
-        return [f"{ASKED[task]}\n\n{json.loads(line)['question']}" for line in lines[:n]]
+        return [f"{ASKED[task]}\n\n{problem['question']}" for problem in problems()[:n]]
     found = questions(n)
     asked = [f"\n\nQuestion: {row.question}" if task == "quote" else "" for row in found]
     return [f"{ASKED[task]}\n\n{row.passage}{tail}" for row, tail in zip(found, asked, strict=True)]

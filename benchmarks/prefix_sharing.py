@@ -101,14 +101,23 @@ def data() -> Path:
     return folder
 
 
+def demonstrations() -> list[str]:
+    """Return the eight chain-of-thought exemplars of GSM8K as texts."""
+    exemplars = yaml.safe_load((data() / "exemplars/lm_eval_gsm8k/gsm8k-cot.yaml").read_text())
+    samples = exemplars["fewshot_config"]["samples"]
+    return [f"Q: {s['question']}\nA: {s['target']}\n\n" for s in samples]
+
+
+def problems() -> list[dict[str, str]]:
+    """Return the test problems of GSM8K: question and answer of each."""
+    lines = (data() / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def workload(name: str, quick: bool) -> Workload:
     """Return a workload; ``quick`` makes it about a quarter of the size."""
-    exemplars = yaml.safe_load((data() / "exemplars/lm_eval_gsm8k/gsm8k-cot.yaml").read_text())
-    shots = [
-        f"Q: {s['question']}\nA: {s['target']}\n\n" for s in exemplars["fewshot_config"]["samples"]
-    ]
-    lines = (data() / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = [json.loads(line)["question"] for line in lines]
+    shots = demonstrations()
+    asked = [problem["question"] for problem in problems()]
     prompt = "".join(shots)
     if name == "branches":
         trunk = prompt[: 520 * 3]  # about three characters a token

@@ -30,7 +30,7 @@ Measure = Callable[[Choices], Speed]
 
 @dataclass(slots=True)
 class _Search:
-    """The fastest choices so far; ``left`` counts the seconds that remain."""
+    """What has been measured so far; ``ends`` is when the time is used up, by perf_counter."""
 
     speed_of: Measure
     say: Say
@@ -38,15 +38,19 @@ class _Search:
     measured: list[dict[str, Any]]
 
     def seconds(self, choices: Choices) -> float:
-        """Return the seconds that the traffic takes; infinite where llama.cpp refuses them."""
+        """Return the seconds that the traffic takes; raises what ``speed_of`` raises."""
         self.say(_shown(choices))
+        speed = self.speed_of(choices)
+        self.measured.append({**asdict(choices), **_speeds(speed)})
+        return PROMPT / speed.prefill + ANSWERS / speed.together
+
+    def tried(self, choices: Choices) -> float:
+        """Return the seconds that the traffic takes; infinite where llama.cpp refuses them."""
         try:
-            speed = self.speed_of(choices)
+            return self.seconds(choices)
         except (EngineError, ModelInvalid, CapacityError) as error:
             self.measured.append({**asdict(choices), "error": str(error).splitlines()[0]})
             return float("inf")
-        self.measured.append({**asdict(choices), **_speeds(speed)})
-        return PROMPT / speed.prefill + ANSWERS / speed.together
 
     @property
     def is_over(self) -> bool:
@@ -75,21 +79,18 @@ def search(
     """
     start = Choices(threads=cores)
     state = _Search(speed_of, say, perf_counter() + budget, [])
-    say(_shown(start))
-    first = speed_of(start)
-    state.measured.append({**asdict(start), **_speeds(first)})
-    best, seconds = start, PROMPT / first.prefill + ANSWERS / first.together
+    best, seconds = start, state.seconds(start)
     for change in variants(cores):
         if state.is_over:
             break
         candidate = best.but(**change)
-        if state.seconds(candidate) * GAIN < seconds and not state.is_over:
-            again, rival = state.seconds(best), state.seconds(candidate)
+        if state.tried(candidate) * GAIN < seconds and not state.is_over:
+            again, rival = state.tried(best), state.tried(candidate)
             if rival * GAIN < again:
                 best, seconds = candidate, min(rival, seconds)
     if not state.is_over:
         # A cache of 8 bits loses quality: it is measured, and left for a person to choose.
-        state.seconds(best.but(kv_type="q8_0", flash_attention=True))
+        state.tried(best.but(kv_type="q8_0", flash_attention=True))
     found = [_speeds_of(state.measured, choices) for choices in (start, best)]
     return Tuned(best, found[0], found[1], tuple(state.measured))
 

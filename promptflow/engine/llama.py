@@ -57,9 +57,6 @@ class Load:
         return ", ".join(filter(None, ("flash attention" if self.flash_attention else "", cache)))
 
 
-_KV_TYPES = {"f16": c.GGML_TYPE_F16, "f32": c.GGML_TYPE_F32, "q8_0": c.GGML_TYPE_Q8_0}
-
-
 def build() -> str:
     """Return the version of llama-cpp-python."""
     return f"llama-cpp-python {llama_cpp.__version__}"
@@ -138,7 +135,7 @@ class Model:
         params.n_threads_batch = load.threads
         params.kv_unified = True
         params.flash_attn_type = int(load.flash_attention)
-        params.type_k = params.type_v = _KV_TYPES[load.kv_type]
+        params.type_k = params.type_v = getattr(c, f"GGML_TYPE_{load.kv_type.upper()}")
         params.no_perf = True
         context = c.llama_init_from_model(self._model, params)
         if not context:

@@ -83,7 +83,7 @@ class EngineOptions:
             for name in Choices.__slots__
             if (value := getattr(self, name, None)) is not None
         }
-        if "flash_attention" in wanted and not self.flash_attention and found.kv_type == "q8_0":
+        if self.flash_attention is False and found.kv_type == "q8_0":
             wanted.setdefault("kv_type", "f16")
         return found.but(**wanted)
 
