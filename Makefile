@@ -29,10 +29,8 @@ demo: environment torch llama project demo-models index
 	@$(BIN)/promptflow ask $(QUESTIONS) --index guide --model qwen2.5-coder-0.5b
 
 test: environment torch llama project test-models lint
-	@echo "[pytest] what decodes with no model, side by side"
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not model"
-	@echo "[pytest] what decodes with a model, one after the other: its threads take every core"
-	@$(BIN)/python -m pytest -m model
+	@echo "[pytest] a process for each core, the slowest tests first"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 1
 
 lint: environment torch llama project
 	@echo "[ruff]" && $(BIN)/ruff check . && $(BIN)/ruff format --check .

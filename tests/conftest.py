@@ -30,16 +30,31 @@ ENGINES = {"smollm", "qwen"}
 DECODING = {"cli", "doctor", "examples", "llama", "requantize", "tune"}
 
 
+def pytest_configure() -> None:
+    """Give each of several test processes its own cores.
+
+    llama.cpp's threads spin, so engines that share a core are ten times slower; one that may use a
+    single core starts a single thread.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        cores = sorted(os.sched_getaffinity(0))
+        own = cores[int(worker[2:]) % count :: count]
+        os.sched_setaffinity(0, own or cores)
+
+
 def pytest_unconfigure() -> None:
     _dspy_cache.cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what decodes with a real model: llama.cpp's threads want every core for themselves."""
+    """Mark what decodes with a real model, and let it go first: it takes longest."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & ENGINES or item.path.stem.removeprefix("test_") in DECODING:
             item.add_marker("model")
+    items.sort(key=lambda item: item.get_closest_marker("model") is None)
 
 
 def _engine(name: str) -> Iterator[Engine]:

@@ -289,7 +289,7 @@ def test_500_requests_on_a_pool_of_1024_cells_get_their_own_texts_or_typed_error
     assert too_long + too_wide + no_room == len(errors)
     assert too_long > 3
     assert too_wide > 3
-    assert no_room < 25, "it lost its place twice"
+    assert no_room < 5, "it found none though it was alone"
     stats = pool.decoder.stats()
     assert stats.requests == 500 - too_long - too_wide
     assert stats.preempted == len(pool.resumed) + no_room > 50

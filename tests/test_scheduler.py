@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, Scheduler
+from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, TAIL_AGE, Scheduler
 from promptflow.engine.task import Copy, Drop, Plan, Task
 
 TRUNK = list(range(100, 110))
@@ -355,3 +355,50 @@ def test_every_task_is_admitted_in_the_end(prompts, cells, batch, sequences, run
                 scheduler.finish(one, keep=True)
     assert not scheduler.waiting
     assert not scheduler.running
+
+
+def alone(scheduler: Scheduler, number: int, tokens: list[int]) -> int:
+    """Run a task to its end and return how many tokens it took from the cache."""
+    one = task(number, tokens, room=0)
+    scheduler.submit(one)
+    plan = scheduler.step()
+    taken = one.computed
+    for each, take in plan.rows:
+        scheduler.computed(each, take)
+    finish(scheduler, one)
+    return taken
+
+
+def test_old_tails_go_and_beginnings_that_two_prompts_had_stay():
+    scheduler = Scheduler(100_000, 4096, 64, 8)
+    for number in range(3):
+        alone(scheduler, number, [*TRUNK, *[number] * 50])
+    alone(scheduler, 3, [7] * (TAIL_AGE - 100))
+    assert len(scheduler.retained) == 4, "nothing is older than the limit yet"
+    alone(scheduler, 4, [8] * TAIL_AGE)
+    assert list(scheduler.retained.values()) == [TRUNK, [7] * (TAIL_AGE - 100), [8] * TAIL_AGE]
+    assert scheduler.cells.used == 10 + 2 * TAIL_AGE - 100
+    assert alone(scheduler, 5, [*TRUNK, 0]) == 10
+
+
+def test_a_conversation_is_kept_whole_through_its_turns():
+    scheduler = Scheduler(100_000, 4096, 64, 8)
+    talks = [[number] * 2000 for number in range(4)]
+    for turn in range(6):
+        for number, talk in enumerate(talks):
+            before = len(talk)
+            talk += [number, turn] * 60
+            taken = alone(scheduler, 4 * turn + number, talk)
+            assert taken == before or turn < 3, "the first turns are too long to outlast each other"
+
+
+def test_programs_called_in_turn_compute_their_beginnings_twice_at_most():
+    scheduler = Scheduler(100_000, 4096, 64, 8)
+    heads = [[number] * 800 for number in range(4)]
+    taken = [
+        alone(scheduler, 4 * turn + number, [*head, 9, turn])
+        for turn in range(5)
+        for number, head in enumerate(heads)
+    ]
+    assert taken[:4] == [0] * 4
+    assert taken[8:] == [801] * 12

@@ -356,10 +356,8 @@ class Decoder:
         for entry in dict.fromkeys(self._by_task[task.number] for task in tasks):
             entry.faults += 1
             if entry.faults > RETRIES:
-                reason = (
-                    f"llama_decode failed with code {code}, and again after a new start: send the "
-                    "request once more, and run `promptflow doctor` where that fails too"
-                )
+                reason = f"llama_decode failed with code {code}, and again after a new start: "
+                reason += "send the request once more; if it fails too, run `promptflow doctor`"
                 finished.append(self._fail(entry, EngineError(reason)))
         restart = list(tasks)
         if code < -1:
@@ -373,15 +371,16 @@ class Decoder:
         return finished
 
     def _make_room(self) -> list[Finished]:
-        """Give up cached prefixes, then the newest sequence; fail one that was given up before."""
+        """Give up cached prefixes, then the newest job, and at last one that is alone."""
         freed = self.scheduler.evict_all()
         self._move(freed)
         if freed:
             return []
-        running = [self._by_task[task.number] for task in self.scheduler.running]
+        running = dict.fromkeys(self._by_task[task.number] for task in self.scheduler.running)
         entry = max(running, key=lambda entry: entry.job.task.number)
         self._preempt(entry)
-        return [self._no_room(entry.job.task)] if entry.job.task.preempted > 1 else []
+        alone = len(running) == 1 < entry.job.task.preempted
+        return [self._no_room(entry.job.task)] if alone else []
 
     def _preempt(self, entry: _Entry) -> None:
         """Send a job back to the queue."""

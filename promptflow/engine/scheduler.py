@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from promptflow.engine.prefix import CellLedger, PrefixTree
+from promptflow.engine.prefix import CellLedger, PrefixTree, PromptHistory
 from promptflow.engine.task import Copy, Drop, Move, Plan, Task
+from promptflow.engine.width import Width
 
 PATIENCE = 64  # younger tasks that may overtake a waiting one before it goes first
 WINDOW = 256  # waiting tasks that are compared with each other
 SCORED_ROWS = 128  # scored positions a batch: llama.cpp keeps a row of the vocabulary for each
+HISTORY = 256  # prompts that are remembered when their cells may be gone
+TAIL_AGE = 1024  # tokens computed after its last use that a tail nobody shared stays for
 FEW = 8  # up to so many pending tokens a sequence counts as decoding, and goes first
 
 
@@ -33,6 +36,10 @@ class Scheduler:
         self.waiting: list[Task] = []
         self.running: list[Task] = []
         self.retained: dict[int, list[int]] = {}  # finished sequences by least recent use
+        self._last_use: dict[int, int] = {}  # of a finished sequence, in tokens computed
+        self._clock = 0
+        self._history = PromptHistory(HISTORY)
+        self._width = Width()
         self.tree = PrefixTree()
         self.cells = CellLedger(cells)
         # Attention reads every cell up to the highest used one, whoever holds it.
@@ -78,13 +85,20 @@ class Scheduler:
                 rank = (task.skipped > PATIENCE, shared, -task.number)
                 if best is None or rank > best:
                     best, choice = rank, (task, source, shared)
-            if choice is None:
+            if choice is None or not self._is_worth(choice[0], choice[2]):
                 return
             if not self._start(*choice, plan):
                 if self.running:
                     return
                 self.waiting.remove(choice[0])
                 plan.hopeless.append(choice[0])
+
+    def _is_worth(self, task: Task, shared: int) -> bool:
+        """Return whether all get done sooner where ``task`` joins the running ones now."""
+        size = len(task.tokens)
+        fresh, room = size - shared, task.length_limit - size
+        longest = max((other.written for other in self.running), default=0)
+        return self._width.is_worth(len(self.running), fresh, room, longest)
 
     def _is_blocked(self, task: Task) -> bool:
         """Return whether a prefill that the task waits for is still on its way."""
@@ -128,20 +142,22 @@ class Scheduler:
         if not self._free:
             # All numbers are taken and the prefix is all that its sequence holds: take that over.
             task.sequence = source
-            del self.retained[source]
+            del self.retained[source], self._last_use[source]
         else:
             task.sequence = self._free.pop()
             if shared:
                 plan.moves.append(Copy(source, task.sequence, shared))
                 self.cells.share(source, task.sequence, shared)
             if source in self.retained:
-                self.retained[source] = self.retained.pop(source)
+                self._retain(source, self.retained.pop(source))
         task.spares = [self._free.pop() for _ in range(task.forks)]
         if shared < len(task.tokens):
             task.row = None
-        task.computed = shared
+        task.computed, task.prompt = shared, min(task.prompt, len(task.tokens))
         self._owners[task.sequence] = task
         self._indexed[task.sequence] = list(task.tokens)
+        if self.sharing and not task.preempted:
+            self._history.add(task.tokens)
         self.tree.insert(task.sequence, task.tokens)
         self.waiting.remove(task)
         for other in self.waiting:
@@ -214,6 +230,7 @@ class Scheduler:
         """Record that ``count`` more tokens of a task are in the cache."""
         self.cells.extend(task.sequence, count)
         task.computed += count
+        self._clock += count
 
     def cut(self, task: Task, length: int) -> list[Move]:
         """Take a task's tokens after ``length`` back from the cache."""
@@ -236,6 +253,8 @@ class Scheduler:
                 self.waiting.remove(task)
             return []
         self.running.remove(task)
+        if keep and task.length_limit > task.prompt:
+            self._width.ended(task.written)
         self._free += task.spares
         task.spares = []
         sequence, task.sequence = task.sequence, -1
@@ -247,7 +266,8 @@ class Scheduler:
             for shorter in self._covered_by(held):
                 self._give_up(shorter, moves)
             self.tree.insert(sequence, held)
-            self.retained[sequence] = held
+            self._retain(sequence, held)
+            self._age(moves)
             while self.cells.used > self.retain_limit and self._evict(moves):
                 pass
         else:
@@ -301,13 +321,36 @@ class Scheduler:
         """Count a vacated sequence, which now holds ``tokens``, among the finished ones."""
         self.cells.extend(sequence, len(tokens))
         self.tree.insert(sequence, tokens)
-        self.retained[sequence] = tokens
+        self._retain(sequence, tokens)
 
     def give_back(self, sequence: int) -> None:
         """Return a vacated sequence that holds nothing."""
         self._free.append(sequence)
 
     # Retained sequences
+
+    def _retain(self, sequence: int, tokens: list[int]) -> None:
+        """Count a sequence as the finished one that was used last."""
+        self.retained[sequence] = tokens
+        self._last_use[sequence] = self._clock
+
+    def _age(self, moves: list[Move]) -> None:
+        """Cut from old sequences what no two of the last prompts began with.
+
+        Prompts of one program share their beginning and differ in the end, so a tail that was not
+        asked for soon is not asked for at all, while a beginning is worth its cells for long. The
+        history outlives the cells, as in the 2Q policy (Johnson and Shasha, 1994): of programs
+        called in turn each beginning is computed twice at most.
+        """
+        for sequence, tokens in list(self.retained.items()):
+            if self._clock - self._last_use[sequence] <= TAIL_AGE:
+                return
+            trunk = self._history.trunk(tokens)
+            holders = self.tree.match(tokens[:trunk])[0][1] if trunk else set()
+            if trunk == 0 or len(holders & self.retained.keys()) > 1:
+                self._give_up(sequence, moves)
+            elif trunk < len(tokens):
+                self._trim(sequence, trunk, moves)
 
     def _evict(self, moves: list[Move], keep: int = -1) -> bool:
         """Free the finished sequence that was used least recently, but not ``keep``."""
@@ -320,6 +363,7 @@ class Scheduler:
 
     def _give_up(self, sequence: int, moves: list[Move]) -> None:
         self.tree.remove(sequence, self.retained.pop(sequence))
+        del self._last_use[sequence]
         self._release(sequence, moves)
 
     def _release(self, sequence: int, moves: list[Move]) -> None:
@@ -341,7 +385,7 @@ class Scheduler:
         for depth, holders in self.tree.match(tokens):
             for holder in holders:
                 if depth == len(tokens) and holder in self.retained:
-                    self.retained[holder] = self.retained.pop(holder)
+                    self._retain(holder, self.retained.pop(holder))
                     return True
         return False
 

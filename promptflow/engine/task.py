@@ -26,6 +26,7 @@ class Task:
     draft: list[int] = field(default_factory=list)  # guesses decoded in the next batch
     scored_from: int = _NEVER  # the logits of every position from here on are wanted
     computed: int = 0
+    prompt: int = _NEVER  # tokens that it began with, where it is no fork
     sequence: int = -1
     wants: set[int] = field(default_factory=set)  # positions whose logits waiting tasks ask for
     row: np.ndarray | None = None  # logits after the last token, computed by another sequence
@@ -37,6 +38,11 @@ class Task:
     def pending(self) -> int:
         """Return how many known tokens are not yet in the cache."""
         return len(self.tokens) - self.computed
+
+    @property
+    def written(self) -> int:
+        """Return how many tokens came since it began; of a fork, none."""
+        return max(0, len(self.tokens) - self.prompt)
 
     @property
     def promised(self) -> int:
