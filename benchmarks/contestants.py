@@ -7,10 +7,10 @@ prompt, so that builds of llama.cpp with different kernels can be compared.
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -148,18 +148,12 @@ def server(path: Path, work: Workload, threads: int) -> Figures:
     totals = {"prompt_n": 0, "predicted_n": 0}
 
     def ask(prompt: str, tokens: int, seed: int) -> None:
-        answers: list[Any] = []
-
-        def keep(text: Any) -> None:
-            answers.append(text if isinstance(text, dict) else json.loads(text))
-
         body = {
             "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "seed": seed,
             "temperature": work.temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
             "cache_prompt": True,
         }  # fmt: skip
-        running.handle_completions(json.dumps(body), keep, keep)
-        timings = answers[-1]["timings"]
+        timings = running.handle_completions(body)["timings"]
         with lock:
             for name in totals:
                 totals[name] += timings[name]
@@ -222,24 +216,24 @@ def _serving(path: Path, threads: int) -> Iterator[str]:
         sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--port", str(port),
         "--n_ctx", "4096", "--n_threads", str(threads), "--n_threads_batch", str(threads),
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                assert process.stderr is not None
-                raise RuntimeError(process.stderr.read().strip().splitlines()[-1])
-            try:
-                urllib.request.urlopen(f"{address}/v1/models", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
+    # Not a pipe: nobody reads it, and the server would stop where it is full.
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        address = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise RuntimeError(log.read().strip().splitlines()[-1])
+                try:
+                    urllib.request.urlopen(f"{address}/v1/models", timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
+            process.wait()
 
 
 CONTESTANTS: dict[str, Callable[[Path, Workload, int], Figures]] = {

@@ -91,6 +91,14 @@ class Cancelled(EngineError):
 class DeadlineExceeded(EngineError):
     """The request's deadline passed before it was finished."""
 
+    @classmethod
+    def after(cls, seconds: float, what: str) -> DeadlineExceeded:
+        """Return the error of a request that was not ``what`` within ``seconds``."""
+        return cls(
+            f"the request was not {what} within its deadline of {seconds:g} s: raise "
+            "Request(deadline=...), lower max_tokens, or send fewer requests at a time"
+        )
+
 
 class NumericError(EngineError):
     """The model returned logits that are not numbers."""

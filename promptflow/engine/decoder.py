@@ -148,7 +148,7 @@ class Decoder:
         """Stop the jobs whose deadline has passed; return them."""
         now = time.monotonic()
         return [
-            self._fail(entry, DeadlineExceeded(f"not done within {entry.deadline:g} s"))
+            self._fail(entry, DeadlineExceeded.after(entry.deadline, "done"))
             for entry in list(self._entries.values())
             if entry.deadline is not None and now - entry.started >= entry.deadline
         ]

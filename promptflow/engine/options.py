@@ -43,7 +43,7 @@ class EngineOptions:
     """
 
     context: int = 8192
-    max_running: int = 16
+    max_running: int = 32
     max_waiting: int = 1024
     gpu_layers: int = 0
     isolate: bool = True

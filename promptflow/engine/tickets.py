@@ -165,7 +165,7 @@ class Tickets:
                 else:
                     ahead.append(left)
         for key, deadline in late:
-            self.settle(key, DeadlineExceeded(f"not begun within {deadline:g} s"))
+            self.settle(key, DeadlineExceeded.after(deadline, "begun"))
         return min(ahead, default=None)
 
     def fail(self, error: PromptflowError) -> None:
