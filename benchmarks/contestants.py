@@ -221,7 +221,7 @@ def _serving(path: Path, threads: int) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         address = f"http://127.0.0.1:{port}"
         try:
-            while True:
+            for _ in range(600):
                 if process.poll() is not None:
                     log.seek(0)
                     raise RuntimeError(log.read().strip().splitlines()[-1])

@@ -379,8 +379,8 @@ class Decoder:
         running = dict.fromkeys(self._by_task[task.number] for task in self.scheduler.running)
         entry = max(running, key=lambda entry: entry.job.task.number)
         self._preempt(entry)
-        alone = len(running) == 1 < entry.job.task.preempted
-        return [self._no_room(entry.job.task)] if alone else []
+        hopeless = len(running) == 1 and entry.job.task.preempted > 1
+        return [self._no_room(entry.job.task)] if hopeless else []
 
     def _preempt(self, entry: _Entry) -> None:
         """Send a job back to the queue."""

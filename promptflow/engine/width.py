@@ -9,9 +9,7 @@ run side by side; long prompts with short answers are faster a few at a time.
 from __future__ import annotations
 
 LEAST = 4  # sequences that run together whatever it costs: requests should not stand in a line
-PASS = (
-    8192  # cells that cost as much attention as a pass over the weights; measured 5,000 to 14,000
-)
+PASS = 8192  # cells whose attention costs a pass over the weights; measured 5,000 to 14,000
 EXPECTED = 32.0  # tokens that an answer has before any was seen
 
 
