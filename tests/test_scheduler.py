@@ -402,3 +402,27 @@ def test_programs_called_in_turn_compute_their_beginnings_twice_at_most():
     ]
     assert taken[:4] == [0] * 4
     assert taken[8:] == [801] * 12
+
+
+@given(st.integers(0, 1 << 30))
+@settings(max_examples=25)
+def test_a_refusal_that_is_remembered_changes_no_plan(seed):
+    def plans(remember: bool) -> list[object]:
+        rng = np.random.default_rng(seed)
+        scheduler = Scheduler(4096, 64, 40, 32)
+        if not remember:
+            scheduler._width.still_refuses = lambda running: False
+        waiting = [task(n, [n % 3] * 40 + [9] * int(rng.integers(90)) + [n], 8) for n in range(24)]
+        seen: list[object] = []
+        while waiting or scheduler.running or scheduler.waiting:
+            for one in [waiting.pop() for _ in range(min(len(waiting), int(rng.integers(4))))]:
+                scheduler.submit(one)
+            seen.append(rows(step(scheduler)))
+            for one in list(scheduler.running):
+                if not one.pending and len(one.tokens) < one.length_limit:
+                    one.tokens.append(5)
+                elif not one.pending:
+                    scheduler.finish(one, keep=True)
+        return seen
+
+    assert plans(True) == plans(False)

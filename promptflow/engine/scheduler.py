@@ -54,6 +54,7 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Queue a task."""
         self.waiting.append(task)
+        self._width.refused = None
         for other in self.running:
             self._ask(other, [task])
 
@@ -73,6 +74,8 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> None:
         """Start waiting tasks, longest ready prefix first; siblings of a prefill wait for it."""
+        if self._width.still_refuses(self.running):
+            return  # comparing every waiting prompt again would take milliseconds a step
         while self.waiting and len(self.running) < self.max_running:
             best: tuple[bool, int, int] | None = None
             choice: tuple[Task, int, int] | None = None
@@ -85,20 +88,13 @@ class Scheduler:
                 rank = (task.skipped > PATIENCE, shared, -task.number)
                 if best is None or rank > best:
                     best, choice = rank, (task, source, shared)
-            if choice is None or not self._is_worth(choice[0], choice[2]):
+            if choice is None or not self._width.admits(self.running, choice[0], choice[2]):
                 return
             if not self._start(*choice, plan):
                 if self.running:
                     return
                 self.waiting.remove(choice[0])
                 plan.hopeless.append(choice[0])
-
-    def _is_worth(self, task: Task, shared: int) -> bool:
-        """Return whether all get done sooner where ``task`` joins the running ones now."""
-        size = len(task.tokens)
-        fresh, room = size - shared, task.length_limit - size
-        longest = max((other.written for other in self.running), default=0)
-        return self._width.is_worth(len(self.running), fresh, room, longest)
 
     def _is_blocked(self, task: Task) -> bool:
         """Return whether a prefill that the task waits for is still on its way."""
@@ -159,6 +155,7 @@ class Scheduler:
         if self.sharing and not task.preempted:
             self._history.add(task.tokens)
         self.tree.insert(task.sequence, task.tokens)
+        self._width.refused = None
         self.waiting.remove(task)
         for other in self.waiting:
             other.skipped += other.number < task.number
@@ -228,6 +225,8 @@ class Scheduler:
 
     def computed(self, task: Task, count: int) -> None:
         """Record that ``count`` more tokens of a task are in the cache."""
+        if task.computed < task.prompt:
+            self._width.refused = None
         self.cells.extend(task.sequence, count)
         task.computed += count
         self._clock += count
@@ -245,9 +244,9 @@ class Scheduler:
 
         Return the moves that the model has to make. A task that only waits is forgotten.
         """
-        task.row = None
+        task.row = task.waits_for = None
         task.wants.clear()
-        task.waits_for = None
+        self._width.refused = None
         if task.sequence < 0:
             if task in self.waiting:
                 self.waiting.remove(task)
@@ -319,6 +318,7 @@ class Scheduler:
 
     def adopt(self, sequence: int, tokens: list[int]) -> None:
         """Count a vacated sequence, which now holds ``tokens``, among the finished ones."""
+        self._width.refused = None
         self.cells.extend(sequence, len(tokens))
         self.tree.insert(sequence, tokens)
         self._retain(sequence, tokens)

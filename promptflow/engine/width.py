@@ -8,6 +8,10 @@ run side by side; long prompts with short answers are faster a few at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from promptflow.engine.task import Task
+
 LEAST = 4  # sequences that run together whatever it costs: requests should not stand in a line
 PASS = 8192  # cells whose attention costs a pass over the weights; measured 5,000 to 14,000
 EXPECTED = 32.0  # tokens that an answer has before any was seen
@@ -19,10 +23,23 @@ class Width:
     def __init__(self) -> None:
         """Expect answers of 32 tokens."""
         self.answer = EXPECTED
+        self.refused: tuple[Task, int] | None = None  # the best choice, until another may be
 
     def ended(self, generated: int) -> None:
         """Learn from an answer that came to its end."""
         self.answer += (generated - self.answer) / 8
+
+    def admits(self, running: Sequence[Task], task: Task, shared: int) -> bool:
+        """Return whether ``task``, with ``shared`` tokens held, should join; remember a refusal."""
+        size = len(task.tokens)
+        longest = max((other.written for other in running), default=0)
+        worth = self.is_worth(len(running), size - shared, task.length_limit - size, longest)
+        self.refused = None if worth else (task, shared)
+        return worth
+
+    def still_refuses(self, running: Sequence[Task]) -> bool:
+        """Return whether what was refused last would be refused again."""
+        return self.refused is not None and not self.admits(running, *self.refused)
 
     def is_worth(self, running: int, fresh: int, room: int, longest: int) -> bool:
         """Return whether to add a prompt of ``fresh`` tokens that nobody holds to ``running`` ones.
