@@ -23,7 +23,7 @@ from promptflow import catalog
 from promptflow.download import folder_size
 from promptflow.engine.options import EngineOptions
 from promptflow.engine.request import Request, Sampling, Slot, Text
-from promptflow.engine.tuned import Choices, Tuned, recall
+from promptflow.engine.tuned import BRANCHES, Choices, Tuned, recall
 from promptflow.errors import PromptflowError
 from promptflow.storage import cache_dir
 
@@ -41,7 +41,7 @@ PACKAGES = (
     "sentence-transformers",
     "torch",
 )
-PROMPT_WORDS, TOKENS, BRANCHES = 192, 24, 8
+PROMPT_WORDS, TOKENS = 192, 24
 
 
 @dataclass(frozen=True, slots=True)

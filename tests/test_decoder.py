@@ -276,7 +276,7 @@ def test_a_fatal_code_makes_the_cache_anew():
 def test_long_prefills_hold_up_no_running_decode_by_more_than_two_steps(batch, lookup):
     """Counted in decode calls between one token of a sequence and its next."""
     fake = Recording(batch=batch)
-    decoder = Decoder(fake, max_running=8, lookup=lookup)
+    decoder = Decoder(fake, max_running=8, pass_rows=1000.0 * lookup)
     stops = {"stop": ("zz", "qq"), "max_tokens": 30}  # text that is cut is computed again
     for key in range(4):
         decoder.submit(key, ask(f"{key}", **stops))

@@ -12,6 +12,7 @@ from conftest import SMOLLM
 from promptflow import doctor
 from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.tuned import BRANCHES
 from promptflow.errors import EngineLost
 
 
@@ -28,11 +29,11 @@ def test_measure_prefills_cold_and_branches_from_one_prefill():
         stats = engine.stats()
     finally:
         engine.close()
-    assert speed.branches == doctor.BRANCHES
+    assert speed.branches == BRANCHES
     assert min(speed.prefill, speed.alone, speed.together) > 0
-    assert stats.requests == 2 + doctor.BRANCHES
+    assert stats.requests == 2 + BRANCHES
     assert stats.prefilled < 2 * doctor.PROMPT_WORDS * len("word ")
-    assert stats.generated == 1 + (1 + doctor.BRANCHES) * doctor.TOKENS
+    assert stats.generated == 1 + (1 + BRANCHES) * doctor.TOKENS
 
 
 def test_measure_is_cold_every_time():

@@ -10,9 +10,10 @@ import promptflow as pf
 from promptflow.engine import tuned
 from promptflow.engine.fake import FakeModel, ScriptedEngine
 from promptflow.engine.host import usable_cores
+from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.options import DEFAULTS, EngineOptions, load_settings, worker_settings
 from promptflow.engine.request import Regex
-from promptflow.engine.tuned import Choices, Tuned
+from promptflow.engine.tuned import MOST_PASS_ROWS, Choices, Tuned
 from promptflow.errors import ModelNotFound
 from promptflow.fields import constraint_of
 from promptflow.flow import Order, request_of, run
@@ -82,11 +83,26 @@ def test_what_llama_cpp_would_abort_on_is_refused(options, message):
 def test_a_worker_is_told_what_it_needs():
     settings = worker_settings(EngineOptions(context=512, max_running=3, lookup=True))
     assert settings["max_running"] == 3
-    assert settings["lookup"] is True
+    assert settings["pass_rows"] == PASS_ROWS
     assert settings["load"]["sequences"] == 51
     assert "path" not in settings
     alone = worker_settings(EngineOptions(batch_invariant=True, lookup=True))
-    assert alone["lookup"] is False, "drafts would depend on what runs beside"
+    assert alone["pass_rows"] == 0, "drafts would depend on what runs beside"
+    assert worker_settings(EngineOptions())["pass_rows"] == 0
+
+
+def test_drafts_are_weighed_by_what_rows_cost_on_this_machine():
+    lookup = EngineOptions(lookup=True)
+    assert lookup.pass_rows(SHA) == PASS_ROWS, "not known"
+    # 50 ms a step alone and 160 with 8 branches: 15.7 a row, so 34.3 for the weights.
+    tuned.remember(SHA, Tuned(Choices(), {}, {"alone": 20.0, "together": 50.0}))
+    assert lookup.pass_rows(SHA) == pytest.approx(34.3 / 15.7, rel=0.01)
+    assert EngineOptions().pass_rows(SHA) == 0
+    assert EngineOptions(lookup=True, gpu_layers=1).pass_rows(SHA) == PASS_ROWS_GPU
+    tuned.remember(SHA, Tuned(Choices(), {}, {"alone": 20.0, "together": 160.0}))
+    assert lookup.pass_rows(SHA) == pytest.approx(MOST_PASS_ROWS - 1), "rows cost nothing"
+    tuned.remember(SHA, Tuned(Choices(), {}, {"alone": 20.0, "together": 20.0}))
+    assert 0 < lookup.pass_rows(SHA) < 0.1, "a row costs as much as the weights"
 
 
 def test_a_file_is_looked_for_before_anything_is_started(tmp_path):

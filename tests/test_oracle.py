@@ -305,7 +305,7 @@ class Decoding(RuleBasedStateMachine):
     )
     def begin(self, cells: int, batch: int, sequences: int, running: int, lookup: bool) -> None:
         fake = model(cells, batch, sequences)
-        self.decoder = Decoder(fake, max_running=running, lookup=lookup)
+        self.decoder = Decoder(fake, max_running=running, pass_rows=1000.0 * lookup)
         self.readers = Readers(self.decoder)
 
     @precondition(lambda self: self.decoder)
@@ -410,7 +410,7 @@ test_any_program_decodes_as_if_alone = Decoding.TestCase
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(requests(), min_size=1, max_size=12), st.booleans(), st.booleans())
 def test_a_batch_decodes_as_if_alone(batch, batch_invariant, lookup):
-    decoder = Decoder(model(), batch_invariant=batch_invariant, lookup=lookup)
+    decoder = Decoder(model(), batch_invariant=batch_invariant, pass_rows=1000.0 * lookup)
     for completion, request in zip(run(decoder, batch), batch, strict=True):
         assert comparable(completion, request) == REFERENCE.fills(request)
         assert completion.usage.reused == 0 or not batch_invariant
@@ -479,7 +479,7 @@ def hard_requests(count: int) -> list[Request]:
 def test_500_random_cancellations_leave_no_cell_behind():
     """Of requests that wait, prefill, generate, search or weigh, in a cache that is too small."""
     rng = np.random.default_rng(5)
-    decoder = Decoder(model(1000, batch=16), max_running=5, lookup=True)
+    decoder = Decoder(model(1000, batch=16), max_running=5, pass_rows=1000.0)
     readers = Readers(decoder)
     batch = hard_requests(900)
     batch[::5] = [Request((Text("x\ny" * 60), *r.parts), r.seed) for r in batch[::5]]

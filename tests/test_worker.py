@@ -18,7 +18,7 @@ from promptflow.engine.wire import completion_from_wire, error_from_wire, to_wir
 from promptflow.engine.worker import Worker, probe
 from promptflow.errors import ConstraintError, ContextOverflow, EngineError, ModelInvalid
 
-SETTINGS = {"max_running": 4, "batch_invariant": False, "lookup": False, "prefixes": False}
+SETTINGS = {"max_running": 4, "batch_invariant": False, "pass_rows": 0.0, "prefixes": False}
 
 
 def answers(messages: list[Message]) -> list[Message]:

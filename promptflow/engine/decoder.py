@@ -15,6 +15,7 @@ from promptflow.engine.batch import batch_of
 from promptflow.engine.beam import Fork
 from promptflow.engine.job import FillJob, ScoreJob, Tools
 from promptflow.engine.kept import KeptPrefixes
+from promptflow.engine.lookup import least_chance
 from promptflow.engine.model import Model
 from promptflow.engine.prefix import common
 from promptflow.engine.request import (
@@ -50,6 +51,7 @@ class _Entry:
     started: float
     deadline: float | None = None
     faults: int = 0
+    cramped: int = 0  # times that there was no room though it ran alone
 
 
 class Decoder:
@@ -61,15 +63,15 @@ class Decoder:
         *,
         max_running: int = 16,
         batch_invariant: bool = False,
-        lookup: bool = False,
+        pass_rows: float = 0.0,
         prefixes: Path | None = None,
         on_start: Callable[[list[int]], None] | None = None,
     ) -> None:
         """Take over ``model``. ``batch_invariant`` runs jobs alone, each from an empty cache.
 
-        ``lookup`` drafts tokens from each job's own text: see lookup.py. ``prefixes`` is the
-        folder of prefixes kept on disk. ``on_start`` is told the keys of jobs before the decode
-        call that first touches them.
+        ``pass_rows``, if not 0, has tokens drafted from each job's own text: see lookup.py.
+        ``prefixes`` is the folder of prefixes kept on disk. ``on_start`` is told the keys of jobs
+        before the decode call that first touches them.
         """
         self.model = model
         self.tools = Tools(model)
@@ -80,7 +82,7 @@ class Decoder:
             1 if batch_invariant else max_running,
             sharing=not batch_invariant,
         )
-        self._lookup = lookup
+        self._pass_rows = pass_rows
         self._kept = KeptPrefixes(model, self.scheduler, prefixes)
         self._on_start = on_start
         self._entries: dict[int, _Entry] = {}
@@ -166,7 +168,7 @@ class Decoder:
         if plan.admitted and self._on_start is not None:
             self._on_start([self._by_task[task.number].key for task in plan.admitted])
         if plan.rows:
-            self._draft(plan.rows if self._lookup else ())
+            self._draft(plan.rows if self._pass_rows else ())
             code = self._decode(plan.rows)
             if code == 0:
                 finished += self._collect(plan.rows)
@@ -191,8 +193,8 @@ class Decoder:
         room = min(self.model.batch, DRAFTED_ROWS) - sum(take for _, take in rows)
         for task, take in rows:
             job = self._by_task[task.number].job
-            if room > 0 and take == task.pending and isinstance(job, FillJob):
-                task.draft = job.draft(room)
+            if take == task.pending and isinstance(job, FillJob):
+                task.draft = job.draft(room, least_chance(self._pass_rows, len(rows)))
                 room -= len(task.draft)
 
     def _decode(self, rows: Sequence[tuple[Task, int]]) -> int:
@@ -292,7 +294,6 @@ class Decoder:
             return [self._fail(entry, error)]
         self._totals.drafted += len(draft)
         self._totals.accepted += accepted
-        job.lookup.learn(len(task.tokens), len(draft), accepted)
         if stands == base:
             stands += common(draft, task.tokens[base:], len(draft))
             job.meter.compute(base, stands)
@@ -371,7 +372,7 @@ class Decoder:
         return finished
 
     def _make_room(self) -> list[Finished]:
-        """Give up cached prefixes, then the newest job, and at last one that is alone."""
+        """Give up cached prefixes, then the newest job, and at last one that was alone thrice."""
         freed = self.scheduler.evict_all()
         self._move(freed)
         if freed:
@@ -379,8 +380,8 @@ class Decoder:
         running = dict.fromkeys(self._by_task[task.number] for task in self.scheduler.running)
         entry = max(running, key=lambda entry: entry.job.task.number)
         self._preempt(entry)
-        hopeless = len(running) == 1 and entry.job.task.preempted > 1
-        return [self._no_room(entry.job.task)] if hopeless else []
+        entry.cramped += len(running) == 1
+        return [self._no_room(entry.job.task)] if entry.cramped > 2 else []
 
     def _preempt(self, entry: _Entry) -> None:
         """Send a job back to the queue."""

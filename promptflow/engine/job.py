@@ -13,7 +13,7 @@ import numpy as np
 from promptflow.engine import sampling
 from promptflow.engine.beam import Beams
 from promptflow.engine.constraint import Constraints
-from promptflow.engine.lookup import Lookup
+from promptflow.engine.lookup import Lookup, Odds
 from promptflow.engine.model import Model
 from promptflow.engine.prompt import Prompts
 from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
@@ -32,6 +32,7 @@ class Tools:
         self.prompts = Prompts(model)
         self.vocabulary = Vocabulary(model)
         self.constraints: Constraints = model.constraints()
+        self.odds = Odds()
 
 
 @dataclass(eq=False, slots=True)
@@ -91,7 +92,7 @@ class FillJob:
         self._tools = tools
         self._at = 0
         self._filling: Filling | Weighing | Beams | None = None  # of the slot that is open
-        self.lookup = Lookup()
+        self._lookup = Lookup(tools.odds)
         searched = [slot for slot in slots if slot.beam is not None]
         self.task.forks = max((slot.beam.width - 1 for slot in searched if slot.beam), default=0)
         self.task.fork_limit = max((slot.max_tokens for slot in searched), default=0)
@@ -111,13 +112,16 @@ class FillJob:
         """Return the open slot where a token is to be sampled next, not searched or weighed."""
         return self._filling if isinstance(self._filling, Filling) else None
 
-    def draft(self, limit: int) -> list[int]:
-        """Return up to ``limit`` tokens that may come next, within what the slot may hold."""
+    def draft(self, limit: int, least: float) -> list[int]:
+        """Return up to ``limit`` tokens that may come next, within what the slot may hold.
+
+        Each is accepted with a chance of ``least`` or more.
+        """
         filling = self.plain
         if filling is None:
             return []
         left = filling.slot.max_tokens - len(filling.tokens) - 1
-        return self.lookup.draft(self.task.tokens, min(limit, left))
+        return self._lookup.draft(self.task.tokens, min(limit, left), least)
 
     def room(self) -> int:
         """Return how many tokens may follow those before the slot that is to be filled."""

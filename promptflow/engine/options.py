@@ -9,6 +9,7 @@ from typing import Any
 from promptflow.engine import memory
 from promptflow.engine.frames import Message
 from promptflow.engine.host import usable_cores
+from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import Choices, recall
 
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
@@ -33,7 +34,7 @@ class EngineOptions:
     ``Engine.submit``. ``isolate=False`` runs llama.cpp in this process, which it may abort.
     ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
     running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
-    own text, which pays where answers quote it: see lookup.py.
+    own text where that is likely to pay, as in quotations: see lookup.py.
 
     None leaves a choice to what ``promptflow doctor --tune`` found fastest for this model on this
     machine, and where it was not run, to ``tuned.Choices``' defaults: ``threads`` (physical cores
@@ -87,6 +88,18 @@ class EngineOptions:
             wanted.setdefault("kv_type", "f16")
         return found.but(**wanted)
 
+    def pass_rows(self, sha256: str = "") -> float:
+        """Return what ``lookup`` weighs its drafts by, for the model of that hash; 0: no drafts.
+
+        That is how many rows of a batch cost what a pass over the weights does.
+        """
+        if not self.lookup or self.batch_invariant:
+            return 0.0
+        if self.gpu_layers:
+            return PASS_ROWS_GPU
+        tuned = recall(sha256) if sha256 else None
+        return PASS_ROWS if tuned is None else tuned.pass_rows or PASS_ROWS
+
 
 DEFAULTS = EngineOptions()
 
@@ -109,11 +122,11 @@ def worker_settings(options: EngineOptions, model: str | Path | None = None) -> 
     settings: Message = {
         "max_running": options.max_running,
         "batch_invariant": options.batch_invariant,
-        "lookup": options.lookup and not options.batch_invariant,
-        "prefixes": False,
-        "load": load_settings(options, options.choices()),
     }
-    return settings if model is None else settings | _file_settings(model, options)
+    if model is not None:
+        return settings | _file_settings(model, options)
+    load = load_settings(options, options.choices())
+    return settings | {"prefixes": False, "pass_rows": options.pass_rows(), "load": load}
 
 
 def _file_settings(model: str | Path, options: EngineOptions) -> Message:
@@ -132,5 +145,6 @@ def _file_settings(model: str | Path, options: EngineOptions) -> Message:
         "name": name,
         "sha256": sha256,
         "prefixes": not options.batch_invariant,  # state that was computed in other batches
+        "pass_rows": options.pass_rows(sha256),
         "load": load_settings(options, choices),
     }

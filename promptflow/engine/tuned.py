@@ -11,6 +11,9 @@ from typing import Any
 from promptflow import storage
 from promptflow.errors import StoreError
 
+BRANCHES = 8  # answers that are decoded side by side where ``together`` is measured
+MOST_PASS_ROWS = 64.0
+
 
 @dataclass(frozen=True, slots=True)
 class Choices:
@@ -40,13 +43,23 @@ class Choices:
 class Tuned:
     """Choices and what they were chosen on: tokens a second of each, by default and tuned.
 
-    ``measured`` holds every variant that was tried, in order.
+    ``measured`` holds every variant that was tried, in order. Speeds are of a cold prompt
+    (``prefill``), of one answer (``alone``) and of ``BRANCHES`` answers (``together``).
     """
 
     choices: Choices
     default: dict[str, float]
     best: dict[str, float]
     measured: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def pass_rows(self) -> float | None:
+        """How many rows of a batch cost what a pass over the weights does; None if not known."""
+        if not {"alone", "together"} <= self.best.keys():
+            return None
+        alone, together = 1 / self.best["alone"], BRANCHES / self.best["together"]
+        row = max((together - alone) / (BRANCHES - 1), alone / MOST_PASS_ROWS)
+        return max((alone - row) / row, 1 / MOST_PASS_ROWS)
 
 
 def machine() -> str:

@@ -35,7 +35,7 @@ class Worker:
     """Answer messages from ``inbox`` until told to close."""
 
     def __init__(self, model: Model, settings: Message, emit: Emit) -> None:
-        """Decode with ``settings``: max_running, batch_invariant, lookup and prefixes."""
+        """Decode with ``settings``: max_running, batch_invariant, pass_rows, prefixes."""
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._model = model
         self._emit_frame = emit
@@ -45,7 +45,7 @@ class Worker:
             model,
             max_running=settings["max_running"],
             batch_invariant=settings["batch_invariant"],
-            lookup=settings["lookup"],
+            pass_rows=settings["pass_rows"],
             prefixes=folder_of(model.info, settings) if settings["prefixes"] else None,
             on_start=lambda keys: self._emit({"started": keys}),
         )
