@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from promptflow.engine.prefix import CellLedger, PrefixTree, PromptHistory, common, lower_bound
+from promptflow.engine.prefix import CellLedger, PrefixTree, common, lower_bound
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
@@ -74,15 +74,6 @@ class Tree(RuleBasedStateMachine):
 
 
 test_tree_agrees_with_a_dictionary = Tree.TestCase
-
-
-@given(st.lists(tokens, max_size=12), tokens, st.integers(1, 6))
-def test_the_trunk_is_what_two_of_the_last_prompts_begin_with(prompts, asked, limit):
-    history = PromptHistory(limit)
-    for prompt in prompts:
-        history.add(prompt)
-    reach = sorted((slow_common(prompt, asked) for prompt in prompts[-limit:]), reverse=True)
-    assert history.trunk(asked) == (reach[1] if len(reach) > 1 else 0)
 
 
 class Ledger(RuleBasedStateMachine):

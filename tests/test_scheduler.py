@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, TAIL_AGE, Scheduler
+from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, RENT
+from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, Scheduler
 from promptflow.engine.task import Copy, Drop, Plan, Task
 
 TRUNK = list(range(100, 110))
@@ -43,6 +44,19 @@ def test_siblings_wait_for_one_prefill_and_share_it():
     assert rows(plan) == [(1, 1), (2, 1), (3, 1)]
     assert [move.end for move in plan.moves] == [10, 10, 10]
     assert scheduler.cells.used == 10 + 4
+
+
+def test_programs_that_arrive_together_are_computed_one_after_the_other():
+    scheduler = Scheduler(1000, 64, 32, 16)
+    heads = [[number] * 100 for number in (7, 8)]
+    tasks = [task(number, [*heads[number % 2], number]) for number in range(12)]
+    for one in tasks:
+        scheduler.submit(one)
+    assert rows(step(scheduler)) == [(0, 64)]
+    assert rows(step(scheduler)) == [(0, 37)], "nothing of the other program yet"
+    assert {one.number % 2 for one in scheduler.running} == {0}
+    step(scheduler)
+    assert sum(one.number % 2 == 0 for one in scheduler.running) == 6
 
 
 def test_nested_prefixes_are_computed_from_the_root_on():
@@ -370,15 +384,29 @@ def alone(scheduler: Scheduler, number: int, tokens: list[int]) -> int:
 
 
 def test_old_tails_go_and_beginnings_that_two_prompts_had_stay():
-    scheduler = Scheduler(100_000, 4096, 64, 8)
+    scheduler, size = Scheduler(100_000, 4096, 64, 8), FIRST_AGE * 3 // 5
     for number in range(3):
         alone(scheduler, number, [*TRUNK, *[number] * 50])
-    alone(scheduler, 3, [7] * (TAIL_AGE - 100))
+    alone(scheduler, 3, [7] * size)
     assert len(scheduler.retained) == 4, "nothing is older than the limit yet"
-    alone(scheduler, 4, [8] * TAIL_AGE)
-    assert list(scheduler.retained.values()) == [TRUNK, [7] * (TAIL_AGE - 100), [8] * TAIL_AGE]
-    assert scheduler.cells.used == 10 + 2 * TAIL_AGE - 100
+    alone(scheduler, 4, [8] * size)
+    assert list(scheduler.retained.values()) == [TRUNK, [7] * size, [8] * size]
+    assert scheduler.cells.used == 10 + 2 * size
     assert alone(scheduler, 5, [*TRUNK, 0]) == 10
+    alone(scheduler, 6, [9] * (RENT + 1))
+    assert list(scheduler.retained.values()) == [[9] * (RENT + 1)]
+
+
+def test_tails_that_nobody_asks_for_leave_sooner_until_one_is_asked_for():
+    scheduler = Scheduler(100_000, 4096, 64, 8)
+    for number in range(100):
+        alone(scheduler, number, [*TRUNK, *[number] * 40])
+    assert scheduler.cells.used < LEAST_AGE + 100
+    asked = [*TRUNK, *[50] * 40]
+    assert alone(scheduler, 200, asked) == 10, "it has left"
+    for number in range(100, 120):
+        alone(scheduler, number, [*TRUNK, *[number] * 40])
+        assert alone(scheduler, 200 + number, asked) == 49
 
 
 def test_a_conversation_is_kept_whole_through_its_turns():

@@ -7,7 +7,6 @@ one prefill instead of repeating it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -108,30 +107,6 @@ class PrefixTree:
             node = stack.pop()
             yield node
             stack.extend(node.children.values())
-
-
-class PromptHistory:
-    """The last prompts, whether or not their cells are still there."""
-
-    def __init__(self, limit: int) -> None:
-        """Remember ``limit`` prompts."""
-        self.limit = limit
-        self._tree = PrefixTree()
-        self._prompts: deque[list[int]] = deque()
-        self._added = 0
-
-    def add(self, tokens: list[int]) -> None:
-        """Remember a prompt, and forget the oldest where there are too many."""
-        self._prompts.append(list(tokens))
-        self._tree.insert(self._added, self._prompts[-1])
-        self._added += 1
-        if len(self._prompts) > self.limit:
-            self._tree.remove(self._added - 1 - self.limit, self._prompts.popleft())
-
-    def trunk(self, tokens: list[int]) -> int:
-        """Return how many of ``tokens`` two of the prompts begin with."""
-        met = self._tree.match(tokens)
-        return next((depth for depth, prompts in met if len(prompts) > 1), 0)
 
 
 class CellLedger:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from promptflow.engine.prefix import CellLedger, PrefixTree, PromptHistory
+from promptflow.engine.prefix import CellLedger, PrefixTree
+from promptflow.engine.retention import Retention
 from promptflow.engine.task import Copy, Drop, Move, Plan, Task
 from promptflow.engine.width import Width
 
 PATIENCE = 64  # younger tasks that may overtake a waiting one before it goes first
 WINDOW = 256  # waiting tasks that are compared with each other
 SCORED_ROWS = 128  # scored positions a batch: llama.cpp keeps a row of the vocabulary for each
-HISTORY = 256  # prompts that are remembered when their cells may be gone
-TAIL_AGE = 1024  # tokens computed after its last use that a tail nobody shared stays for
 FEW = 8  # up to so many pending tokens a sequence counts as decoding, and goes first
 
 
@@ -38,7 +37,7 @@ class Scheduler:
         self.retained: dict[int, list[int]] = {}  # finished sequences by least recent use
         self._last_use: dict[int, int] = {}  # of a finished sequence, in tokens computed
         self._clock = 0
-        self._history = PromptHistory(HISTORY)
+        self._retention = Retention()
         self._width = Width()
         self.tree = PrefixTree()
         self.cells = CellLedger(cells)
@@ -73,21 +72,11 @@ class Scheduler:
         return plan
 
     def _admit(self, plan: Plan) -> None:
-        """Start waiting tasks, longest ready prefix first; siblings of a prefill wait for it."""
+        """Start waiting tasks for as long as each of them pays and fits."""
         if self._width.still_refuses(self.running):
             return  # comparing every waiting prompt again would take milliseconds a step
         while self.waiting and len(self.running) < self.max_running:
-            best: tuple[bool, int, int] | None = None
-            choice: tuple[Task, int, int] | None = None
-            for task in self.waiting[:WINDOW]:
-                if self._is_blocked(task):
-                    continue
-                source, shared = self._best_prefix(task)
-                if task.waits_for is not None:
-                    continue
-                rank = (task.skipped > PATIENCE, shared, -task.number)
-                if best is None or rank > best:
-                    best, choice = rank, (task, source, shared)
+            choice = self._choose()
             if choice is None or not self._width.admits(self.running, choice[0], choice[2]):
                 return
             if not self._start(*choice, plan):
@@ -96,13 +85,32 @@ class Scheduler:
                 self.waiting.remove(choice[0])
                 plan.hopeless.append(choice[0])
 
+    def _choose(self) -> tuple[Task, int, int] | None:
+        """Return the waiting task with the longest ready prefix, who holds it, and its length.
+
+        Siblings of a prefill wait for it, and new prompts for them: programs one after the other
+        need fewer cells at a time, and each token attends to all.
+        """
+        best, choice, coming = (False, -1, 0), None, 0
+        for task in self.waiting[:WINDOW]:
+            if not self._is_blocked(task):
+                source, shared = self._best_prefix(task)
+            if task.waits_for is not None:
+                coming = max(coming, task.waits_for[1])
+                continue
+            rank = (task.skipped > PATIENCE, shared, -task.number)
+            if choice is None or rank > best:
+                best, choice = rank, (task, source, shared)
+        if choice and not best[0] and best[1] < min(coming, len(choice[0].tokens) - 1):
+            return None
+        return choice
+
     def _is_blocked(self, task: Task) -> bool:
         """Return whether a prefill that the task waits for is still on its way."""
-        if task.waits_for is None:
-            return False
-        holder, depth = task.waits_for
-        if holder in self.running and holder.computed < depth:
-            return True
+        if task.waits_for is not None:
+            holder, depth = task.waits_for
+            if holder in self.running and holder.computed < depth:
+                return True
         task.waits_for = None
         return False
 
@@ -153,7 +161,7 @@ class Scheduler:
         self._owners[task.sequence] = task
         self._indexed[task.sequence] = list(task.tokens)
         if self.sharing and not task.preempted:
-            self._history.add(task.tokens)
+            self._retention.began(task.tokens, shared)
         self.tree.insert(task.sequence, task.tokens)
         self._width.refused = None
         self.waiting.remove(task)
@@ -327,30 +335,22 @@ class Scheduler:
         """Return a vacated sequence that holds nothing."""
         self._free.append(sequence)
 
-    # Retained sequences
-
     def _retain(self, sequence: int, tokens: list[int]) -> None:
         """Count a sequence as the finished one that was used last."""
         self.retained[sequence] = tokens
         self._last_use[sequence] = self._clock
 
     def _age(self, moves: list[Move]) -> None:
-        """Cut from old sequences what no two of the last prompts began with.
-
-        Prompts of one program share their beginning and differ in the end, so a tail that was not
-        asked for soon is not asked for at all, while a beginning is worth its cells for long. The
-        history outlives the cells, as in the 2Q policy (Johnson and Shasha, 1994): of programs
-        called in turn each beginning is computed twice at most.
-        """
+        """Cut from old sequences what is not worth its cells, and what others hold as well."""
         for sequence, tokens in list(self.retained.items()):
-            if self._clock - self._last_use[sequence] <= TAIL_AGE:
-                return
-            trunk = self._history.trunk(tokens)
-            holders = self.tree.match(tokens[:trunk])[0][1] if trunk else set()
-            if trunk == 0 or len(holders & self.retained.keys()) > 1:
+            kept = self._retention.kept(tokens, self._clock - self._last_use[sequence])
+            if kept == len(tokens):
+                continue
+            holders = self.tree.match(tokens[:kept])[0][1] if kept else set()
+            if kept == 0 or len(holders & self.retained.keys()) > 1:
                 self._give_up(sequence, moves)
-            elif trunk < len(tokens):
-                self._trim(sequence, trunk, moves)
+            else:
+                self._trim(sequence, kept, moves)
 
     def _evict(self, moves: list[Move], keep: int = -1) -> bool:
         """Free the finished sequence that was used least recently, but not ``keep``."""
