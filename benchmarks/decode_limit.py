@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from promptflow import catalog
-from promptflow.engine.host import usable_cores
+from promptflow.engine.options import EngineOptions, worker_settings
 
 SIZES = (1, 2, 4, 8, 16, 32)
 PROMPT = 64
@@ -48,14 +48,17 @@ SCHEMA = {
 PARTS = ("decode", "sample", "constraint", "bookkeeping", "pipe")
 
 
+def loaded(path: str) -> dict[str, Any]:
+    """Return how an engine loads the model: what was tuned for it counts for both."""
+    return dict(worker_settings(EngineOptions(context=CELLS), path)["load"])
+
+
 def bare(path: str, size: int, tokens: int) -> dict[str, float]:
     """Decode ``size`` sequences for ``tokens`` steps with nothing between the calls."""
     from promptflow.engine import llama
 
     c = llama.c
-    model = llama.Model(
-        catalog.locate(path), "bare", "", llama.Load(context=CELLS, threads=usable_cores())
-    )
+    model = llama.Model(catalog.locate(path), "bare", "", llama.Load(**loaded(path)))
     for sequence in range(size):
         prompt = [(7 * sequence + 31 * position) % 20_000 + 100 for position in range(PROMPT)]
         code = model.decode(
@@ -84,7 +87,7 @@ def bare(path: str, size: int, tokens: int) -> dict[str, float]:
 
 def ours(path: str, size: int, tokens: int, kind: str) -> dict[str, float]:
     """Generate from ``size`` prompts that are in the cache already."""
-    from promptflow import Engine, EngineOptions, Json, Request, Sampling, Slot, Text
+    from promptflow import Engine, Json, Request, Sampling, Slot, Text
 
     sampling = Sampling(0.8, top_p=0.95) if kind == "sampled" else Sampling()
     constraint = Json(json.dumps(SCHEMA)) if kind == "json" else None
@@ -167,7 +170,8 @@ def main() -> None:
         )
     ]
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "rows": rows}, indent=1))
+        found = {"model": arguments.model, "load": loaded(arguments.model), "rows": rows}
+        print(json.dumps(found, indent=1))
         return
     print("| batch | kind | bare tokens/s | ours | ratio | " + " | ".join(PARTS) + " |")
     print("|---" * (5 + len(PARTS)) + "|")

@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import dspy
-from squad import questions
+from evaluation_sets import questions
 
 from promptflow import Engine, EngineOptions, Request, Slot, Text
 from promptflow.evaluate.metrics import f1

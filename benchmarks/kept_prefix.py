@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefix_sharing import demonstrations, problems
+from evaluation_sets import demonstrations, problems
 
 from promptflow import Engine, Request, Slot, Text
 

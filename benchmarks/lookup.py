@@ -20,8 +20,7 @@ import sys
 import time
 from typing import Any
 
-from prefix_sharing import problems
-from squad import questions
+from evaluation_sets import problems, questions
 
 from promptflow import Engine, EngineOptions, Json, Request, Slot, Text
 

@@ -1,10 +1,12 @@
 """Many branches from one prefill: promptflow's engine against the other ways to run a GGUF file.
 
-    python benchmarks/prefix_sharing.py [--model M] [--quick] [--json]
+    python benchmarks/prefix_sharing.py [--model M] [--quick] [--json] [--turns N]
                                         [--workloads branches,...] [--contestants promptflow,...]
 
 Each contestant runs in a process of its own on the same file with the same threads and token
-budgets, and never stops early. Workloads:
+budgets, and never stops early. With more than one turn, contestants take turns at a workload and
+the fastest run of each counts: a machine that slows down for a minute then slows nobody alone.
+Workloads:
 
     branches     8 continuations of one cold trunk of 520 tokens, 24 tokens each
     consistency  20 samples of one 8-shot chain-of-thought prompt, 96 tokens each
@@ -18,27 +20,25 @@ Contestants: ours; ``llama_cpp.Llama`` in a loop (``loop``), with its RAM cache 
 llama.cpp's server in process, 8 slots, unified cache, from 8 threads (``server``); DSPy over
 llama-cpp-python's HTTP server (``dspy``, evaluation alone). ``bound`` is what a perfect prefix
 cache prefills, computed from the prompts alone. ``normalised`` is the time that a contestant would
-need at our prefill speed: seconds * its tokens a second / ours. Exemplars, questions and logs come
-from PROMPTFLOW_DATA or ../shared/data.
+need at our prefill speed: seconds * its tokens a second / ours. Data: evaluation_sets.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import os
 import re
+import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import yaml
-from contestants import CONTESTANTS, Workload
+from contestants import CONTESTANTS, CONTEXT, Workload
+from evaluation_sets import demonstrations, problems, searches
 
 from promptflow import catalog
 from promptflow.engine.host import usable_cores
+from promptflow.engine.options import EngineOptions, worker_settings
 
 WORKLOADS = ("branches", "consistency", "evaluation", "tree", "candidates")
 INSTRUCTIONS = (
@@ -93,27 +93,6 @@ Numbers: {left}
 """
 
 
-def data() -> Path:
-    """Return the folder of evaluation sets."""
-    folder = Path(os.environ.get("PROMPTFLOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        sys.exit(f"{folder} does not exist: set PROMPTFLOW_DATA to the folder of evaluation sets")
-    return folder
-
-
-def demonstrations() -> list[str]:
-    """Return the eight chain-of-thought exemplars of GSM8K as texts."""
-    exemplars = yaml.safe_load((data() / "exemplars/lm_eval_gsm8k/gsm8k-cot.yaml").read_text())
-    samples = exemplars["fewshot_config"]["samples"]
-    return [f"Q: {s['question']}\nA: {s['target']}\n\n" for s in samples]
-
-
-def problems() -> list[dict[str, str]]:
-    """Return the test problems of GSM8K: question and answer of each."""
-    lines = (data() / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def workload(name: str, quick: bool) -> Workload:
     """Return a workload; ``quick`` makes it about a quarter of the size."""
     shots = demonstrations()
@@ -139,12 +118,9 @@ def workload(name: str, quick: bool) -> Workload:
 
 def levels(cases: int) -> list[tuple[str, ...]]:
     """Return the prompts of each level of the logged searches, all cases side by side."""
-    log = data() / "game24/gpt-4_0.7_propose1_value3_greedy5_start900_end1000.json.gz"
-    with gzip.open(log) as file:
-        searches = json.load(file)[:cases]
     batches: list[tuple[str, ...]] = []
     for depth in range(4):
-        steps = [search["steps"][depth] for search in searches]
+        steps = [search["steps"][depth] for search in searches()[:cases]]
         proposed = [PROPOSE.format(left=left(s["x"], y)) for s in steps for y in s["ys"]]
         valued = [VALUE.format(left=left(s["x"], y)) for s in steps for y in s["new_ys"]]
         batches += [tuple(dict.fromkeys(proposed)), tuple(dict.fromkeys(valued))]
@@ -168,10 +144,17 @@ def run(model: str, name: str, contestant: str, quick: bool) -> dict[str, Any]:
     made: dict[str, Any] = {"workload": name, "contestant": contestant}
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        if done.returncode == -signal.SIGKILL:
+            lines.append("killed by the system, which is what happens when memory runs out")
         return {**made, "error": lines[-1]}
     figures = done.stdout.splitlines()[-1]
     print(f"  {figures}", file=sys.stderr, flush=True)
     return {**made, **json.loads(figures)}
+
+
+def fastest(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run of one contestant on one workload that took the fewest seconds."""
+    return min(runs, key=lambda row: row.get("seconds", float("inf")))
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -215,6 +198,7 @@ def main() -> None:
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--quick", action="store_true", help="workloads a quarter of the size")
+    parser.add_argument("--turns", type=int, default=1, help="runs of each contestant")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -223,15 +207,22 @@ def main() -> None:
         work, path = workload(name, arguments.quick), catalog.locate(arguments.model)
         print(json.dumps(CONTESTANTS[contestant](path, work, usable_cores())))
         return
-    rows = [
-        run(arguments.model, name, contestant, arguments.quick)
-        for name in arguments.workloads.split(",")
-        for contestant in arguments.contestants.split(",")
-        if contestant != "dspy" or name == "evaluation"
-    ]
+    rows = []
+    for name in arguments.workloads.split(","):
+        taking_part = [
+            contestant
+            for contestant in arguments.contestants.split(",")
+            if contestant != "dspy" or name == "evaluation"
+        ]
+        turns = [
+            [run(arguments.model, name, contestant, arguments.quick) for contestant in taking_part]
+            for _ in range(arguments.turns)
+        ]
+        rows += [fastest(list(runs)) for runs in zip(*turns, strict=True)]
     rows = compared(rows)
     if arguments.json:
-        print(json.dumps({"model": arguments.model, "rows": rows}, indent=1))
+        load = worker_settings(EngineOptions(context=CONTEXT), arguments.model)["load"]
+        print(json.dumps({"model": arguments.model, "load": load, "rows": rows}, indent=1))
     else:
         print(f"{arguments.model}, {usable_cores()} threads\n\n{table(rows)}")
 

@@ -11,35 +11,30 @@ article (prompts were tuned on the articles between them, ``--tune``). The arms:
     chat  dspy.ChatAdapter on b, as DSPy ships it (a failed parse costs a second call)
     json  dspy.JSONAdapter on b
 
-A parse failure scores 0; any other error ends the run. The data is not part of promptflow: set
-PROMPTFLOW_DATA, or have ../shared/data beside the clone.
+A parse failure scores 0; any other error ends the run. Data: evaluation_sets.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import itertools
 import json
-import os
-import random
 import re
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
+from evaluation_sets import SEED, questions
 
 import promptflow as pf
 from promptflow.evaluate.metrics import exact_match, f1
 from promptflow.evaluate.progress import bar
 from promptflow.evaluate.stats import paired_interval
 
-SEED = 2026
 ARMS = ("a", "b", "chat", "json")
 
 
@@ -56,29 +51,6 @@ class Result:
     prompt_tokens: float
     completion_tokens: float
     seconds: float
-
-
-def questions(n: int, seed: int = SEED, tune: bool = False) -> list[dspy.Example]:
-    """Return a seeded sample of questions with their passages and gold answers."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("PROMPTFLOW_DATA") or default)
-    path = folder / "squad" / "squaddev_v1.1.json.gz"
-    if not path.is_file():
-        sys.exit(f"no SQuAD in {path}: set PROMPTFLOW_DATA")
-    with gzip.open(path) as file:
-        articles = sorted(json.load(file)["data"], key=lambda article: article["title"])
-    rows = [
-        (paragraph["context"], qa["question"], [a["text"] for a in qa["answers"]])
-        for article in articles[tune::2]
-        for paragraph in article["paragraphs"]
-        for qa in paragraph["qas"]
-    ]
-    return [
-        dspy.Example(passage=passage, question=question, answers=answers).with_inputs(
-            "passage", "question"
-        )
-        for passage, question, answers in random.Random(seed).sample(rows, n)
-    ]
 
 
 @functools.cache
