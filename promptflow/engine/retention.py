@@ -17,7 +17,7 @@ from collections import deque
 from promptflow.engine.prefix import PrefixTree
 
 HISTORY = 256  # prompts that are remembered when their cells may be gone
-FIRST_AGE, LEAST_AGE, MOST_AGE = 512, 64, 16384
+FIRST_AGE, LEAST_AGE, MOST_AGE = 1024, 64, 16384
 """Tokens computed after its last use that a tail stays for: at first, at least, and at most."""
 RENT = 4096
 """Tokens computed until a cell has cost them, in attention, what it costs to compute anew.
