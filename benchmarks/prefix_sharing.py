@@ -118,9 +118,10 @@ def workload(name: str, quick: bool) -> Workload:
 
 def levels(cases: int) -> list[tuple[str, ...]]:
     """Return the prompts of each level of the logged searches, all cases side by side."""
+    logged = searches()[:cases]
     batches: list[tuple[str, ...]] = []
     for depth in range(4):
-        steps = [search["steps"][depth] for search in searches()[:cases]]
+        steps = [search["steps"][depth] for search in logged]
         proposed = [PROPOSE.format(left=left(s["x"], y)) for s in steps for y in s["ys"]]
         valued = [VALUE.format(left=left(s["x"], y)) for s in steps for y in s["new_ys"]]
         batches += [tuple(dict.fromkeys(proposed)), tuple(dict.fromkeys(valued))]

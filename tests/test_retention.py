@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from itertools import takewhile
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptflow.engine.prefix import common
 from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, MOST_AGE, RENT, Retention
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=10)
@@ -15,7 +16,8 @@ def test_the_trunk_is_what_two_of_the_last_prompts_begin_with(prompts, asked, li
     retention = Retention(limit)
     for prompt in prompts:
         retention.began(prompt, 0)
-    last = [common(prompt, asked, len(asked)) for prompt in prompts[-limit:]]
+    pairs = [zip(prompt, asked, strict=False) for prompt in prompts[-limit:]]
+    last = [len(list(takewhile(lambda pair: pair[0] == pair[1], both))) for both in pairs]
     reach = sorted(last, reverse=True)
     assert retention.trunk(asked) == (reach[1] if len(reach) > 1 else 0)
 
