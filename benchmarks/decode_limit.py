@@ -2,11 +2,12 @@
 
     python benchmarks/decode_limit.py [--model M] [--quick] [--json]
 
-For each batch size, both continue as many prompts of 64 tokens by the same number of tokens, on the
-same GGUF file with the same threads, cells and batch. The bare loop calls ``llama_decode`` through
-ctypes with one batch that was filled once, and samples nothing. Ours is ``Engine.generate``: the
-child process, the pipe, scheduling and sampling included. Each takes turns in a process of its own,
-and the best turn counts. ``share`` is where the wall time of our turns went, in percent.
+For each batch size, both continue one prompt of 64 tokens in as many branches by the same number of
+tokens each, on the same GGUF file with the same threads, cells and batch. The bare loop calls
+``llama_decode`` through ctypes with one batch that was filled once, and samples nothing. Ours is
+``Engine.generate``: the child process, the pipe, scheduling and sampling included. Each takes turns
+in a process of its own, and the best turn counts. ``share`` is where the wall time of our turns
+went, in percent.
 
     greedy   the most probable token
     sampled  temperature 0.8, top-p 0.95
@@ -54,17 +55,16 @@ def loaded(path: str) -> dict[str, Any]:
 
 
 def bare(path: str, size: int, tokens: int) -> dict[str, float]:
-    """Decode ``size`` sequences for ``tokens`` steps with nothing between the calls."""
+    """Decode ``size`` branches for ``tokens`` steps with nothing between the calls."""
     from promptflow.engine import llama
 
     c = llama.c
     model = llama.Model(catalog.locate(path), "bare", "", llama.Load(**loaded(path)))
-    for sequence in range(size):
-        prompt = [(7 * sequence + 31 * position) % 20_000 + 100 for position in range(PROMPT)]
-        code = model.decode(
-            prompt, list(range(PROMPT)), [sequence] * PROMPT, [False] * (PROMPT - 1) + [True]
-        )
-        assert code == 0
+    prompt = [31 * position % 20_000 + 100 for position in range(PROMPT)]
+    flags = [False] * (PROMPT - 1) + [True]
+    assert model.decode(prompt, list(range(PROMPT)), [0] * PROMPT, flags) == 0
+    for branch in range(1, size):
+        model.copy(0, branch, PROMPT)
     batch = c.llama_batch_init(size, 0, 1)
     batch.n_tokens = size
     for row in range(size):
@@ -86,16 +86,16 @@ def bare(path: str, size: int, tokens: int) -> dict[str, float]:
 
 
 def ours(path: str, size: int, tokens: int, kind: str) -> dict[str, float]:
-    """Generate from ``size`` prompts that are in the cache already."""
+    """Generate from ``size`` prompts in the cache that differ in their last word."""
     from promptflow import Engine, Json, Request, Sampling, Slot, Text
 
     sampling = Sampling(0.8, top_p=0.95) if kind == "sampled" else Sampling()
     constraint = Json(json.dumps(SCHEMA)) if kind == "json" else None
-    words = " ".join(f"{number * number % 97}" for number in range(PROMPT))
+    words = " ".join(f"{number * number % 97}" for number in range(PROMPT))[: PROMPT - 4]
 
     def asked(length: int) -> list[Request]:
         slot = Slot("s", constraint, length, sampling=sampling, ignore_eos=True)
-        return [Request((Text(f"{n} {words}"[:PROMPT]), slot), n) for n in range(size)]
+        return [Request((Text(f"{words} {n:03}"), slot), n) for n in range(size)]
 
     with Engine(path, EngineOptions(context=CELLS, max_running=size)) as engine:
         engine.generate(asked(1))
