@@ -148,7 +148,7 @@ def _tuned_text(tuned: Tuned | None) -> str:
         return "not yet: `promptflow doctor --tune` takes under 3 minutes"
     pairs = [
         f"{what} {tuned.default[name]:.0f} -> {tuned.best[name]:.0f}"
-        for name, what in (("prefill", "prefill"), ("together", "8 branches"))
+        for name, what in (("prefill", "prefill"), ("together", f"{BRANCHES} branches"))
     ]
     return f"{', '.join(pairs)} tokens/s ({len(tuned.measured)} measurements)"
 
@@ -185,7 +185,7 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
             try:
                 load = _load(engine, engine.options, perf_counter() - start)
                 threads = replace(report.threads, used=engine.info.threads)
-                say("prefill, 1 branch, 8 branches")
+                say(f"prefill, 1 branch, {BRANCHES} branches")
                 report = replace(report, load=load, threads=threads, speed=measure(engine))
                 if not load.survives:
                     warnings.append(_advice(load))

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from promptflow import catalog, storage
 from promptflow.doctor import Speed, measure
 from promptflow.engine.quantize import quantize
 from promptflow.engine.request import Text
+from promptflow.engine.tuned import BRANCHES
 from promptflow.errors import DataError
 from promptflow.evaluate.progress import bar
 
-CANDIDATES = ("q4_0", "iq4_nl", "q8_0")
+CANDIDATES = ("q4_0", "q4_0_pure", "iq4_nl", "q8_0")
 """What ``auto`` tries: llama.cpp repacks these for the processor's widest integer kernels."""
 PASSAGES = 24  # that the perplexity is taken over
 
@@ -57,7 +59,8 @@ class Requantized:
         if speeds:
             rows.append(["prompt tokens/s", *(f"{speed.prefill:.0f}" for speed in speeds)])
             rows.append(["1 branch, tokens/s", *(f"{speed.alone:.0f}" for speed in speeds)])
-            rows.append(["8 branches, tokens/s", *(f"{speed.together:.0f}" for speed in speeds)])
+            together = [f"{speed.together:.0f}" for speed in speeds]
+            rows.append([f"{BRANCHES} branches, tokens/s", *together])
         if self.f1_difference is not None:
             rows.append(["perplexity", *(f"{side.perplexity:.2f}" for side in sides)])
             rows.append(["F1", *(f"{sum(side.f1) / len(side.f1):.3f}" for side in sides)])
@@ -83,16 +86,18 @@ def requantize(
     source = catalog.locate(model)
     known = catalog.models()
     title = model if model in known else source.stem
-    before = _side(title, source, compare or form == "auto", progress)
-    tried: list[Side] = []
+    sides = [_side(title, source)]
     root = storage.cache_dir() / "models"
     with storage.scratch_folder(root / f"{title}-new") as scratch:
         for one in CANDIDATES if form == "auto" else (form,):
             path = scratch / f"{title}-{one}.gguf"
             _write(source, path, one, progress)
-            tried.append(_side(path.stem, path, before.speed is not None, progress))
-        speeds = {side.name: side.speed for side in (before, *tried) if side.speed is not None}
-        best = max((before, *tried), key=_rate) if form == "auto" else tried[0]
+            sides.append(_side(path.stem, path))
+        if compare or form == "auto":
+            sides = _timed(sides, progress)
+        before, *tried = sides
+        speeds = {side.name: side.speed for side in sides if side.speed is not None}
+        best = max(sides, key=_rate) if form == "auto" else tried[0]
         if best is before:
             return Requantized(before, None, speeds)
         found = Requantized(before, best, speeds)
@@ -122,14 +127,32 @@ def _write(source: Path, target: Path, form: str, progress: bool) -> None:
         quantize(source, target, form, lambda done, known: advance(done / known, ""))
 
 
-def _side(name: str, path: Path, timed: bool, progress: bool) -> Side:
+def _side(name: str, path: Path) -> Side:
+    return Side(name, str(path), path.stat().st_size)
+
+
+def _timed(sides: Sequence[Side], progress: bool) -> list[Side]:
+    """Return the sides with their mean speeds; a second round in reverse cancels drift."""
+    turns = [*sides, *reversed(sides)]
+    speeds: dict[str, list[Speed]] = {side.name: [] for side in sides}
+    with bar("speed", len(turns), progress) as advance:
+        for number, side in enumerate(turns, 1):
+            speeds[side.name].append(_speed(side))
+            advance(number, side.name)
+    return [replace(side, speed=_mean(speeds[side.name])) for side in sides]
+
+
+def _speed(side: Side) -> Speed:
     from promptflow.engine import Engine, EngineOptions
 
-    side = Side(name, str(path), path.stat().st_size)
-    if not timed:
-        return side
-    with bar(f"speed of {name}", 1, progress), Engine(path, EngineOptions(context=4096)) as engine:
-        return replace(side, speed=measure(engine))
+    with Engine(side.path, EngineOptions(context=4096)) as engine:
+        return measure(engine)
+
+
+def _mean(speeds: Sequence[Speed]) -> Speed:
+    columns = zip(*map(astuple, speeds), strict=True)
+    prefill, alone, together, branches = (fmean(column) for column in columns)
+    return Speed(round(prefill, 1), round(alone, 1), round(together, 1), int(branches))
 
 
 def _rate(side: Side) -> float:

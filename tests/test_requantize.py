@@ -32,12 +32,16 @@ def source(tmp_path, monkeypatch) -> str:
 def timed(monkeypatch, rates: dict[str, float]) -> None:
     """Replace measuring by a table of rates: format, tokens per second."""
 
-    def side(name, path, timed, progress):
-        rate = next((r for f, r in rates.items() if name.endswith(f)), 10.0)
-        speed = Speed(rate, rate, rate, 8) if timed else None
-        return requantize.Side(name, str(path), path.stat().st_size, speed)
+    turns: list[str] = []
 
-    monkeypatch.setattr(requantize, "_side", side)
+    def speed(side):
+        """The machine slows down with every measurement."""
+        turns.append(side.name)
+        rate = next((r for f, r in rates.items() if side.name.endswith(f)), 10.0)
+        rate -= len(turns)
+        return Speed(rate, rate, rate, 8)
+
+    monkeypatch.setattr(requantize, "_speed", speed)
 
 
 def test_a_model_in_another_format_is_a_model_of_the_catalogue(source):
@@ -69,12 +73,12 @@ def test_a_model_in_another_format_is_a_model_of_the_catalogue(source):
 
 
 def test_auto_takes_the_fastest_at_eight_branches(source, monkeypatch):
-    timed(monkeypatch, {"q4_0": 30.0, "q8_0": 20.0})
+    timed(monkeypatch, {"q4_0": 29.5, "q8_0": 30.0})
     monkeypatch.setattr(requantize, "CANDIDATES", ("q4_0", "q8_0"))
     made = requantize.requantize(source, compare=False, progress=False)
     assert made.after is not None
-    assert made.after.name.endswith("-q4_0")
-    assert len(made.tried) == 3
+    assert made.after.name.endswith("-q8_0")  # measured once, in order, q4_0 would lead
+    assert [speed.together for speed in made.tried.values()] == [6.5, 26.0, 26.5]
     assert [model.name for model in catalog.listing() if model.present] == [made.after.name]
 
 

@@ -108,6 +108,7 @@ def models_requantize(
 
     Prints speed, perplexity and F1 of both; the new one is NAME-TYPE.
     """
+    from promptflow.engine.tuned import BRANCHES
     from promptflow.requantize import read_questions, requantize
 
     if compare and data is None:
@@ -123,7 +124,7 @@ def models_requantize(
     print_rows(["", made.before.name, *([made.after.name] if made.after else [])], made.rows())
     if made.after is None:
         tried = ", ".join(f"{k} {v.together:.0f}" for k, v in made.tried.items())
-        print(f"nothing made: {name} is the fastest here (8 branches, tokens/s: {tried})")
+        print(f"nothing made: {name} is the fastest here ({BRANCHES} branches, tokens/s: {tried})")
     else:
         print(f"{made.after.path}\nuse it by its name, {made.after.name}")
 

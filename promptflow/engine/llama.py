@@ -78,13 +78,15 @@ def _load_weights(path: Path, load: Load) -> Any:
     return model
 
 
-def quantize(source: Path, target: Path, form: str, threads: int) -> None:
+def quantize(source: Path, target: Path, form: str, threads: int, pure: bool = False) -> None:
     """Write ``source`` to ``target`` with weights of type ``form``, such as "q4_0".
 
-    Raises ModelInvalid where llama.cpp cannot; its log says why.
+    A few tensors keep more bits, the output layer among them, unless ``pure``. Raises ModelInvalid
+    where llama.cpp cannot; its log says why.
     """
     params = c.llama_model_quantize_default_params()
-    params.ftype = getattr(c, f"LLAMA_FTYPE_MOSTLY_{form.upper()}")  # a few tensors keep more bits
+    params.ftype = getattr(c, f"LLAMA_FTYPE_MOSTLY_{form.upper()}")
+    params.pure = pure
     params.nthread = threads
     params.allow_requantize = True
     if c.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:

@@ -13,7 +13,8 @@ from promptflow.engine import child
 from promptflow.engine.host import usable_cores
 from promptflow.errors import ModelInvalid
 
-FORMATS = ("q4_0", "iq4_nl", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
+PURE = "_pure"
+FORMATS = ("q4_0", "q4_0_pure", "iq4_nl", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
 _TENSOR = re.compile(rb"^\[\s*(\d+)/\s*(\d+)\]")
 _MODULE = "promptflow.engine.quantize"
 
@@ -23,9 +24,10 @@ def quantize(
 ) -> None:
     """Write ``source`` to the new file ``target`` in a format of ``FORMATS``, by llama.cpp.
 
-    ``progress`` is told how many tensors are done, and of how many. Weights that were quantized
-    are read back first, so the loss is that of both formats. Raises ModelInvalid with llama.cpp's
-    last words.
+    Llama.cpp keeps the output layer and a few other tensors in more bits than the format says; a
+    ``PURE`` format does not. ``progress`` is told how many tensors are done, and of how many.
+    Weights that were quantized are read back first, so the loss is that of both formats. Raises
+    ModelInvalid with llama.cpp's last words.
     """
     if form not in FORMATS:
         raise ModelInvalid(f"no format {form!r}: the formats are {', '.join(FORMATS)}")
@@ -60,7 +62,8 @@ def main(source: str, target: str, form: str, threads: str) -> None:
     from promptflow.engine import llama
 
     llama.log_to_stderr(warnings_only=False)
-    llama.quantize(Path(source), Path(target), form, int(threads))
+    pure = form.endswith(PURE)
+    llama.quantize(Path(source), Path(target), form.removesuffix(PURE), int(threads), pure)
 
 
 if __name__ == "__main__":
