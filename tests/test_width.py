@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from promptflow.engine.width import LEAST, PASS, Width
+from promptflow.engine.width import EXPECTED, LEAST, PASS, Width
 
 
 def width_of(fresh: int, answer: int, most: int = 64) -> int:
     """Return how many sequences of one kind run together."""
     width = Width()
     for _ in range(100):
-        width.ended(answer)
+        width.ended(answer, 1000)
     running = 0
     while running < most and width.is_worth(running, fresh, 1000, 0):
         running += 1
@@ -42,3 +42,13 @@ def test_an_answer_that_goes_on_lets_more_join():
 
 def test_what_only_scores_a_text_writes_nothing():
     assert not Width().is_worth(LEAST, 20, 0, 0)
+
+
+def test_answers_that_were_cut_short_do_not_make_later_ones_look_short():
+    width = Width()
+    for _ in range(100):
+        width.ended(1, room=1)
+    assert width.answer == EXPECTED
+    for _ in range(100):
+        width.ended(96, room=96)
+    assert width.answer == pytest.approx(96, rel=0.01)

@@ -261,7 +261,7 @@ class Scheduler:
             return []
         self.running.remove(task)
         if keep and task.length_limit > task.prompt:
-            self._width.ended(task.written)
+            self._width.ended(task.written, task.length_limit - task.prompt)
         self._free += task.spares
         task.spares = []
         sequence, task.sequence = task.sequence, -1

@@ -25,9 +25,10 @@ class Width:
         self.answer = EXPECTED
         self.refused: tuple[Task, int] | None = None  # the best choice, until another may be
 
-    def ended(self, generated: int) -> None:
-        """Learn from an answer that came to its end."""
-        self.answer += (generated - self.answer) / 8
+    def ended(self, generated: int, room: int) -> None:
+        """Learn from an answer; one that filled its ``room`` tells only that it is no shorter."""
+        if generated < room or generated > self.answer:
+            self.answer += (generated - self.answer) / 8
 
     def admits(self, running: Sequence[Task], task: Task, shared: int) -> bool:
         """Return whether ``task``, with ``shared`` tokens held, should join; remember a refusal."""
