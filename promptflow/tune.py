@@ -85,7 +85,8 @@ def search(
             break
         candidate = best.but(**change)
         if state.tried(candidate) * GAIN < seconds and not state.is_over:
-            again, rival = state.tried(best), state.tried(candidate)
+            # The other way round: a machine that grows faster or slower favours each once.
+            rival, again = state.tried(candidate), state.tried(best)
             if rival * GAIN < again:
                 best, seconds = candidate, min(rival, seconds)
     if not state.is_over:
