@@ -208,12 +208,14 @@ def main() -> None:
         work, path = workload(name, arguments.quick), catalog.locate(arguments.model)
         print(json.dumps(CONTESTANTS[contestant](path, work, usable_cores())))
         return
+    workloads, contestants = arguments.workloads.split(","), arguments.contestants.split(",")
+    for given, known in ((workloads, WORKLOADS), (contestants, CONTESTANTS)):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"{', '.join(unknown)}: the choices are {', '.join(known)}")
     rows = []
-    for name in arguments.workloads.split(","):
+    for name in workloads:
         taking_part = [
-            contestant
-            for contestant in arguments.contestants.split(",")
-            if contestant != "dspy" or name == "evaluation"
+            contestant for contestant in contestants if contestant != "dspy" or name == "evaluation"
         ]
         turns = [
             [run(arguments.model, name, contestant, arguments.quick) for contestant in taking_part]
