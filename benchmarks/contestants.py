@@ -60,6 +60,8 @@ def promptflow(path: Path, work: Workload, threads: int) -> Figures:
         begun = time.perf_counter()
         [first] = engine.generate([cold])
         rate = first.usage.prefilled / (time.perf_counter() - begun)
+    # A new one, since what that prompt left in the cache would weigh on the workload for a while.
+    with Engine(path, options) as engine:
         before, begun, seed = engine.stats(), time.perf_counter(), 0
         for batch in work.batches:
             requests = [Request((Text(p), slot), seed + n) for n, p in enumerate(batch)]
