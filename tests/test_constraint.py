@@ -174,6 +174,29 @@ def test_times_have_nine_digits_of_a_second_at_most(day):
     assert not accepts(schema, f'"{day}23:59:59"')
 
 
+def test_numbers_between_limits_have_at_most_nine_decimals():
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    price = {"type": ["number", "null"], "exclusiveMinimum": -2.5}
+    for schema in (share, price, {"anyOf": [share, {"type": "null"}]}):
+        assert accepts(Json(json.dumps(schema)), "0.123456789")
+        assert not accepts(Json(json.dumps(schema)), "0.1234567891")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 1e-7}, "0.00000000001"),
+        ({"type": "number", "minimum": 0.12345678912, "maximum": 0.12345678914}, "0.12345678913"),
+        ({"type": "number"}, "1.602e-19"),
+        ({"type": "number", "minimum": 0, "multipleOf": 2.5}, "7.5"),
+        ({"allOf": [{"type": "number", "minimum": 0}, {"multipleOf": 1000}]}, "3000"),
+        ({"type": "object", "properties": {"type": {"const": 1}}}, '{"type": 1}'),
+    ],
+)
+def test_what_nine_decimals_do_not_fit_is_left_alone(schema, text):
+    assert accepts(Json(json.dumps(schema)), text)
+
+
 def test_a_date_that_is_data_is_left_alone():
     schema = {"enum": [{"format": "date"}, {"format": {"format": "date"}}]}
     for seed in range(6):

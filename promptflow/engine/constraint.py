@@ -13,6 +13,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import llguidance
@@ -36,6 +37,9 @@ _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
 _REAL_DAY = f"^({_YEAR}-(0[13-9]|1[0-2])-|{_YEAR}-02-([01]|2[0-8])|{_LEAP_YEAR}-02-29)"
 _FRACTION = r"^[^.]*(\.[0-9]{1,9})?([zZ]|[+-][^.]*)$"  # of a second; it takes any number of digits
+STEP = 1e-9  # of numbers between limits: a small model may write digits without end
+_LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 _BOUNDS = {"date": [_REAL_DAY], "time": [_FRACTION], "date-time": [_REAL_DAY, _FRACTION]}
 
 _REMEDIES: dict[type, str] = {
@@ -156,7 +160,9 @@ def _styled_schema(text: str) -> dict[str, Any]:
             stack.extend((child, depth + 1) for child in node.values())
         elif isinstance(node, list):
             stack.extend((child, depth + 1) for child in node)
-    schema = _with_bounds(schema)
+    # Two steps multiply where they meet, and an automaton of their product may not fit.
+    steps = "multipleOf" in text and any(word in text for word in _COMBINING)
+    schema = _with_bounds(schema, step=None if steps else STEP)
     own = schema.get("x-guidance", {})
     if not isinstance(own, dict):
         raise ConstraintError(
@@ -165,14 +171,14 @@ def _styled_schema(text: str) -> dict[str, Any]:
     return {**schema, "x-guidance": {**_JSON_STYLE, **own}}
 
 
-def _with_bounds(schema: Any) -> Any:
-    """Return the schema with patterns beside every date and time."""
+def _with_bounds(schema: Any, step: float | None) -> Any:
+    """Return the schema with patterns beside dates and times, and ``step`` beside ranges."""
     if isinstance(schema, list):
-        return [_with_bounds(item) for item in schema]
+        return [_with_bounds(item, step) for item in schema]
     if not isinstance(schema, dict):
         return schema
     made = {
-        key: value if key in ("const", "enum") else _with_bounds(value)
+        key: value if key in ("const", "enum") else _with_bounds(value, step)
         for key, value in schema.items()
     }
     form = made.get("format")
@@ -180,7 +186,20 @@ def _with_bounds(schema: Any) -> Any:
     others = made.get("allOf", [])
     if bounds and isinstance(others, list):
         made["allOf"] = [*others, *({"pattern": bound} for bound in bounds)]
+    if step and _is_range(made, step):
+        made["multipleOf"] = step
     return made
+
+
+def _is_range(schema: dict[str, Any], step: float) -> bool:
+    """Return whether it is of numbers between limits that ``step`` is far smaller than."""
+    kinds = schema.get("type")
+    if "multipleOf" in schema or "number" not in (kinds if isinstance(kinds, list) else [kinds]):
+        return False
+    found = [schema.get(name) for name in _LIMITS]
+    limits = [n for n in found if isinstance(n, int | float) and not isinstance(n, bool)]
+    apart = [abs(n) for n in limits if n] + [b - a for a, b in pairwise(sorted(limits))]
+    return bool(limits) and all(distance > 1000 * step for distance in apart)
 
 
 def _refusal(kind: type, reason: str) -> str:
