@@ -68,7 +68,10 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Json:
-    """A JSON value that fits ``schema`` (a JSON Schema as JSON text)."""
+    """A JSON value that fits ``schema`` (a JSON Schema as JSON text).
+
+    Numbers between limits get nine decimals at most.
+    """
 
     schema: str
 
