@@ -208,27 +208,28 @@ def _limits(schema: Mapping[str, Any]) -> Schema:
     return made
 
 
-def tokens(schema: Schema | Literal[False]) -> int:
-    """Return how many tokens a value can take, at one a character of text."""
+def tokens(schema: Schema | Literal[False], each: int = 1) -> int:
+    """Return how many tokens a value can take, at ``each`` a character of text."""
     if schema is False:
         return 0
     if "anyOf" in schema:
-        return max(tokens(arm) for arm in schema["anyOf"])
+        return max(tokens(arm, each) for arm in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         return max(len(str(v)) for v in schema.get("enum", [schema.get("const")])) + 2
     match schema["type"]:
         case "string":
-            return int(schema.get("maxLength", 36)) + 3
+            return each * int(schema.get("maxLength", 36)) + 3
         case "integer" | "number":
             return 22
         case "array":
             first = schema.get("prefixItems", [])
             rest = schema["maxItems"] - len(first)
-            each = tokens(schema["items"]) + 1
-            return 2 + sum(tokens(s) + 1 for s in first) + int(rest) * each
+            item = tokens(schema["items"], each) + 1
+            return 2 + sum(tokens(s, each) + 1 for s in first) + int(rest) * item
         case "object":
-            fixed = sum(len(n) // 2 + 4 + tokens(s) for n, s in schema["properties"].items())
-            free = max((tokens(s) for s in schema.get("patternProperties", {}).values()), default=0)
+            fixed = sum(len(n) // 2 + 4 + tokens(s, each) for n, s in schema["properties"].items())
+            others = schema.get("patternProperties", {}).values()
+            free = max((tokens(s, each) for s in others), default=0)
             return 2 + fixed + (ENTRIES * (KEY // 2 + free) if free else 0)
     return 5
 

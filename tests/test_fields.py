@@ -201,6 +201,13 @@ def test_the_budget_covers_the_longest_value():
     assert len(json.dumps(longest)) - keys <= shape.tokens + 30
 
 
+def test_the_budget_covers_scripts_whose_characters_are_several_tokens():
+    class Name(BaseModel):
+        name: str = Field(max_length=16)
+
+    assert (shape_of("x", Name).tokens or 0) >= len('{"name": ""}') // 2 + 4 * 16
+
+
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
