@@ -44,6 +44,13 @@ def test_a_moment_of_luck_does_not_decide():
     assert tune.search(speed_of, cores=1).choices == Choices(threads=1)
 
 
+@pytest.mark.parametrize("drift", [0.05, -0.03])
+def test_a_machine_that_grows_faster_or_slower_favours_nothing(drift):
+    turns = itertools.count()
+    found = tune.search(lambda c: speed(1.0 + drift * next(turns)), cores=2)
+    assert found.choices == Choices(threads=2)
+
+
 @pytest.mark.parametrize("error", [ModelInvalid("refused"), EngineLost("SIGSEGV")])
 def test_what_llama_cpp_refuses_is_noted_and_not_taken(error):
     def speed_of(c: Choices) -> Speed:
