@@ -15,55 +15,49 @@ import re
 from evaluation_sets import questions
 from prefix_sharing import WORKLOADS, workload
 
-from promptflow.engine.options import RETAINED, EngineOptions
+from promptflow.engine.options import EngineOptions, worker_settings
 from promptflow.engine.scheduler import Scheduler
 from promptflow.engine.task import Plan, Task
 
 PASS, TOKEN, LOGITS = 0.033, 0.0085, 0.0085
 """Seconds of a pass over the weights, and more for each token and each row of logits."""
 CELL = 2.7e-6  # seconds that a token takes for each cell in use, whoever holds it
-OPTIONS = EngineOptions()
-BATCH, SEQUENCES = 512, OPTIONS.max_running + RETAINED
+SETTINGS = worker_settings(EngineOptions())
 
 
-class Vocabulary:
-    """Numbers for the words of some texts."""
-
-    def __init__(self) -> None:
-        """Know no words."""
-        self._numbers: dict[str, int] = {}
-
-    def tokens(self, text: str) -> list[int]:
-        """Return a number for each word, digit and mark."""
-        found = re.findall(r"\d| ?[A-Za-z]+|\W", text)
-        return [self._numbers.setdefault(word, len(self._numbers)) for word in found]
+def tokens_of(text: str, numbers: dict[str, int]) -> list[int]:
+    """Return a number for each word, digit and mark; ``numbers`` grows by those that are new."""
+    found = re.findall(r"\d| ?[A-Za-z]+|\W", text)
+    return [numbers.setdefault(word, len(numbers)) for word in found]
 
 
 def price(plan: Plan, used: int) -> tuple[float, float]:
-    """Return the seconds that a step takes, and how many of them are attention."""
+    """Return the seconds of a step beside ``used`` cells, and how many of them are attention."""
     tokens = sum(take for _, take in plan.rows)
     logits = sum(take == task.pending for task, take in plan.rows)
-    attention = CELL * used * tokens
+    attention = CELL * (used + tokens) * tokens
     return PASS + TOKEN * tokens + LOGITS * logits + attention, attention
 
 
 def simulate(batches: tuple[tuple[str, ...], ...], answer: int) -> dict[str, float]:
     """Answer each batch after the one before, every prompt with ``answer`` tokens."""
-    scheduler = Scheduler(OPTIONS.context, BATCH, SEQUENCES, OPTIONS.max_running)
-    vocabulary, number = Vocabulary(), 0
+    load = SETTINGS["load"]
+    scheduler = Scheduler(
+        load["context"], load["batch"], load["sequences"], SETTINGS["max_running"]
+    )
+    numbers: dict[str, int] = {}
+    number = 0
     sums = {"seconds": 0.0, "attention": 0.0, "prefilled": 0.0, "steps": 0.0, "rows": 0.0}
     for batch in batches:
         for text in batch:
             number += 1
-            prompt = vocabulary.tokens(text)
+            prompt = tokens_of(text, numbers)
             scheduler.submit(Task(number, prompt, len(prompt) + answer))
         while scheduler.waiting or scheduler.running:
             plan = scheduler.step()
-            for task in plan.admitted:
-                task.row = None
-            sums["prefilled"] += sum(take for task, take in plan.rows if not task.written)
-            found = price(plan, scheduler.cells.used + sum(take for _, take in plan.rows))
-            for name, value in zip(sums, (*found, 0, 1, len(plan.rows)), strict=True):
+            prefilled = sum(take for task, take in plan.rows if not task.written)
+            found = (*price(plan, scheduler.cells.used), prefilled, 1, len(plan.rows))
+            for name, value in zip(sums, found, strict=True):
                 sums[name] += value
             for task, take in plan.rows:
                 scheduler.computed(task, take)
