@@ -225,8 +225,6 @@ def _json_shape(
         whole |= {"minLength": limits.get("min_length", 0)}
         whole |= {"maxLength": limits["max_length"]} if "max_length" in limits else {}
     made, cost = schemas.bounded(whole, where, BUDGET)
-    # A character of some scripts is up to four tokens of a small vocabulary.
-    cost = max(cost, min(schemas.tokens(made, each=4), BUDGET))
     made = {**made, "x-guidance": {"json_allowed_escapes": 'nrt"\\'}}
     constraint = Json(json.dumps(made, ensure_ascii=False))
     if (kind := made.get("type")) in ("integer", "number"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -150,9 +150,11 @@ def _speed(side: Side) -> Speed:
 
 
 def _mean(speeds: Sequence[Speed]) -> Speed:
-    columns = zip(*map(astuple, speeds), strict=True)
-    prefill, alone, together, branches = (fmean(column) for column in columns)
-    return Speed(round(prefill, 1), round(alone, 1), round(together, 1), int(branches))
+    prefill, alone, together = (
+        round(fmean(getattr(speed, name) for speed in speeds), 1)
+        for name in ("prefill", "alone", "together")
+    )
+    return Speed(prefill, alone, together, BRANCHES)
 
 
 def _rate(side: Side) -> float:

@@ -78,8 +78,9 @@ _ANYTHING: Schema = {"anyOf": [*_SCALAR, {"type": "array", "items": {"anyOf": _S
 def bounded(schema: Mapping[str, Any], where: str, budget: int) -> tuple[Schema, int]:
     """Return the schema under the widest limits that fit ``budget`` tokens, and its tokens.
 
-    Where even the tightest do not fit, the type's own limits are larger, and they win. Raises
-    UnsupportedType naming ``where``.
+    Limits are chosen at one token a character; of what the budget then leaves, text has up to four
+    a character, which some scripts need in a small vocabulary. Where even the tightest limits do
+    not fit, the type's own are larger, and they win. Raises UnsupportedType naming ``where``.
     """
     made: Schema | None = None
     cost = 0
@@ -90,7 +91,7 @@ def bounded(schema: Mapping[str, Any], where: str, budget: int) -> tuple[Schema,
         if (cost := tokens(made)) <= budget:
             break
     assert made is not None
-    return made, cost
+    return made, max(cost, min(tokens(made, each=4), budget))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
 _REAL_DAY = f"^({_YEAR}-(0[13-9]|1[0-2])-|{_YEAR}-02-([01]|2[0-8])|{_LEAP_YEAR}-02-29)"
 _FRACTION = r"^[^.]*(\.[0-9]{1,9})?([zZ]|[+-][^.]*)$"  # of a second; it takes any number of digits
-STEP = 1e-9  # of numbers between limits: a small model may write digits without end
+_STEP = 1e-9  # of numbers between limits: a small model may write digits without end
 _LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 _BOUNDS = {"date": [_REAL_DAY], "time": [_FRACTION], "date-time": [_REAL_DAY, _FRACTION]}
@@ -161,8 +161,8 @@ def _styled_schema(text: str) -> dict[str, Any]:
         elif isinstance(node, list):
             stack.extend((child, depth + 1) for child in node)
     # Two steps multiply where they meet, and an automaton of their product may not fit.
-    steps = "multipleOf" in text and any(word in text for word in _COMBINING)
-    schema = _with_bounds(schema, step=None if steps else STEP)
+    meet = "multipleOf" in text and any(word in text for word in _COMBINING)
+    schema = _with_bounds(schema, ranges=not meet)
     own = schema.get("x-guidance", {})
     if not isinstance(own, dict):
         raise ConstraintError(
@@ -171,14 +171,14 @@ def _styled_schema(text: str) -> dict[str, Any]:
     return {**schema, "x-guidance": {**_JSON_STYLE, **own}}
 
 
-def _with_bounds(schema: Any, step: float | None) -> Any:
-    """Return the schema with patterns beside dates and times, and ``step`` beside ranges."""
+def _with_bounds(schema: Any, ranges: bool) -> Any:
+    """Return the schema with patterns beside dates and times, and a step beside ``ranges``."""
     if isinstance(schema, list):
-        return [_with_bounds(item, step) for item in schema]
+        return [_with_bounds(item, ranges) for item in schema]
     if not isinstance(schema, dict):
         return schema
     made = {
-        key: value if key in ("const", "enum") else _with_bounds(value, step)
+        key: value if key in ("const", "enum") else _with_bounds(value, ranges)
         for key, value in schema.items()
     }
     form = made.get("format")
@@ -186,20 +186,20 @@ def _with_bounds(schema: Any, step: float | None) -> Any:
     others = made.get("allOf", [])
     if bounds and isinstance(others, list):
         made["allOf"] = [*others, *({"pattern": bound} for bound in bounds)]
-    if step and _is_range(made, step):
-        made["multipleOf"] = step
+    if ranges and _is_range(made):
+        made["multipleOf"] = _STEP
     return made
 
 
-def _is_range(schema: dict[str, Any], step: float) -> bool:
-    """Return whether it is of numbers between limits that ``step`` is far smaller than."""
+def _is_range(schema: dict[str, Any]) -> bool:
+    """Return whether it is of numbers between limits that the step is far smaller than."""
     kinds = schema.get("type")
     if "multipleOf" in schema or "number" not in (kinds if isinstance(kinds, list) else [kinds]):
         return False
     found = [schema.get(name) for name in _LIMITS]
     limits = [n for n in found if isinstance(n, int | float) and not isinstance(n, bool)]
     apart = [abs(n) for n in limits if n] + [b - a for a, b in pairwise(sorted(limits))]
-    return bool(limits) and all(distance > 1000 * step for distance in apart)
+    return bool(limits) and all(distance > 1000 * _STEP for distance in apart)
 
 
 def _refusal(kind: type, reason: str) -> str:
