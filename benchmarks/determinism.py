@@ -21,8 +21,8 @@ import dspy
 from evaluation_sets import questions
 
 from promptflow import Engine, EngineOptions, Request, Slot, Text
-from promptflow.evaluate.metrics import f1
-from promptflow.evaluate.stats import paired_interval
+from promptflow.evaluation.metrics import f1
+from promptflow.evaluation.stats import paired_interval
 
 INVARIANT = 50
 

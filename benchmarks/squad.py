@@ -31,9 +31,9 @@ from dspy.utils.exceptions import AdapterParseError
 from evaluation_sets import SEED, questions
 
 import promptflow as pf
-from promptflow.evaluate.metrics import exact_match, f1
-from promptflow.evaluate.progress import bar
-from promptflow.evaluate.stats import paired_interval
+from promptflow.evaluation.metrics import exact_match, f1
+from promptflow.evaluation.progress import bar
+from promptflow.evaluation.stats import paired_interval
 
 ARMS = ("a", "b", "chat", "json")
 

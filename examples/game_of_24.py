@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import promptflow as pf
-from promptflow.modules.tree import Task
+
 
 BUILT_IN = ("1 2 4 7", "2 3 5 12", "4 5 6 10", "4 9 10 13", "1 4 8 8", "5 5 5 9")
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def start(inputs: Mapping[str, Any]) -> str:
     return text(numbers(inputs["numbers"]))
 
 
-TASK = Task(
+PROBLEM = pf.Problem(
     start=start, step=take, done=lambda state: state == "24", options=legal_steps, worth=worth
 )
 
@@ -93,7 +93,7 @@ def solver(breadth: int = 5, proposals: int = 8, samples: int = 3) -> pf.TreeOfT
     return pf.TreeOfThoughts(
         "game24_step",
         "game24_value",
-        task=TASK,
+        problem=PROBLEM,
         depth=3,
         breadth=breadth,
         proposals=proposals,

@@ -25,7 +25,7 @@ from pydantic_core import to_json
 from promptflow import schema as schemas
 from promptflow.engine.request import Choice, Constraint, Fill, Json, Regex, Substring
 from promptflow.errors import ParseError, UnknownField, UnsupportedType
-from promptflow.signature import Quote
+from promptflow.signatures import Quote
 
 __all__ = ["Quote", "Shape", "constraint_of", "from_text", "shape_of", "to_text"]
 

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from promptflow import fields
 from promptflow.engine.request import Choice, Completion, Part, Sampling, Slot, Text, TextEngine
 from promptflow.errors import TemplateError, UnknownField
-from promptflow.signature import description_of, has_default_instructions, label_of
+from promptflow.signatures import description_of, has_default_instructions, label_of
 
 CHAT, COMPLETION = "chat", "completion"
 FOLDER = Path(__file__).resolve().parent / "layouts"

@@ -19,7 +19,7 @@ from promptflow.engine.quantize import quantize
 from promptflow.engine.request import Text
 from promptflow.engine.tuned import BRANCHES
 from promptflow.errors import DataError
-from promptflow.evaluate.progress import bar
+from promptflow.evaluation.progress import bar
 
 CANDIDATES = ("q4_0", "q4_0_pure", "iq4_nl", "q8_0")
 """What ``auto`` tries: llama.cpp repacks these for the processor's widest integer kernels."""
@@ -113,7 +113,7 @@ def read_questions(data: str | Path, count: int = 40, seed: int = 0) -> list[Any
 
     Raises DataError with the first row that lacks one.
     """
-    from promptflow.evaluate.data import load_data, split
+    from promptflow.evaluation.data import load_data, split
 
     rows = load_data(data, ["passage", "question"])
     for number, row in enumerate(rows, 1):
@@ -164,7 +164,7 @@ def _rate(side: Side) -> float:
 def _compared(
     before: Side, after: Side, speeds: dict[str, Speed], questions: Sequence[Any], progress: bool
 ) -> Requantized:
-    from promptflow.evaluate.stats import paired_interval
+    from promptflow.evaluation.stats import paired_interval
 
     before, after = (_quality(side, questions, progress) for side in (before, after))
     gap = paired_interval(after.f1, before.f1)
@@ -176,7 +176,7 @@ def _quality(side: Side, questions: Sequence[Any], progress: bool) -> Side:
     import dspy
 
     import promptflow as pf
-    from promptflow.evaluate.metrics import f1
+    from promptflow.evaluation.metrics import f1
 
     passages = list(dict.fromkeys(example.passage for example in questions))[:PASSAGES]
     steps = len(passages) + len(questions)

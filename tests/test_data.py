@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from promptflow.errors import DataError
-from promptflow.evaluate.data import load_data, plain, split
+from promptflow.evaluation.data import load_data, plain, split
 
 ROWS = [{"question": "1+1?", "answer": "2", "id": 7}, {"question": "2+2?", "answer": "4", "id": 8}]
 

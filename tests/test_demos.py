@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.evaluate.metrics import exact_match
+from promptflow.evaluation.metrics import exact_match
 from promptflow.flow import Module, Prediction
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimize.demos import Bootstrap, Demo, bootstrap, draw, labelled
-from promptflow.optimize.study import UNLIMITED, Budget, Study
+from promptflow.optimization.demos import Bootstrap, Demo, bootstrap, draw, labelled
+from promptflow.optimization.study import UNLIMITED, Budget, Study
 
 ALL = Bootstrap()
 

@@ -7,8 +7,8 @@ from conftest import SMOLLM
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Usage
 from promptflow.errors import ContextOverflow, DataError, EngineLost, MetricError
-from promptflow.evaluate import compare, evaluate, exact_match, input_fields, read_examples
-from promptflow.evaluate.evaluate import compare_scores
+from promptflow.evaluation import compare, evaluate, exact_match, input_fields, read_examples
+from promptflow.evaluation.evaluate import compare_scores
 from promptflow.flow import Module, Prediction
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict

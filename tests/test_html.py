@@ -8,10 +8,10 @@ import pytest
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Usage
-from promptflow.evaluate import Evaluation, Record, evaluate
+from promptflow.evaluation import Evaluation, Record, evaluate
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimize import Budget, Search, optimize
+from promptflow.optimization import Budget, Search, optimize
 from promptflow.report import write_report
 from promptflow.report.html import SHOWN, nested, prompt_diffs, render
 

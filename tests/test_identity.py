@@ -7,7 +7,7 @@ import pytest
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import ProgramError
-from promptflow.evaluate.identity import (
+from promptflow.evaluation.identity import (
     data_hash,
     hash_of,
     language_model,
@@ -17,7 +17,7 @@ from promptflow.evaluate.identity import (
     program_state,
     versions,
 )
-from promptflow.evaluate.metrics import f1
+from promptflow.evaluation.metrics import f1
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
 

@@ -5,8 +5,8 @@ import dspy
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimize.instructions import additions, is_copied, propose, with_addition
-from promptflow.optimize.study import Study
+from promptflow.optimization.instructions import additions, is_copied, propose, with_addition
+from promptflow.optimization.study import Study
 
 DATA = [
     dspy.Example(

@@ -21,7 +21,7 @@ from promptflow.engine.request import (
     Text,
 )
 from promptflow.errors import ParseError, TemplateError, UnknownField, UnsupportedType
-from promptflow.signature import signature
+from promptflow.signatures import signature
 
 SCAFFOLD = ScriptedEngine(lambda text, slot: "").scaffold
 QA = signature("passage, question -> answer, level: Literal['low', 'high'], page: int")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptflow.errors import DataError
-from promptflow.evaluate.metrics import (
+from promptflow.evaluation.metrics import (
     METRICS,
     cited,
     contains,
@@ -157,7 +157,7 @@ def test_documents_of_passages_and_citations():
 
 def test_metrics_are_found_by_name():
     assert find_metric("f1") is METRICS["f1"]
-    assert find_metric("promptflow.evaluate.metrics:contains") is contains
+    assert find_metric("promptflow.evaluation.metrics:contains") is contains
     with pytest.raises(DataError, match="Did you mean 'exact_match'"):
         find_metric("exact_mach")
     with pytest.raises(DataError, match="nowhere"):

@@ -12,10 +12,10 @@ import pytest
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import BudgetExceeded, DataError, EngineLost, ResumeMismatch
-from promptflow.evaluate.metrics import exact_match
+from promptflow.evaluation.metrics import exact_match
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimize import Budget, Search, optimize
+from promptflow.optimization import Budget, Search, optimize
 
 
 def doubles(count, start=0):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptflow.errors import BudgetExceeded
-from promptflow.optimize.plan import LEAST, cost, fitting, make_plan, schedule
-from promptflow.optimize.study import Budget
+from promptflow.optimization.plan import LEAST, cost, fitting, make_plan, schedule
+from promptflow.optimization.study import Budget
 
 
 def test_halving_by_hand():

@@ -31,7 +31,7 @@ from promptflow.modules import (
     ZeroShotCoT,
 )
 from promptflow.modules.judge import PairJudge
-from promptflow.modules.tree import Task
+from promptflow.modules.tree import Problem
 from promptflow.program import load_program, lock_of, resolve_program, save_program
 
 QA = "question -> answer: int"
@@ -236,9 +236,9 @@ def test_code_is_named_and_not_saved(tmp_path: Path) -> None:
     assert loaded.reward is longest
     with pytest.raises(ProgramError, match="settings: saved with"):
         load_program(tmp_path / "best", into=BestOf(Predict(QA), n=2))
-    tree = TreeOfThoughts(task=Task(done=lambda state: state == "x"))
+    tree = TreeOfThoughts(problem=Problem(done=lambda state: state == "x"))
     save_program(tree, tmp_path / "tree")
-    with pytest.raises(ProgramError, match=r"made with code \(task\)"):
+    with pytest.raises(ProgramError, match=r"made with code \(problem\)"):
         load_program(tmp_path / "tree")
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from promptflow.evaluate.progress import bar
+from promptflow.evaluation.progress import bar
 
 
 def test_nothing_is_drawn_where_stderr_is_no_terminal(capsys):

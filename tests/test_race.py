@@ -7,13 +7,13 @@ import pytest
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import ContextOverflow, EngineLost
-from promptflow.evaluate.metrics import exact_match
+from promptflow.evaluation.metrics import exact_match
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimize.plan import cost, schedule
-from promptflow.optimize.race import Scorer, race
-from promptflow.optimize.study import Budget, Study
-from promptflow.optimize.variant import Variant, start_of
+from promptflow.optimization.plan import cost, schedule
+from promptflow.optimization.race import Scorer, race
+from promptflow.optimization.study import Budget, Study
+from promptflow.optimization.variant import Variant, start_of
 
 DATA = [
     dspy.Example(question=f"{i} doubled", answer=str(2 * i)).with_inputs("question")

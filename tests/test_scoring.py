@@ -7,8 +7,8 @@ import pytest
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import EngineLost
-from promptflow.evaluate.metrics import exact_match
-from promptflow.evaluate.scoring import RETRIES, Job, Record, check_excluded, score_jobs
+from promptflow.evaluation.metrics import exact_match
+from promptflow.evaluation.scoring import RETRIES, Job, Record, check_excluded, score_jobs
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from promptflow.evaluate.stats import bootstrap_interval, paired_interval, permutation_p
+from promptflow.evaluation.stats import bootstrap_interval, paired_interval, permutation_p
 
 
 def test_the_interval_matches_the_textbook_for_many_normal_scores():

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from promptflow.errors import BudgetExceeded, ResumeMismatch, StoreBusy
-from promptflow.optimize.study import Budget, Spent, Study
+from promptflow.optimization.study import Budget, Spent, Study
 
 PRINT = {"model": "m@1", "train": "aaaa", "settings": {"seed": 0}}
 

@@ -8,7 +8,7 @@ from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Substring
 from promptflow.errors import EngineLost
 from promptflow.lm import LocalLM
-from promptflow.optimize.synthesize import is_fit, synthesize
+from promptflow.optimization.synthesize import is_fit, synthesize
 
 PASSAGES = [f"Tower {i} was built in {1800 + i} by the town of Ulm." for i in range(12)]
 

@@ -10,9 +10,9 @@ from promptflow.engine.fake import FakeModel, ScriptedEngine
 from promptflow.errors import EngineLost
 from promptflow.flow import Prediction, run, run_many
 from promptflow.modules.predict import Predict
-from promptflow.modules.tree import Task, TreeOfThoughts
+from promptflow.modules.tree import Problem, TreeOfThoughts
 
-SPELL = Task(
+SPELL = Problem(
     start=lambda inputs: "",
     step=lambda state, thought: state + thought if len(thought) == 1 else None,
     done=lambda state: state == "cab",
@@ -39,7 +39,7 @@ class Speller:
 
 
 def speller(**settings: Any) -> TreeOfThoughts:
-    given = {"task": SPELL, "depth": 3, "breadth": 1, "proposals": 3, "samples": 1, **settings}
+    given = {"problem": SPELL, "depth": 3, "breadth": 1, "proposals": 3, "samples": 1, **settings}
     return TreeOfThoughts(
         "state -> letter", "state -> verdict: Literal['sure', 'likely', 'impossible']", **given
     )
@@ -97,12 +97,12 @@ def test_illegal_thoughts_are_dropped_and_counted() -> None:
 
 def test_options_confine_the_proposer() -> None:
     lm = pf.load("fake", engine=pf.Engine(FakeModel()))
-    task = Task(
+    problem = Problem(
         step=lambda state, thought: state + thought,
         options=lambda state: [letter for letter in ("(a)", "b.", "c|") if letter not in state],
         worth=lambda state: float(len(state)),
     )
-    result = run(speller(task=task, breadth=3, proposals=6), lm=lm)
+    result = run(speller(problem=problem, breadth=3, proposals=6), lm=lm)
     texts = {t.text for t in result.tree.thoughts[1:]}
     assert texts == {"(a)", "b.", "c|"}
     assert max(t.depth for t in result.tree.thoughts) == 3
@@ -111,23 +111,23 @@ def test_options_confine_the_proposer() -> None:
 
 def test_options_are_not_in_the_prompt() -> None:
     guide = Speller("abc")
-    task = Task(step=SPELL.step, options=lambda state: ["a", "b", "c", "zebra"])
-    run(speller(task=task, depth=2), lm=guide.lm)
+    problem = Problem(step=SPELL.step, options=lambda state: ["a", "b", "c", "zebra"])
+    run(speller(problem=problem, depth=2), lm=guide.lm)
     assert not any("zebra" in prompt for prompt in guide.engine.prompts)
 
 
 def test_a_state_without_options_is_a_dead_end() -> None:
     guide = Speller("abc")
-    task = Task(step=SPELL.step, options=lambda state: [] if state else ["a", "b", "c"])
-    result = run(speller(task=task), lm=guide.lm)
+    problem = Problem(step=SPELL.step, options=lambda state: [] if state else ["a", "b", "c"])
+    result = run(speller(problem=problem), lm=guide.lm)
     assert guide.proposals == 3
     assert result.state == "c"
 
 
 def test_known_worth_asks_no_model() -> None:
     guide = Speller("abc")
-    task = Task(step=SPELL.step, worth=lambda state: float(ord(state[-1])))
-    result = run(speller(task=task, depth=1), lm=guide.lm)
+    problem = Problem(step=SPELL.step, worth=lambda state: float(ord(state[-1])))
+    result = run(speller(problem=problem, depth=1), lm=guide.lm)
     assert (result.state, result.value, guide.valued) == ("c", 99.0, [])
 
 
@@ -167,7 +167,7 @@ def test_a_list_of_thoughts_from_one_call() -> None:
     module = TreeOfThoughts(
         "state -> letters: list[str]",
         "state -> verdict: Literal['sure', 'impossible']",
-        task=SPELL,
+        problem=SPELL,
         depth=1,
         proposals=1,
         samples=1,
@@ -176,7 +176,7 @@ def test_a_list_of_thoughts_from_one_call() -> None:
     assert [t.text for t in result.tree.thoughts] == ["", "a", "b"]
 
 
-def test_the_default_task_adds_lines_to_a_problem() -> None:
+def test_the_default_problem_adds_lines_to_a_state() -> None:
     steps = iter(["first", "second"])
 
     def answer(text: str, slot: pf.Slot) -> str:

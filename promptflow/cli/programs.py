@@ -15,8 +15,8 @@ from promptflow.errors import BudgetExceeded, DataError, PromptflowError
 
 if TYPE_CHECKING:
     from promptflow.engine.request import Usage
-    from promptflow.evaluate import Evaluation
-    from promptflow.optimize import Budget
+    from promptflow.evaluation import Evaluation
+    from promptflow.optimization import Budget
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b"
 
@@ -157,7 +157,7 @@ def run(
 ) -> None:
     """Run a program on one input."""
     from promptflow import flow
-    from promptflow.evaluate.data import plain
+    from promptflow.evaluation.data import plain
 
     lm, resolved = _ready(model, program, force)
     given = _given(inputs, resolved)
@@ -210,8 +210,8 @@ def evaluate(
     The score comes with its 95 % interval. With --out, a run that was killed continues with the
     same command.
     """
-    from promptflow.evaluate import read_examples
-    from promptflow.evaluate.evaluate import evaluate
+    from promptflow.evaluation import read_examples
+    from promptflow.evaluation.evaluate import evaluate
 
     lm, resolved = _ready(model, program, force)
     examples = read_examples(data, resolved)
@@ -236,7 +236,7 @@ def _score(result: Evaluation) -> str:
 
 def _budget(text: str) -> Budget:
     """Return the budget of text like ``calls=300,seconds=600``."""
-    from promptflow.optimize import Budget
+    from promptflow.optimization import Budget
 
     limits: dict[str, Any] = {}
     for pair in filter(None, text.split(",")):
@@ -274,9 +274,9 @@ def optimize(
     Demos and instructions are raced, and the winner is confirmed on held-out data. A run that was
     killed continues with the same command.
     """
-    from promptflow.evaluate import read_examples
-    from promptflow.optimize import Search
-    from promptflow.optimize.search import optimize
+    from promptflow.evaluation import read_examples
+    from promptflow.optimization import Search
+    from promptflow.optimization.search import optimize
     from promptflow.program import save_program
     from promptflow.report import write_report
     from promptflow.storage import write_json

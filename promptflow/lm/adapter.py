@@ -15,7 +15,7 @@ from promptflow.errors import ContextOverflow
 from promptflow.lm.listeners import agenerate, audiences, generate
 from promptflow.lm.local import LocalLM, load
 from promptflow.lm.record import decoding_of, record_call, seed_of
-from promptflow.signature import label_of
+from promptflow.signatures import label_of
 
 
 class SlotAdapter(dspy.ChatAdapter):

@@ -4,7 +4,7 @@ from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
-from promptflow.modules.tree import TreeOfThoughts
+from promptflow.modules.tree import Problem, TreeOfThoughts
 from promptflow.modules.voting import BestOf, SelfConsistency
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Judge",
     "PairJudge",
     "Predict",
+    "Problem",
     "SelfConsistency",
     "TreeOfThoughts",
     "ZeroShotCoT",

@@ -14,7 +14,7 @@ from promptflow.engine.wire import to_wire
 from promptflow.errors import UnknownField
 from promptflow.flow import Call, Flow, Order, Prediction, request_of, run
 from promptflow.lm import prompt_text, sampling_of, seed_of
-from promptflow.signature import document_of
+from promptflow.signatures import document_of
 
 
 class Predict(dspy.Predict):

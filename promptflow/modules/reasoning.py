@@ -10,7 +10,7 @@ import dspy
 
 from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.predict import Predict
-from promptflow.signature import document_of, label_of, plain_label, read_document
+from promptflow.signatures import document_of, label_of, plain_label, read_document
 
 REASONING = "reasoning"
 

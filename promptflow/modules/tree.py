@@ -2,7 +2,7 @@
 
 Breadth-first as in Yao et al. 2023. A level is two lists of calls: all proposals for all kept
 states, then all valuations of all new states; each list is one engine batch behind shared prefixes.
-What a state is and where a thought leads is a ``Task``: functions of text, no model. The tree is a
+What a state is and where a thought leads is a ``Problem``: functions of text, no model. The tree is a
 record that a report can draw.
 """
 
@@ -55,11 +55,11 @@ def _never(state: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Problem:
     """What is searched: plain functions of a state's text.
 
     ``start(inputs)`` is the first state; ``step(state, thought)`` is the state that a thought leads
-    to, or None for an illegal thought; ``done(state)`` says that a state solves the task.
+    to, or None for an illegal thought; ``done(state)`` says that a state solves the problem.
     ``options`` lists the legal thoughts of a state: a proposing predictor can write no other as its
     last output, and a state without any is a dead end. ``worth(state)`` values a state without the
     model; None asks the model. ``thoughts`` and ``value`` read the predictions of both.
@@ -130,10 +130,10 @@ class _Growth:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
     error: PromptflowError | None = None
 
-    def add(self, parent: Thought, text: str, task: Task) -> Thought | None:
+    def add(self, parent: Thought, text: str, problem: Problem) -> Thought | None:
         """Add the state that a thought leads to; None where it is illegal or already there."""
         self.counts["proposed"] += 1
-        state = task.step(parent.state, text)
+        state = problem.step(parent.state, text)
         if state is None:
             self.counts["illegal"] += 1
             return None
@@ -147,7 +147,7 @@ class _Growth:
             parent.depth + 1,
             text,
             state,
-            terminal=task.done(state),
+            terminal=problem.done(state),
         )
         self.thoughts.append(node)
         return node
@@ -186,7 +186,7 @@ class TreeOfThoughts(Module):
         propose: Any = None,
         value: Any = None,
         *,
-        task: Task = Task(),
+        problem: Problem = Problem(),
         depth: int = 3,
         breadth: int = 5,
         proposals: int = 5,
@@ -205,7 +205,7 @@ class TreeOfThoughts(Module):
                 raise ValueError(f"TreeOfThoughts: {name}={number} is below 1")
         self.propose = _module(propose, "propose_step")
         self.value = _module(value, "value_state")
-        self.task = task
+        self.problem = problem
         self.depth = depth
         self.breadth = breadth
         self.proposals = proposals
@@ -213,15 +213,15 @@ class TreeOfThoughts(Module):
         self.temperature = temperature
 
     def settings(self) -> dict[str, Any]:
-        """Return the constructor's numbers, and the names of a task's own functions."""
+        """Return the constructor's numbers, and the names of the problem's own functions."""
         names = ("depth", "breadth", "proposals", "samples", "temperature")
         numbers = {name: getattr(self, name) for name in names}
         own = [
             code_name(function)["code"]
-            for f in dataclasses.fields(Task)
-            if (function := getattr(self.task, f.name)) is not f.default
+            for f in dataclasses.fields(Problem)
+            if (function := getattr(self.problem, f.name)) is not f.default
         ]
-        return {**numbers, "task": {"code": ", ".join(own)}} if own else numbers
+        return {**numbers, "problem": {"code": ", ".join(own)}} if own else numbers
 
     def flow(self, **inputs: Any) -> Flow:
         """Return ``answer`` (the thoughts), ``state``, ``value``, ``solved`` and ``tree``.
@@ -229,7 +229,7 @@ class TreeOfThoughts(Module):
         The search ends at the first state that is done; failing that, the best of the deepest level
         is the answer and ``solved`` is false. An error of every call of a step is raised.
         """
-        root = Thought(0, None, 0, "", self.task.start(inputs), kept=True)
+        root = Thought(0, None, 0, "", self.problem.start(inputs), kept=True)
         growth = _Growth([root], {root.state})
         kept, best = [0], 0
         for _ in range(self.depth):
@@ -259,8 +259,8 @@ class TreeOfThoughts(Module):
         for number in kept:
             parent = growth.thoughts[number]
             given = _known_inputs(self.propose, {**inputs, "state": parent.state})
-            if self.task.options is not None:
-                options = tuple(self.task.options(parent.state))
+            if self.problem.options is not None:
+                options = tuple(self.problem.options(parent.state))
                 if not options:
                     continue
                 given |= _confined(self.propose, options)
@@ -273,8 +273,8 @@ class TreeOfThoughts(Module):
             raise growth.error
         fresh = []
         for parent, prediction in zip(parents, predictions, strict=True):
-            for text in self.task.thoughts(prediction) if prediction else ():
-                node = growth.add(parent, text, self.task)
+            for text in self.problem.thoughts(prediction) if prediction else ():
+                node = growth.add(parent, text, self.problem)
                 if node is not None:
                     fresh.append(node.number)
         return fresh
@@ -285,7 +285,7 @@ class TreeOfThoughts(Module):
         keys = {}
         for number in fresh:
             state = growth.thoughts[number].state
-            known = self.task.worth(state) if self.task.worth else None
+            known = self.problem.worth(state) if self.problem.worth else None
             keys[number] = state
             if known is not None:
                 growth.values[state] = known
@@ -302,7 +302,7 @@ class TreeOfThoughts(Module):
         results = yield from together(flows)
         for place, key in enumerate(asked):
             share = results[place * self.samples : (place + 1) * self.samples]
-            values = [self.task.value(p) for p in map(growth.succeeded, share) if p is not None]
+            values = [self.problem.value(p) for p in map(growth.succeeded, share) if p is not None]
             if values:
                 growth.values[key] = math.fsum(values) / len(values)
         for number in fresh:

@@ -14,7 +14,7 @@ import dspy
 from promptflow import storage
 from promptflow.errors import ProgramError, StoreCorrupt, StoreNotFound
 from promptflow.program.walk import modules_of, predictors_of
-from promptflow.signature import Document, write_document
+from promptflow.signatures import Document, write_document
 
 FORMAT = 1
 FILE = "program.toml"

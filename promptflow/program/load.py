@@ -15,7 +15,7 @@ from promptflow.errors import ProgramError, StoreCorrupt
 from promptflow.modules.judge import PairJudge
 from promptflow.program.folder import FILE, Saved, lock_of, own_settings, read_folder
 from promptflow.program.walk import ITSELF, join, predictors_of
-from promptflow.signature import read_document
+from promptflow.signatures import read_document
 from promptflow.storage import canonical
 
 

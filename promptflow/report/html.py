@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from promptflow.evaluate import Evaluation, Record
+from promptflow.evaluation import Evaluation, Record
 from promptflow.storage import write_text
 
 if TYPE_CHECKING:
-    from promptflow.optimize import Optimization
+    from promptflow.optimization import Optimization
 
 WIDTH, LEFT, RIGHT = 640, 150, 60
 RACE_HEIGHT = 260

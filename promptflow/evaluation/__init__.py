@@ -1,7 +1,7 @@
 """Scores with intervals: metrics, evaluation of a program on data, paired comparison."""
 
-from promptflow.evaluate.data import load_data, split
-from promptflow.evaluate.evaluate import (
+from promptflow.evaluation.data import load_data, split
+from promptflow.evaluation.evaluate import (
     Comparison,
     Evaluation,
     compare,
@@ -9,7 +9,7 @@ from promptflow.evaluate.evaluate import (
     input_fields,
     read_examples,
 )
-from promptflow.evaluate.metrics import (
+from promptflow.evaluation.metrics import (
     METRICS,
     Metric,
     cited,
@@ -20,7 +20,7 @@ from promptflow.evaluate.metrics import (
     numeric,
     retrieved,
 )
-from promptflow.evaluate.scoring import Record
+from promptflow.evaluation.scoring import Record
 
 __all__ = [
     "METRICS",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptflow.errors import SignatureError, SignatureNotFound
-from promptflow.signature import (
+from promptflow.signatures import (
     Document,
     Quote,
     description_of,
@@ -182,7 +182,7 @@ def test_documents_round_trip(types: list[object], description: str, instruction
     path_free = Document(made, ({"x": "1"},), compiled={"model": "m", "score": 0.5})
     read = tomllib.loads(dump_document(path_free))
     assert read["compiled"] == {"model": "m", "score": 0.5}
-    from promptflow.signature import _document
+    from promptflow.signatures import _document
 
     again = _document(read, {}).signature
     for name, info in made.fields.items():

@@ -28,8 +28,8 @@ from promptflow.errors import (
     ParseError,
     PromptflowError,
 )
-from promptflow.evaluate.data import plain
-from promptflow.evaluate.metrics import Metric
+from promptflow.evaluation.data import plain
+from promptflow.evaluation.metrics import Metric
 from promptflow.flow import Flow, Module, run_many
 from promptflow.lm import seed_of
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from promptflow.engine.request import Sampling, Usage
 from promptflow.errors import PromptflowError
-from promptflow.evaluate.data import plain
-from promptflow.evaluate.metrics import normalize
+from promptflow.evaluation.data import plain
+from promptflow.evaluation.metrics import normalize
 from promptflow.flow import run_many
 from promptflow.modules.predict import Predict
-from promptflow.optimize.study import Spent, Study
-from promptflow.signature import read_document
+from promptflow.optimization.study import Spent, Study
+from promptflow.signatures import read_document
 
 COPIED = 8
 """Words in a row that mark an instruction as copied from the data."""

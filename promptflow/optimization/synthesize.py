@@ -14,10 +14,10 @@ import numpy as np
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import PromptflowError
-from promptflow.evaluate.metrics import normalize
+from promptflow.evaluation.metrics import normalize
 from promptflow.flow import run_many
 from promptflow.modules.predict import Predict
-from promptflow.signature import read_document
+from promptflow.signatures import read_document
 
 LONGEST = 12
 """Words of an answer."""

@@ -11,8 +11,8 @@ import dspy
 from pydantic import TypeAdapter
 
 from promptflow.errors import ProgramError
-from promptflow.evaluate.data import plain
-from promptflow.evaluate.identity import hash_of
+from promptflow.evaluation.data import plain
+from promptflow.evaluation.identity import hash_of
 
 Demos = tuple[dict[str, Any], ...]
 

@@ -17,9 +17,9 @@ import dspy
 import numpy as np
 
 from promptflow.errors import DataError, SignatureError
-from promptflow.evaluate.data import plain, split
-from promptflow.evaluate.evaluate import Comparison, Evaluation, describe, summarize
-from promptflow.evaluate.identity import (
+from promptflow.evaluation.data import plain, split
+from promptflow.evaluation.evaluate import Comparison, Evaluation, describe, summarize
+from promptflow.evaluation.identity import (
     data_hash,
     hash_of,
     language_model,
@@ -28,15 +28,15 @@ from promptflow.evaluate.identity import (
     model_identity,
     program_state,
 )
-from promptflow.evaluate.metrics import Metric, find_metric
-from promptflow.evaluate.progress import bar
-from promptflow.optimize.demos import Bootstrap, Pool, bootstrap, draw, labelled
-from promptflow.optimize.instructions import additions, propose, with_addition
-from promptflow.optimize.plan import LEAST, Plan, fitting, make_plan
-from promptflow.optimize.race import Candidate, Scorer, compared, race
-from promptflow.optimize.study import UNLIMITED, Budget, Spent, Study
-from promptflow.optimize.variant import Variant, copied, start_of
-from promptflow.signature import Document, dump_document
+from promptflow.evaluation.metrics import Metric, find_metric
+from promptflow.evaluation.progress import bar
+from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
+from promptflow.optimization.instructions import additions, propose, with_addition
+from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan
+from promptflow.optimization.race import Candidate, Scorer, compared, race
+from promptflow.optimization.study import UNLIMITED, Budget, Spent, Study
+from promptflow.optimization.variant import Variant, copied, start_of
+from promptflow.signatures import Document, dump_document
 from promptflow.storage import toml_dumps
 
 SHARES = (0.3, 0.4, 0.3)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from promptflow.errors import BudgetExceeded
-from promptflow.optimize.study import Budget
+from promptflow.optimization.study import Budget
 
 Rungs = Sequence[tuple[int, int]]
 """Challengers beside the start, and examples so far, at each rung."""

@@ -20,8 +20,8 @@ import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import DataError
-from promptflow.evaluate.data import load_data
-from promptflow.evaluate.identity import (
+from promptflow.evaluation.data import load_data
+from promptflow.evaluation.identity import (
     data_hash,
     hash_of,
     language_model,
@@ -31,10 +31,10 @@ from promptflow.evaluate.identity import (
     program_state,
     versions,
 )
-from promptflow.evaluate.metrics import Metric, find_metric
-from promptflow.evaluate.progress import bar
-from promptflow.evaluate.scoring import CHUNK, Job, Outcome, Record, check_excluded, score_jobs
-from promptflow.evaluate.stats import bootstrap_interval, paired_interval, permutation_p
+from promptflow.evaluation.metrics import Metric, find_metric
+from promptflow.evaluation.progress import bar
+from promptflow.evaluation.scoring import CHUNK, Job, Outcome, Record, check_excluded, score_jobs
+from promptflow.evaluation.stats import bootstrap_interval, paired_interval, permutation_p
 from promptflow.storage import Journal
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import dspy
 
-from promptflow.evaluate.evaluate import Comparison, compare_scores, scores_of
-from promptflow.evaluate.metrics import Metric
-from promptflow.evaluate.scoring import (
+from promptflow.evaluation.evaluate import Comparison, compare_scores, scores_of
+from promptflow.evaluation.metrics import Metric
+from promptflow.evaluation.scoring import (
     CHUNK,
     EXCLUDED,
     LASTING,
@@ -27,11 +27,11 @@ from promptflow.evaluate.scoring import (
     check_excluded,
     score_jobs,
 )
-from promptflow.evaluate.stats import bootstrap_interval
-from promptflow.optimize.demos import spent_on
-from promptflow.optimize.plan import Rungs
-from promptflow.optimize.study import Spent, Study
-from promptflow.optimize.variant import Variant
+from promptflow.evaluation.stats import bootstrap_interval
+from promptflow.optimization.demos import spent_on
+from promptflow.optimization.plan import Rungs
+from promptflow.optimization.study import Spent, Study
+from promptflow.optimization.variant import Variant
 
 _LASTING_NAMES = tuple(error.__name__ for error in LASTING)
 

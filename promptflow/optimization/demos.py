@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from promptflow.engine.request import Usage
-from promptflow.evaluate.data import plain
-from promptflow.evaluate.metrics import Metric, final_number
-from promptflow.evaluate.scoring import Job, Outcome, check_excluded, score_jobs
-from promptflow.optimize.study import Spent, Study
-from promptflow.optimize.variant import Demos
+from promptflow.evaluation.data import plain
+from promptflow.evaluation.metrics import Metric, final_number
+from promptflow.evaluation.scoring import Job, Outcome, check_excluded, score_jobs
+from promptflow.optimization.study import Spent, Study
+from promptflow.optimization.variant import Demos
 
 CHUNK = 16
 """Runs of one bootstrap batch: few, so that it can stop when it has enough."""

@@ -16,8 +16,8 @@ from typing import Any
 import dspy
 
 from promptflow.errors import ProgramError
-from promptflow.evaluate.data import plain
-from promptflow.evaluate.metrics import Metric
+from promptflow.evaluation.data import plain
+from promptflow.evaluation.metrics import Metric
 from promptflow.storage import canonical, sha256_bytes
 
 

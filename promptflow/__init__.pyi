@@ -1,0 +1,100 @@
+"""The public names, in one list: `__init__.py` and type checkers both read it."""
+
+from . import errors as errors
+from .engine import (
+    Engine as Engine,
+    EngineOptions as EngineOptions,
+)
+from .engine.fake import ScriptedEngine as ScriptedEngine
+from .engine.request import (
+    Alternative as Alternative,
+    Beam as Beam,
+    Choice as Choice,
+    Completion as Completion,
+    Constraint as Constraint,
+    Fill as Fill,
+    Json as Json,
+    Lark as Lark,
+    ModelInfo as ModelInfo,
+    Regex as Regex,
+    Request as Request,
+    Sampling as Sampling,
+    Slot as Slot,
+    Stats as Stats,
+    Substring as Substring,
+    Text as Text,
+    TextEngine as TextEngine,
+    TokenLogprob as TokenLogprob,
+    Usage as Usage,
+)
+from .engine.stream import (
+    Delta as Delta,
+    Stream as Stream,
+)
+from .errors import PromptflowError as PromptflowError
+from .evaluation import (
+    METRICS as METRICS,
+    Comparison as Comparison,
+    Evaluation as Evaluation,
+    compare as compare,
+    contains as contains,
+    evaluate as evaluate,
+    exact_match as exact_match,
+    f1 as f1,
+    load_data as load_data,
+    numeric as numeric,
+)
+from .fields import Quote as Quote
+from .flow import (
+    Call as Call,
+    Module as Module,
+    Prediction as Prediction,
+    run as run,
+    run_many as run_many,
+    together as together,
+)
+from .lm import (
+    LocalLM as LocalLM,
+    SlotAdapter as SlotAdapter,
+    configure as configure,
+    load as load,
+)
+from .modules import (
+    BestOf as BestOf,
+    ChainOfThought as ChainOfThought,
+    GroundedQA as GroundedQA,
+    Judge as Judge,
+    PairJudge as PairJudge,
+    Predict as Predict,
+    Problem as Problem,
+    SelfConsistency as SelfConsistency,
+    TreeOfThoughts as TreeOfThoughts,
+    ZeroShotCoT as ZeroShotCoT,
+)
+from .optimization import (
+    Budget as Budget,
+    Optimization as Optimization,
+    Search as Search,
+    optimize as optimize,
+)
+from .program import (
+    load_program as load_program,
+    resolve_program as resolve_program,
+    save_program as save_program,
+)
+from .report import write_report as write_report
+from .retrieval import (
+    Embedder as Embedder,
+    Index as Index,
+    Passage as Passage,
+    build_index as build_index,
+    verify_index as verify_index,
+)
+from .signatures import (
+    Document as Document,
+    read_document as read_document,
+    signature as signature,
+    write_document as write_document,
+)
+
+__version__: str
