@@ -25,7 +25,6 @@ from typing import Any
 
 import promptflow as pf
 
-
 BUILT_IN = ("1 2 4 7", "2 3 5 12", "4 5 6 10", "4 9 10 13", "1 4 8 8", "5 5 5 9")
 ROOT = Path(__file__).resolve().parent.parent
 

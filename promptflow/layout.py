@@ -21,7 +21,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from promptflow import fields
 from promptflow.engine.request import Choice, Completion, Part, Sampling, Slot, Text, TextEngine
 from promptflow.errors import TemplateError, UnknownField
-from promptflow.signatures import description_of, has_default_instructions, label_of
+from promptflow.signatures import (
+    begins_with_default,
+    description_of,
+    label_of,
+    own_instructions,
+)
 
 CHAT, COMPLETION = "chat", "completion"
 FOLDER = Path(__file__).resolve().parent / "layouts"
@@ -142,7 +147,8 @@ def render(
     written = outputs if until is None else outputs[: names.index(until) + 1]
     slots = _Slots(signature, inputs, decoding, markers)
     made = {
-        "instructions": "" if has_default_instructions(signature) else signature.instructions,
+        "instructions": own_instructions(signature),
+        "standard": begins_with_default(signature),
         "inputs": _shown_fields(signature.input_fields, inputs, markers),
         "demos": [d for demo in demos if (d := _demo(signature, demo, markers))],
         "outputs": tuple(slots.field(name, info) for name, info in written),

@@ -122,7 +122,7 @@ def dump_document(document: Document) -> str:
     """
     made = document.signature
     tables: dict[str, Any] = {}
-    if not has_default_instructions(made):
+    if own_instructions(made):
         tables["instructions"] = made.instructions + "\n"
     if document.layout:
         tables["layout"] = document.layout
@@ -150,12 +150,22 @@ def description_of(name: str, info: Any) -> str:
     return "" if text == f"${{{name}}}" else text
 
 
-_DEFAULT_INSTRUCTIONS = re.compile(r"Given the fields (`\w+`(, )?)*, produce the fields .*\.", re.S)
+# What DSPy writes for a signature without instructions; others may write on after it.
+_DEFAULT_SENTENCE = re.compile(
+    r"Given the fields (`\w+`(, `\w+`)*)?, produce the fields (`\w+`(, `\w+`)*)?\.(?=\s|$)"
+)
 
 
-def has_default_instructions(made: Any) -> bool:
-    """Tell whether nobody wrote instructions, so that DSPy's own stand there."""
-    return not made.instructions or bool(_DEFAULT_INSTRUCTIONS.fullmatch(made.instructions))
+def own_instructions(made: Any) -> str:
+    """Return what somebody wrote: all of the instructions, without DSPy's default sentence."""
+    text = made.instructions or ""
+    found = _DEFAULT_SENTENCE.match(text)
+    return text[found.end() :].strip() if found else text
+
+
+def begins_with_default(made: Any) -> bool:
+    """Tell whether DSPy's default sentence, or nothing, stands where instructions begin."""
+    return not made.instructions or bool(_DEFAULT_SENTENCE.match(made.instructions))
 
 
 def plain_label(name: str) -> str:

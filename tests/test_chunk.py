@@ -6,8 +6,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from promptflow.retrieval.chunk import BLANK, Chunk, chunk_text
 

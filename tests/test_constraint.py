@@ -11,8 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from promptflow.engine.constraint import MAX_BYTES, Constraints, Matcher, byte_tokenizer
 from promptflow.engine.fake import FakeModel

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from promptflow.errors import DocumentRejected, EmptyCorpus
 from promptflow.retrieval.documents import (

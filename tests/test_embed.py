@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from promptflow.errors import ModelInvalid, ModelNotFound
 from promptflow.retrieval.bert import is_plain_bert

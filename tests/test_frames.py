@@ -5,8 +5,7 @@ import json
 import os
 import threading
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from promptflow.engine.frames import encode, read_frame, write_frame
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import dspy
 import pytest
 from dspy.evaluate.metrics import EM, F1
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from promptflow.errors import DataError
 from promptflow.evaluation.metrics import (

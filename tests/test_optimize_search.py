@@ -16,6 +16,7 @@ from promptflow.evaluation.metrics import exact_match
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
 from promptflow.optimization import Budget, Search, optimize
+from promptflow.optimization.instructions import additions
 
 
 def doubles(count, start=0):
@@ -66,6 +67,19 @@ def test_demos_that_help_are_found_confirmed_and_put_on():
     assert result.program.compiled == result.compiled
     assert result.prompts[0] != result.prompts[1]
     json.dumps(result.to_json())
+
+
+def test_an_addition_to_default_instructions_reaches_the_model_and_wins():
+    """DSPy's sentence, and all after it, was taken for nobody's: copies of one prompt raced."""
+    [wanted, *_] = additions().values()
+
+    def obeys(text, slot):
+        return str(2 * number_in(text)) if wanted in text.split("Question:")[0] else "no"
+
+    result, engine = searched(obeys, budget=Budget(calls=300))
+    assert wanted in result.program.signature.instructions
+    assert not result.kept_start
+    assert len({prompt.split("Question:")[0] for prompt in engine.prompts}) >= 3
 
 
 def test_the_start_is_kept_where_nothing_helps():

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, MOST_AGE, RENT, Retention
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, RENT
 from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, Scheduler

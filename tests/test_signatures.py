@@ -7,18 +7,18 @@ from typing import Literal, Optional
 
 import dspy
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from promptflow.errors import SignatureError, SignatureNotFound
 from promptflow.signatures import (
     Document,
     Quote,
+    begins_with_default,
     description_of,
     document_of,
     dump_document,
-    has_default_instructions,
     label_of,
+    own_instructions,
     read_document,
     signature,
     type_text,
@@ -73,12 +73,45 @@ def test_custom_types_are_passed_by_name():
         signature(int)
 
 
-def test_nobodys_instructions_are_told_from_written_ones():
-    assert has_default_instructions(signature("a, b -> c, d"))
-    assert has_default_instructions(
-        signature("a -> c").prepend("reasoning", dspy.OutputField(), str)
-    )
-    assert not has_default_instructions(signature("a -> c", "Answer."))
+@pytest.mark.parametrize(
+    "made",
+    [
+        signature("a, b -> c, d"),
+        signature("a -> c").prepend("reasoning", dspy.OutputField(), str),
+        signature("a -> c").with_instructions(""),
+    ],
+)
+def test_nobodys_instructions_are_told_from_written_ones(made):
+    assert own_instructions(made) == ""
+    assert begins_with_default(made)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer.",
+        "Given the fields `a`, produce the fields `c`",
+        "Given the fields `a`, produce the fields `c`.py.",
+        "Use what is given.\n\nGiven the fields `a`, produce the fields `c`.",
+    ],
+)
+def test_written_instructions_are_the_authors_alone(text: str):
+    made = signature("a -> c", text)
+    assert own_instructions(made) == text
+    assert not begins_with_default(made)
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\n", " "])
+@pytest.mark.parametrize("more", ["Always answer in French.", "See `a`.", "1. Think\n2. Write."])
+def test_what_follows_the_default_sentence_is_an_instruction(
+    between: str, more: str, tmp_path: Path
+):
+    plain = signature("a -> c")
+    made = plain.with_instructions(plain.instructions + between + more)
+    assert own_instructions(made) == more
+    assert begins_with_default(made)
+    write_document(tmp_path / "saved.toml", Document(made))
+    assert read_document(tmp_path / "saved.toml").signature.instructions == made.instructions
 
 
 def test_a_document_keeps_descriptions_labels_and_demos(tmp_path: Path):

@@ -6,8 +6,7 @@ import jinja2
 import pytest
 
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.template import MAX_OUTPUT, scaffold
-from promptflow.engine.template import render as in_sandbox
+from promptflow.engine.template import MAX_OUTPUT, render as in_sandbox, scaffold
 from promptflow.errors import TemplateError
 
 CHATML = (

@@ -2,8 +2,8 @@
 
 Breadth-first as in Yao et al. 2023. A level is two lists of calls: all proposals for all kept
 states, then all valuations of all new states; each list is one engine batch behind shared prefixes.
-What a state is and where a thought leads is a ``Problem``: functions of text, no model. The tree is a
-record that a report can draw.
+What a state is and where a thought leads is a ``Problem``: functions of text, no model. The tree is
+a record that a report can draw.
 """
 
 from __future__ import annotations
