@@ -16,7 +16,7 @@ import types
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -25,9 +25,9 @@ from pydantic_core import to_json
 from promptflow import schema as schemas
 from promptflow.engine.request import Choice, Constraint, Fill, Json, Regex, Substring
 from promptflow.errors import ParseError, UnknownField, UnsupportedType
-from promptflow.signatures import Quote
+from promptflow.signatures import Quote, limits_of
 
-__all__ = ["Quote", "Shape", "constraint_of", "from_text", "shape_of", "to_text"]
+__all__ = ["Quote", "Shape", "TypedField", "to_text"]
 
 BUDGET = 1024  # tokens of a JSON value, unless its own limits ask for more
 LINE = 200  # up to so many characters a limited text stays on one line
@@ -63,30 +63,71 @@ class Shape:
     kind: str = "text"
 
 
-def shape_of(name: str, annotation: Any, metadata: Sequence[Any] = ()) -> Shape:
-    """Return the shape of an output field. Raises UnsupportedType naming the field and type."""
-    annotation, metadata = _unwrapped(annotation, metadata)
-    try:
-        return _shape_cached(name, annotation, tuple(metadata))
-    except TypeError:  # metadata that cannot be hashed
-        return _shape(name, annotation, tuple(metadata))
+@dataclass(frozen=True, slots=True)
+class TypedField:
+    """A field and its type: how a value of it is constrained, shown and read back."""
 
+    name: str
+    annotation: Any
+    metadata: tuple[Any, ...] = ()
 
-def constraint_of(
-    name: str, annotation: Any, metadata: Sequence[Any], inputs: Mapping[str, Any]
-) -> Constraint | None:
-    """Return the constraint of an output field; None where any text will do.
+    @classmethod
+    def of(cls, name: str, info: Any) -> TypedField:
+        """Return the field that a pydantic ``FieldInfo`` describes."""
+        return cls(name, *_unwrapped(info.annotation, info.metadata))
 
-    ``inputs`` are the values that a Quote quotes from. Raises UnsupportedType or UnknownField.
-    """
-    shape = shape_of(name, annotation, metadata)
-    if not shape.quotes:
-        return shape.constraint
-    if shape.quotes not in inputs:
-        raise UnknownField(f"output {name!r} quotes {shape.quotes!r}, which is no input field")
-    source = inputs[shape.quotes]
-    texts = source if isinstance(source, list | tuple) else [source]
-    return Substring(tuple(to_text(text) for text in texts))
+    @property
+    def shape(self) -> Shape:
+        """Return how it is written. Raises UnsupportedType naming the field and its type."""
+        try:
+            return _shape_cached(self)
+        except TypeError:  # metadata that cannot be hashed
+            return _shape(self)
+
+    def constraint(self, inputs: Mapping[str, Any]) -> Constraint | None:
+        """Return the constraint of an output; None where any text will do.
+
+        ``inputs`` are the values that a Quote quotes from. Raises UnsupportedType or UnknownField.
+        """
+        shape = self.shape
+        if not shape.quotes:
+            return shape.constraint
+        if shape.quotes not in inputs:
+            raise UnknownField(
+                f"output {self.name!r} quotes {shape.quotes!r}, which is no input field"
+            )
+        source = inputs[shape.quotes]
+        texts = source if isinstance(source, list | tuple) else [source]
+        return Substring(tuple(to_text(text) for text in texts))
+
+    def text(self, value: Any) -> str:
+        """Return an output value as the model would write it, for demos; ``read`` reads it back."""
+        if isinstance(self.shape.constraint, Json) and not isinstance(value, str | int | float):
+            return json.dumps(json.loads(to_json(value, fallback=str)), ensure_ascii=False)
+        return to_text(value)
+
+    def read(self, fill: Fill) -> Any:
+        """Return the value of a filled slot. Raises ParseError."""
+        return self.parse(fill.text, cut=fill.finish == "length")
+
+    def parse(self, text: str, cut: bool = False) -> Any:
+        """Return the value that ``text`` stands for; ``cut`` where it ended at its token limit.
+
+        Raises ParseError.
+        """
+        shape = self.shape
+        if isinstance(shape.constraint, Choice):
+            return _option(self, text.strip(), shape)
+        if self.annotation is str and not isinstance(shape.constraint, Json):
+            return text.strip() if shape.constraint is None else text
+        try:
+            return _read(self, text.strip(), shape, cut)
+        except (ValidationError, ValueError) as error:
+            fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            why = "ran out of tokens; raise max_tokens" if cut else fault
+            raise ParseError(
+                f"output {self.name!r}: {text[:80]!r} is no {_shown(self.annotation)}: {why}"
+            ) from error
 
 
 def to_text(value: Any) -> str:
@@ -114,87 +155,57 @@ def to_text(value: Any) -> str:
     return text.strip('"')
 
 
-def output_text(value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return an output value as the model would write it, for demos."""
-    shape = shape_of("demo", annotation, metadata)
-    if isinstance(shape.constraint, Json) and not isinstance(value, str | int | float):
-        return json.dumps(json.loads(to_json(value, fallback=str)), ensure_ascii=False)
-    return to_text(value)
-
-
-def from_text(
-    name: str, annotation: Any, text: str, metadata: Sequence[Any] = (), cut: bool = False
-) -> Any:
-    """Return the value that ``text`` stands for; ``cut`` where it ended at its token limit.
-
-    Raises ParseError.
-    """
-    annotation, metadata = _unwrapped(annotation, metadata)
-    shape = shape_of(name, annotation, metadata)
-    if isinstance(shape.constraint, Choice):
-        return _option(name, annotation, text.strip(), shape)
-    if annotation is str and not isinstance(shape.constraint, Json):
-        return text.strip() if shape.constraint is None else text
-    try:
-        return _read(annotation, metadata, text.strip(), shape, cut)
-    except (ValidationError, ValueError) as error:
-        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        why = "ran out of tokens; raise max_tokens" if cut else fault
-        raise ParseError(
-            f"output {name!r}: {text[:80]!r} is no {_shown(annotation)}: {why}"
-        ) from error
-
-
-def _read(annotation: Any, metadata: Sequence[Any], text: str, shape: Shape, cut: bool) -> Any:
-    adapter = _adapter(annotation, tuple(metadata))
+def _read(field: TypedField, text: str, shape: Shape, cut: bool) -> Any:
+    adapter = _adapter(field)
     if not isinstance(shape.constraint, Json):
         return adapter.validate_python(text)
     value = schemas.closed(text) if cut else json.loads(text)
     return adapter.validate_json(json.dumps(value))
 
 
-def _option(name: str, annotation: Any, text: str, shape: Shape) -> Any:
-    found = _options(annotation).get(text)
-    if found is None and text not in _options(annotation):
-        # Text that a demo or another model wrote: forgive the case.
-        folded = {option.casefold(): value for option, value in _options(annotation).items()}
-        if text.casefold() not in folded:
-            raise ParseError(f"output {name!r}: {text!r} is none of {', '.join(shape.options)}")
-        return folded[text.casefold()]
-    return found
+def _option(field: TypedField, text: str, shape: Shape) -> Any:
+    options = _options(field.annotation)
+    if text in options:
+        return options[text]
+    # Text that a demo or another model wrote: forgive the case.
+    folded = {option.casefold(): value for option, value in options.items()}
+    if text.casefold() not in folded:
+        raise ParseError(f"output {field.name!r}: {text!r} is none of {', '.join(shape.options)}")
+    return folded[text.casefold()]
 
 
 @functools.lru_cache(maxsize=512)
-def _shape_cached(name: str, annotation: Any, metadata: tuple[Any, ...]) -> Shape:
-    return _shape(name, annotation, metadata)
+def _shape_cached(field: TypedField) -> Shape:
+    return _shape(field)
 
 
-def _shape(name: str, annotation: Any, metadata: tuple[Any, ...]) -> Shape:
-    for item in metadata:
+def _shape(field: TypedField) -> Shape:
+    annotation = field.annotation
+    for item in field.metadata:
         if isinstance(item, Quote):
             return Shape(quotes=item.field, kind="quote")
     if options := _options(annotation):
         longest = max(len(option.encode()) for option in options)
         return Shape(Choice(tuple(options)), longest + 8, tuple(options), kind="choice")
-    limits = _limits(metadata)
+    limits = limits_of(field.metadata)
     if annotation is str:
-        return _text_shape(name, limits)
+        return _text_shape(field, limits)
     if not limits and isinstance(annotation, type) and annotation in _FORMATS:
         form = _FORMATS[annotation]
         return Shape(Regex(schemas.FORMATS[form]), 48, kind=form)
-    return _json_shape(name, annotation, metadata, limits)
+    return _json_shape(field, limits)
 
 
-def _text_shape(name: str, limits: Mapping[str, Any]) -> Shape:
+def _text_shape(field: TypedField, limits: Mapping[str, Any]) -> Shape:
     pattern = limits.get("pattern")
     low, high = limits.get("min_length", 0), limits.get("max_length")
     if pattern is not None:
         if low or high is not None:
-            return _json_shape(name, str, (), limits)
+            return _json_shape(replace(field, metadata=()), limits)
         text = pattern if isinstance(pattern, str) else pattern.pattern
         if "(?" in text.replace("(?:", "") or re.search(r"\\[1-9bB]", text):
             raise UnsupportedType(
-                f"output {name!r}: the pattern {text!r} looks around or back; "
+                f"output {field.name!r}: the pattern {text!r} looks around or back; "
                 "write it without (?=...), (?!...), (?<...), \\b and \\1"
             )
         return Shape(Regex(text.removeprefix("^").removesuffix("$")))
@@ -205,22 +216,18 @@ def _text_shape(name: str, limits: Mapping[str, Any]) -> Shape:
     return Shape(Regex(f"{char}{{{max(low, 1)},{upper}}}"), None if high is None else 4 * high + 8)
 
 
-def _json_shape(
-    name: str, annotation: Any, metadata: tuple[Any, ...], limits: Mapping[str, Any]
-) -> Shape:
-    shown = _shown(annotation)
-    where = f"output {name!r} of type {shown}"
-    _check_keys(annotation, where)
+def _json_shape(field: TypedField, limits: Mapping[str, Any]) -> Shape:
+    where = f"output {field.name!r} of type {_shown(field.annotation)}"
+    _check_keys(field.annotation, where)
     try:
-        adapter = _adapter(annotation, metadata)
-        whole = adapter.json_schema()
+        whole = _adapter(field).json_schema()
     except (PydanticUserError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UnsupportedType(
             f"{where} cannot be constrained ({reason}); use str, int, float, bool, Literal, "
             "an Enum, a date, a list or dict of these, or a pydantic model"
         ) from error
-    if annotation is str:
+    if field.annotation is str:
         whole |= {"pattern": limits["pattern"]}
         whole |= {"minLength": limits.get("min_length", 0)}
         whole |= {"maxLength": limits["max_length"]} if "max_length" in limits else {}
@@ -263,16 +270,6 @@ def _unwrapped(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, tuple[Any
     return annotation, tuple(metadata)
 
 
-def _limits(metadata: Sequence[Any]) -> dict[str, Any]:
-    names = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
-    found: dict[str, Any] = {}
-    for item in metadata:
-        if hasattr(item, "metadata"):
-            found |= _limits(item.metadata)
-        found |= {n: v for n in names if (v := getattr(item, n, None)) is not None}
-    return found
-
-
 def _check_keys(annotation: Any, where: str) -> None:
     """Refuse dictionaries whose keys JSON would not limit: they may fail to parse."""
     origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
@@ -296,7 +293,8 @@ def _cached_adapter(annotation: Any, metadata: tuple[Any, ...]) -> TypeAdapter[A
     return TypeAdapter(Annotated[(annotation, *metadata)] if metadata else annotation)
 
 
-def _adapter(annotation: Any, metadata: tuple[Any, ...]) -> TypeAdapter[Any]:
+def _adapter(field: TypedField) -> TypeAdapter[Any]:
+    annotation, metadata = field.annotation, field.metadata
     try:
         return _cached_adapter(annotation, metadata)
     except TypeError:
@@ -306,9 +304,3 @@ def _adapter(annotation: Any, metadata: tuple[Any, ...]) -> TypeAdapter[Any]:
 def _shown(annotation: Any) -> str:
     name = getattr(annotation, "__name__", None)
     return name if name and not typing.get_args(annotation) else str(annotation)
-
-
-def read_fill(name: str, info: Any, fill: Fill) -> Any:
-    """Return the value of a filled slot. Raises ParseError."""
-    cut = fill.finish == "length"
-    return from_text(name, info.annotation, fill.text, info.metadata, cut)

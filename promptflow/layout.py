@@ -18,9 +18,9 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from promptflow import fields
 from promptflow.engine.request import Choice, Completion, Part, Sampling, Slot, Text, TextEngine
 from promptflow.errors import TemplateError, UnknownField
+from promptflow.fields import Shape, TypedField, to_text
 from promptflow.signatures import (
     begins_with_default,
     description_of,
@@ -167,7 +167,7 @@ def read(signature: Any, completion: Completion) -> dict[str, Any]:
         raise completion.error
     outputs = signature.output_fields
     fills = completion.fills
-    return {n: fields.read_fill(n, outputs[n], fills[n]) for n in outputs if n in fills}
+    return {n: TypedField.of(n, outputs[n]).read(fills[n]) for n in outputs if n in fills}
 
 
 def layout_for(engine: TextEngine, chosen: str | Path | None = None) -> str:
@@ -204,11 +204,11 @@ class _Slots:
 
     def field(self, name: str, info: Any) -> Field:
         """Return an output with its slot, or with its text where the inputs hold it."""
-        shape = fields.shape_of(name, info.annotation, info.metadata)
+        typed = TypedField.of(name, info)
+        shape = typed.shape
         if name in self.inputs:
-            text = fields.output_text(self.inputs[name], info.annotation, info.metadata)
-            return _field(name, info, text, self.markers, shape)
-        constraint = fields.constraint_of(name, info.annotation, info.metadata, self.inputs)
+            return _field(name, info, typed.text(self.inputs[name]), self.markers, shape)
+        constraint = typed.constraint(self.inputs)
         if self.decoding.weigh and isinstance(constraint, Choice):
             constraint = replace(constraint, weighed=True)
         default = self.decoding.max_tokens
@@ -232,12 +232,11 @@ class _Slots:
 
 def _described(name: str, info: Any) -> Field:
     """Return an output without a value, for the part of a prompt that says what is wanted."""
-    shape = fields.shape_of(name, info.annotation, info.metadata)
-    return _field(name, info, "", None, shape)
+    return _field(name, info, "", None, TypedField.of(name, info).shape)
 
 
 def _field(
-    name: str, info: Any, value: str | Slot, markers: _Markers | None, shape: fields.Shape
+    name: str, info: Any, value: str | Slot, markers: _Markers | None, shape: Shape
 ) -> Field:
     return Field(
         name,
@@ -254,7 +253,7 @@ def _field(
     )
 
 
-_PLAIN = fields.Shape()
+_PLAIN = Shape()
 
 
 def _shown_fields(
@@ -263,8 +262,7 @@ def _shown_fields(
     if missing := [name for name in infos if name not in values]:
         raise UnknownField(f"the inputs {missing} are missing; give each of {list(infos)}")
     return tuple(
-        _field(name, info, fields.to_text(values[name]), markers, _PLAIN)
-        for name, info in infos.items()
+        _field(name, info, to_text(values[name]), markers, _PLAIN) for name, info in infos.items()
     )
 
 
@@ -278,13 +276,7 @@ def _demo(signature: Any, demo: Mapping[str, Any], markers: _Markers) -> Demo | 
     return Demo(
         _shown_fields(inputs, held, markers),
         tuple(
-            _field(
-                name,
-                info,
-                fields.output_text(held[name], info.annotation, info.metadata),
-                markers,
-                _PLAIN,
-            )
+            _field(name, info, TypedField.of(name, info).text(held[name]), markers, _PLAIN)
             for name, info in outputs.items()
         ),
     )

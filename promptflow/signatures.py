@@ -359,7 +359,7 @@ def type_text(annotation: Any, limits: Sequence[Any] = ()) -> str:
         if isinstance(limit, Quote):
             return f"Quote[{limit.field}]"
     if limits:
-        given = ", ".join(f"{name}={value!r}" for name, value in _limits(limits).items())
+        given = ", ".join(f"{name}={value!r}" for name, value in limits_of(limits).items())
         return f"{type_text(annotation)}({given})" if given else type_text(annotation)
     if origin is Annotated:
         return type_text(arms[0], arms[1:])
@@ -377,11 +377,12 @@ def type_text(annotation: Any, limits: Sequence[Any] = ()) -> str:
     raise SignatureError(f"the type {shown} has no name in a document; keep its signature in code")
 
 
-def _limits(metadata: Sequence[Any]) -> dict[str, Any]:
+def limits_of(metadata: Sequence[Any]) -> dict[str, Any]:
+    """Return the limits in a field's metadata, such as ``{"ge": 1}``."""
     names = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
     found: dict[str, Any] = {}
     for item in metadata:
-        found |= _limits(item.metadata) if hasattr(item, "metadata") else {}
+        found |= limits_of(item.metadata) if hasattr(item, "metadata") else {}
         found |= {n: v for n in names if (v := getattr(item, n, None)) is not None}
     return found
 

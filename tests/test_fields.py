@@ -12,18 +12,15 @@ from typing import Annotated, Any, Literal, Optional
 import jsonschema
 import pytest
 from pydantic import BaseModel, Field, HttpUrl, TypeAdapter
+from pydantic.fields import FieldInfo
 
 from promptflow.engine.request import Choice, Fill, Json, Regex, Substring
 from promptflow.errors import ParseError, UnknownField, UnsupportedType
-from promptflow.fields import (
-    Quote,
-    constraint_of,
-    from_text,
-    output_text,
-    read_fill,
-    shape_of,
-    to_text,
-)
+from promptflow.fields import Quote, TypedField, to_text
+
+
+def field(annotation: Any, name: str = "x") -> TypedField:
+    return TypedField.of(name, FieldInfo(annotation=annotation))
 
 
 class Mood(enum.Enum):
@@ -79,7 +76,7 @@ class Endless(BaseModel):
     ],
 )
 def test_text_to_value(annotation: Any, text: str, value: Any):
-    assert from_text("x", annotation, text) == value
+    assert field(annotation).parse(text) == value
 
 
 @pytest.mark.parametrize(
@@ -98,7 +95,7 @@ def test_text_to_value(annotation: Any, text: str, value: Any):
 def test_what_a_demo_shows_reads_back(value: Any):
     kinds = {list: list[int], dict: dict[str, list[float]]}
     annotation = kinds.get(type(value), type(value))
-    assert from_text("x", annotation, output_text(value, annotation)) == value
+    assert field(annotation).parse(field(annotation).text(value)) == value
 
 
 def test_input_lists_of_texts_are_numbered():
@@ -118,7 +115,7 @@ def test_input_lists_of_texts_are_numbered():
     ],
 )
 def test_choices_and_free_text(annotation: Any, constraint: Any):
-    assert constraint_of("x", annotation, (), {}) == constraint
+    assert field(annotation).constraint({}) == constraint
 
 
 @pytest.mark.parametrize(
@@ -133,17 +130,17 @@ def test_choices_and_free_text(annotation: Any, constraint: Any):
     ],
 )
 def test_patterns_admit_what_parses_and_nothing_else(annotation: Any, good: list, bad: list):
-    constraint = constraint_of("x", annotation, (), {})
+    constraint = field(annotation).constraint({})
     assert isinstance(constraint, Regex)
     for text in good:
         assert re.fullmatch(constraint.pattern, text), text
-        from_text("x", annotation, text)
+        field(annotation).parse(text)
     for text in bad:
         assert not re.fullmatch(constraint.pattern, text), text
 
 
-def schema_of(annotation: Any, metadata: Any = ()) -> dict:
-    constraint = constraint_of("x", annotation, metadata, {})
+def schema_of(annotation: Any) -> dict:
+    constraint = field(annotation).constraint({})
     assert isinstance(constraint, Json)
     return json.loads(constraint.schema)
 
@@ -159,7 +156,7 @@ def test_schemas_are_bounded_and_keep_the_order_of_fields():
 
 
 def test_limits_of_the_type_win_over_the_default_ones():
-    items = schema_of(list[Annotated[str, Field(max_length=900)]], [Field(max_length=40)])
+    items = schema_of(Annotated[list[Annotated[str, Field(max_length=900)]], Field(max_length=40)])
     assert items["maxItems"] == 40
     assert items["items"]["maxLength"] == 900
 
@@ -180,11 +177,11 @@ def test_limits_of_the_type_win_over_the_default_ones():
 def test_values_of_the_schema_parse(annotation: Any, value: Any):
     schema = {k: v for k, v in schema_of(annotation).items() if k != "x-guidance"}
     jsonschema.validate(value, schema)
-    TypeAdapter(annotation).validate_python(from_text("x", annotation, json.dumps(value)))
+    TypeAdapter(annotation).validate_python(field(annotation).parse(json.dumps(value)))
 
 
 def test_the_budget_covers_the_longest_value():
-    shape = shape_of("x", Person)
+    shape = field(Person).shape
     assert shape.tokens is not None
     longest = {
         "name": "n" * 200,
@@ -205,7 +202,7 @@ def test_the_budget_covers_scripts_whose_characters_are_several_tokens():
     class Name(BaseModel):
         name: str = Field(max_length=16)
 
-    assert (shape_of("x", Name).tokens or 0) >= len('{"name": ""}') // 2 + 4 * 16
+    assert (field(Name).shape.tokens or 0) >= len('{"name": ""}') // 2 + 4 * 16
 
 
 @pytest.mark.parametrize(
@@ -222,17 +219,17 @@ def test_the_budget_covers_scripts_whose_characters_are_several_tokens():
 )
 def test_a_type_that_cannot_be_constrained_is_named(annotation: Any, says: str):
     with pytest.raises(UnsupportedType, match=says) as caught:
-        shape_of("when", annotation)
+        field(annotation, "when").constraint({})
     assert "'when'" in str(caught.value)
 
 
 def test_quotes_come_from_their_field():
     annotation = Quote["passages"]
-    found = constraint_of("quote", annotation, (), {"passages": ["one", "two"]})
+    found = field(annotation).constraint({"passages": ["one", "two"]})
     assert found == Substring(("one", "two"))
-    assert from_text("quote", annotation, " wo ") == "wo"
+    assert field(annotation).parse(" wo ") == "wo"
     with pytest.raises(UnknownField, match="passages"):
-        constraint_of("quote", annotation, (), {"passage": "x"})
+        field(annotation).constraint({"passage": "x"})
 
 
 @pytest.mark.parametrize(
@@ -245,18 +242,16 @@ def test_quotes_come_from_their_field():
     ],
 )
 def test_a_value_that_was_cut_is_closed(annotation: Any, text: str, value: Any):
-    info = type("Info", (), {"annotation": annotation, "metadata": ()})
-    assert read_fill("x", info, Fill(text, "length")) == value
+    assert field(annotation).read(Fill(text, "length")) == value
 
 
 def test_a_cut_value_without_its_fields_says_to_raise_max_tokens():
-    info = type("Info", (), {"annotation": Person, "metadata": ()})
     with pytest.raises(ParseError, match="max_tokens"):
-        read_fill("person", info, Fill('{"name": "Ada', "length"))
+        field(Person).read(Fill('{"name": "Ada', "length"))
 
 
 def test_wrong_text_is_a_parse_error():
     with pytest.raises(ParseError, match="'year'"):
-        from_text("year", int, "soon")
+        field(int, "year").parse("soon")
     with pytest.raises(ParseError, match="low, high"):
-        from_text("level", Literal["low", "high"], "medium")
+        field(Literal["low", "high"], "level").parse("medium")

@@ -14,7 +14,7 @@ from promptflow.engine.options import DEFAULTS, EngineOptions, load_settings, wo
 from promptflow.engine.request import Regex
 from promptflow.engine.tuned import MOST_PASS_ROWS, Choices, Tuned
 from promptflow.errors import ModelNotFound
-from promptflow.fields import constraint_of
+from promptflow.fields import TypedField
 from promptflow.flow import Order, request_of, run
 from promptflow.modules.options import confined
 from promptflow.modules.predict import Predict
@@ -114,7 +114,7 @@ def test_a_file_is_looked_for_before_anything_is_started(tmp_path):
 
 def constraint(options: list[str]) -> Regex:
     info = confined(pf.signature("q -> a"), "a", options).output_fields["a"]
-    found = constraint_of("a", info.annotation, info.metadata, {})
+    found = TypedField.of("a", info).constraint({})
     assert isinstance(found, Regex)
     return found
 
