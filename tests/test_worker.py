@@ -9,14 +9,21 @@ from promptflow.engine import child
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.frames import Message, encode, read_frame
 from promptflow.engine.request import (
+    Completion,
     Json,
     Request,
     Slot,
     Text,
 )
-from promptflow.engine.wire import completion_from_wire, error_from_wire, to_wire
+from promptflow.engine.wire import from_wire, to_wire
 from promptflow.engine.worker import Worker, probe
-from promptflow.errors import ConstraintError, ContextOverflow, EngineError, ModelInvalid
+from promptflow.errors import (
+    ConstraintError,
+    ContextOverflow,
+    EngineError,
+    ModelInvalid,
+    PromptflowError,
+)
 
 SETTINGS = {"max_running": 4, "batch_invariant": False, "pass_rows": 0.0, "prefixes": False}
 
@@ -53,7 +60,7 @@ def ask(text: str = "q", **settings) -> Request:
 def test_a_batch_is_started_and_answered():
     frames = answers([submit(ask("one"), ask("two"))])
     assert frames[0] == {"started": [0, 1]}
-    completions = [completion_from_wire(wire) for wire in done(frames).values()]
+    completions = [from_wire(Completion, wire) for wire in done(frames).values()]
     assert len(completions) == 2
     assert all(completion.error is None for completion in completions)
 
@@ -71,18 +78,18 @@ def test_totals_come_with_what_is_done():
 
 def test_a_request_that_cannot_run_is_an_error_in_its_place():
     frames = answers([submit(ask("x" * 5000), ask(constraint=Json("{")), ask("fine"))])
-    errors = [completion_from_wire(wire).error for _, wire in sorted(done(frames).items())]
+    errors = [from_wire(Completion, wire).error for _, wire in sorted(done(frames).items())]
     assert [type(error) for error in errors] == [ContextOverflow, ConstraintError, type(None)]
 
 
 def test_what_nobody_thought_of_fails_its_request_alone(capsys):
     broken = to_wire(ask())
-    broken["parts"][0]["text"] = 7
+    broken["parts"][1]["max_tokens"] = 0
     outcomes = done(answers([submit(ask("fine")), {"op": "submit", "jobs": [[5, broken]]}]))
-    assert completion_from_wire(outcomes[0]).error is None
-    error = completion_from_wire(outcomes[5]).error
+    assert from_wire(Completion, outcomes[0]).error is None
+    error = from_wire(Completion, outcomes[5]).error
     assert type(error) is EngineError
-    assert "the engine cannot take it: TypeError" in str(error)
+    assert "the engine cannot take it: ValueError" in str(error)
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -135,5 +142,5 @@ def test_a_child_says_why_it_cannot_load(tmp_path):
     load = {"context": 64, "batch": 16, "sequences": 2, "threads": 1}
     settings = {**SETTINGS, "path": str(path), "name": "m", "sha256": "", "load": load}
     frame, code = child_answers(settings)
-    assert isinstance(error_from_wire(frame["fatal"]), ModelInvalid)
+    assert isinstance(from_wire(PromptflowError, frame["fatal"]), ModelInvalid)
     assert code == 0

@@ -33,8 +33,15 @@ from promptflow.engine.request import (
 )
 from promptflow.engine.stream import Feed, Stream, runs_event_loop
 from promptflow.engine.tickets import OnDelta, Tickets, frames, resolve
-from promptflow.engine.wire import outcome_from_wire, submission, texts
-from promptflow.errors import Cancelled, EngineLost, ForkedUse, PromptflowError, QueueFull
+from promptflow.engine.wire import Outcome, from_wire, submission, texts
+from promptflow.errors import (
+    Cancelled,
+    EngineError,
+    EngineLost,
+    ForkedUse,
+    PromptflowError,
+    QueueFull,
+)
 
 if TYPE_CHECKING:
     from promptflow.engine.model import Model
@@ -188,9 +195,9 @@ class Engine:
             for key, slot, text in message["deltas"]:
                 self._tickets.tell(key, slot, text)
         elif "done" in message:
-            self._latest = Stats(**message["stats"])
+            self._latest = from_wire(Stats, message["stats"])
             for key, outcome in message["done"]:
-                self._tickets.settle(key, outcome_from_wire(outcome))
+                self._tickets.settle(key, _outcome(outcome))
         elif "started" in message:
             self._tickets.start(message["started"])
         elif "reply" in message:
@@ -344,13 +351,23 @@ class Engine:
             if self._host is None:
                 return past + self._latest
         [latest] = self._gather([{"op": "stats"}])
-        return replace(past + Stats(**_value(latest)), restarts=self._restarts)
+        now: Stats = from_wire(Stats, _value(latest))
+        return replace(past + now, restarts=self._restarts)
 
     @property
     def child_pid(self) -> int:
         """Return the process number of the child, 0 where there is none."""
         host = self._host
         return 0 if host is None else host.pid
+
+
+def _outcome(data: Any) -> Outcome | EngineError:
+    """Return what a job came to; where that cannot be read, the error, since somebody waits."""
+    try:
+        outcome: Outcome = from_wire(Outcome, data)
+    except EngineError as error:
+        return error
+    return outcome
 
 
 def _completion(outcome: Any) -> Completion:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptflow.engine import child
 from promptflow.engine.frames import Message, encode, read_frame
-from promptflow.engine.wire import error_from_wire, to_wire
-from promptflow.errors import EngineLost
+from promptflow.engine.wire import from_wire, to_wire
+from promptflow.errors import EngineLost, PromptflowError
 
 if TYPE_CHECKING:
     from promptflow.engine.model import Model
@@ -210,7 +210,7 @@ def launch(settings: Message, command: Sequence[str] = WORKER) -> tuple[ChildHos
         if "fatal" not in host.ready:
             return host, settings
         host.close()
-        error = error_from_wire(host.ready["fatal"])
+        error: PromptflowError = from_wire(PromptflowError, host.ready["fatal"])
         if change is None or not host.crashed:
             raise error
         log.warning(

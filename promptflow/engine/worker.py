@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from promptflow.engine.decoder import Decoder, Finished
@@ -23,8 +24,8 @@ from promptflow.engine.frames import Message, read_frame, write_frame
 from promptflow.engine.job import FillJob
 from promptflow.engine.kept import folder_of
 from promptflow.engine.model import Model
-from promptflow.engine.request import Completion, Part, Slot, Text
-from promptflow.engine.wire import request_from_wire, to_wire
+from promptflow.engine.request import Completion, Part, Request, Slot, Text
+from promptflow.engine.wire import from_wire, to_wire
 from promptflow.errors import EngineError, ModelInvalid, PromptflowError
 
 Emit = Callable[[Message], None]
@@ -106,9 +107,9 @@ class Worker:
 
     def _submit(self, key: int, wire: Message, message: Message) -> None:
         begun = time.perf_counter()
-        request = request_from_wire(wire)
+        waited = wire.pop("waited", 0.0) + time.monotonic() - message["arrived"]
+        request: Request = from_wire(Request, wire)
         self._pipe += time.perf_counter() - begun
-        waited = wire.get("waited", 0.0) + time.monotonic() - message["arrived"]
         self._finish(self._decoder.submit(key, request, waited))
         job = self._decoder.job(key)
         if message.get("stream") and isinstance(job, FillJob):
@@ -137,9 +138,8 @@ class Worker:
         self._reply(message["key"], pieces)
 
     def _stats(self) -> Message:
-        stats: Message = to_wire(self._decoder.stats())
-        del stats["_"]
-        return {**stats, "pipe_seconds": self._pipe}
+        stats: Message = to_wire(replace(self._decoder.stats(), pipe_seconds=self._pipe))
+        return stats
 
     def _reply(self, key: int, value: object) -> None:
         self._emit({"reply": key, "value": value})
