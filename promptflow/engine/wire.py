@@ -37,7 +37,7 @@ def to_wire(value: Any) -> Any:
     if isinstance(value, PromptflowError):
         return {"_": "error", "type": type(value).__name__, "message": str(value)}
     if _is_dataclass(value):
-        names = _hints(type(value))
+        names = _hints(value.__class__)
         return {"_": type(value).__name__, **{n: to_wire(getattr(value, n)) for n in names}}
     if isinstance(value, Mapping):
         return {key: to_wire(item) for key, item in value.items()}
