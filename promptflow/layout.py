@@ -7,11 +7,12 @@ can become a control token or pass for a slot. Knows neither engines nor DSPy's 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,53 @@ FOLDER = Path(__file__).resolve().parent / "layouts"
 REASONING = frozenset({"reasoning", "rationale"})
 """Outputs with a budget of their own, ``reasoning_tokens``."""
 
-GREEDY = Sampling()
+MAX_TOKENS = 256
+"""Tokens of a slot where nobody chose, and of reasoning likewise."""
+
 Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How slots are decoded. Tokens are per slot; a constrained slot takes what its type needs.
+    """How a predictor's outputs are decoded; None where nobody chose.
 
-    ``weigh`` has every option of a Literal weighed (``Choice.weighed``).
+    Tokens are per slot; a constrained slot takes what its type needs. ``weigh`` has every option of
+    a Literal weighed (``Choice.weighed``). Outputs after ``until`` are not written. ``layout`` is a
+    bundled name or the path of a .jinja file.
     """
 
-    sampling: Sampling = GREEDY
-    max_tokens: int = 256
-    reasoning_tokens: int = 256
+    sampling: Sampling | None = None
+    max_tokens: int | None = None
+    reasoning_tokens: int | None = None
     logprobs: int | None = None
-    weigh: bool = False
+    weigh: bool | None = None
+    until: str | None = None
+    layout: str | None = None
+
+    def over(self, below: Decoding) -> Decoding:
+        """Return this, with what nobody chose here taken from ``below``."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return replace(below, **{name: value for name, value in own.items() if value is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was chosen as JSON data."""
+        chosen = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.sampling is not None:
+            bias = [list(pair) for pair in self.sampling.logit_bias]
+            chosen["sampling"] = {**chosen["sampling"], "logit_bias": bias}
+        return chosen
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Decoding:
+        """Return what ``to_json`` gave. Raises TypeError for an unknown name."""
+        given = dict(data)
+        if (sampling := given.get("sampling")) is not None:
+            bias = tuple((int(i), float(b)) for i, b in sampling.get("logit_bias", ()))
+            given["sampling"] = Sampling(**{**sampling, "logit_bias": bias})
+        return cls(**given)
 
 
-_DECODING = Decoding()
+_UNCHOSEN = Decoding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +158,14 @@ def render(
     demos: Sequence[Mapping[str, Any]],
     inputs: Mapping[str, Any],
     scaffold: Scaffold,
-    *,
-    layout: str | Path = CHAT,
-    decoding: Decoding = _DECODING,
-    until: str | None = None,
+    decoding: Decoding = _UNCHOSEN,
 ) -> tuple[Part, ...]:
     """Return a prompt with slots for the outputs that ``inputs`` does not hold.
 
-    ``layout`` is a bundled name or the path of a .jinja file; ``until`` the last output to write.
-    Raises UnsupportedType, UnknownField and TemplateError.
+    The layout is chat and the sampling greedy where nobody chose. Raises UnsupportedType,
+    UnknownField and TemplateError.
     """
+    layout, until = decoding.layout or CHAT, decoding.until
     markers = _Markers()
     outputs = list(signature.output_fields.items())
     names = [name for name, _ in outputs]
@@ -156,9 +183,9 @@ def render(
         "reasons": bool(REASONING & set(names)),
         "turn": lambda role: markers.mark(_Turn(role)),
     }
-    text, stop = _rendered(str(layout), made)
-    pieces = list(markers.split(text, str(layout)))
-    return _assembled(pieces, scaffold, stop, str(layout))
+    text, stop = _rendered(layout, made)
+    pieces = list(markers.split(text, layout))
+    return _assembled(pieces, scaffold, stop, layout)
 
 
 def read(signature: Any, completion: Completion) -> dict[str, Any]:
@@ -209,18 +236,17 @@ class _Slots:
         if name in self.inputs:
             return _field(name, info, typed.text(self.inputs[name]), self.markers, shape)
         constraint = typed.constraint(self.inputs)
-        if self.decoding.weigh and isinstance(constraint, Choice):
+        chosen = self.decoding
+        if chosen.weigh and isinstance(constraint, Choice):
             constraint = replace(constraint, weighed=True)
-        default = self.decoding.max_tokens
-        if name in REASONING:
-            default = self.decoding.reasoning_tokens
+        default = chosen.reasoning_tokens if name in REASONING else chosen.max_tokens
         slot = Slot(
             name,
             constraint,
-            max_tokens=shape.tokens or default,
+            max_tokens=shape.tokens or default or MAX_TOKENS,
             stop=() if constraint else self._labels(),
-            sampling=self.decoding.sampling,
-            logprobs=self.decoding.logprobs,
+            sampling=chosen.sampling or Sampling(),
+            logprobs=chosen.logprobs,
         )
         return _field(name, info, slot, self.markers, shape)
 

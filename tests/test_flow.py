@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -17,7 +18,18 @@ from promptflow.errors import (
     PromptflowError,
     UnknownField,
 )
-from promptflow.flow import Attempts, Call, Module, Prediction, run, run_many, together
+from promptflow.flow import (
+    Attempts,
+    Call,
+    Module,
+    Prediction,
+    changed,
+    run,
+    run_flows,
+    run_many,
+    together,
+)
+from promptflow.layout import Decoding
 
 
 def scripted(answer: Callable[[str, Slot], str]) -> tuple[pf.LocalLM, ScriptedEngine]:
@@ -144,6 +156,45 @@ def test_together_advances_inner_flows_as_one_batch():
     assert one.usage.generated == 2
 
 
+def test_a_changed_flow_asks_other_calls_and_handles_the_same_errors():
+    class Careful(Twice):
+        def flow(self, question: str) -> Any:
+            try:
+                yield [self.predict.call(question="bad")]
+            except EngineLost:
+                two = yield [self.predict.call(question=q) for q in (question, "b")]
+            return Prediction(answer=" ".join(p.answer for p in two))
+
+    seen: list[tuple[str, int, int]] = []
+
+    def change(call: Call, step: int, position: int) -> Call:
+        seen.append((call.inputs["question"], step, position))
+        return replace(call, inputs={"question": call.inputs["question"] + "!"})
+
+    lm, engine = scripted(failing)
+    [result] = run_flows([changed(Careful().flow(question="a"), change)], lm=lm)
+    assert result.answer == "a!' b!'"
+    assert seen == [("bad", 0, 0), ("a", 1, 0), ("b", 1, 1)]
+    assert engine.batches == [1, 2]
+
+
+def test_flows_of_several_modules_share_a_batch():
+    lm, engine = scripted(last_word)
+    plain = pf.Predict("question -> answer")
+    flows = [Twice().flow(question="a"), plain.flow(question="b")]
+    assert [r.answer for r in run_flows(flows, lm=lm)] == ["a''", "b'"]
+    assert engine.batches == [2, 1]
+
+
+def test_an_extended_prediction_keeps_what_was_written_and_what_it_cost():
+    lm, _ = scripted(last_word)
+    first = run(Twice(), lm=lm, question="a")
+    more = first.extended(note="x", answer="y")
+    assert dict(more.items()) == {"answer": "y", "note": "x"}
+    assert (more.fills, more.usage, more.trace) == (first.fills, first.usage, first.trace)
+    assert first.answer == "a''"
+
+
 def test_a_mistake_in_a_flow_is_raised_by_run_and_a_value_of_run_many():
     class Broken(Twice):
         def flow(self, question: str) -> Any:
@@ -187,10 +238,17 @@ def test_a_plain_dspy_module_runs_too():
             return self.predict(question=question)
 
     lm, _ = scripted(last_word)
-    with dspy.context(adapter=pf.SlotAdapter()):
-        good, bad = run_many(Plain(), [{"question": "a"}, {"question": "bad"}], lm=lm)
+    seen: list[tuple[int, int]] = []
+    inputs = [{"question": "a"}, {"question": "bad"}]
+    with dspy.context(adapter=pf.SlotAdapter(), trace=[]):
+        good, bad = run_many(Plain(), inputs, lm=lm, progress=lambda *done: seen.append(done))
+        assert len(dspy.settings.trace) == 1
+    assert seen == [(1, 2), (2, 2)]
     assert good.answer == "a'"
     assert isinstance(bad, ProgramError)
+    assert good.usage.generated == 1
+    assert good.usage.prompt == good.usage.prefilled + good.usage.reused > 1
+    assert [inputs["question"] for _, inputs, _ in good.trace] == ["a"]
 
 
 def test_seeds_depend_on_the_place_and_not_on_the_batch():
@@ -232,8 +290,8 @@ def test_what_a_call_leaves_out_comes_from_predictor_then_lm():
     class Hot(Twice):
         def flow(self, **inputs: Any) -> Any:
             call = fixed.call(question="a")
-            hot = Sampling(temperature=1.5)
-            [prediction] = yield [Call(call.predictor, call.inputs, hot, max_tokens=3)]
+            hot = Decoding(Sampling(temperature=1.5), max_tokens=3)
+            [prediction] = yield [Call(call.predictor, call.inputs, hot)]
             return prediction
 
     run(Hot(), lm=warm)

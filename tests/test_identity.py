@@ -18,6 +18,7 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.metrics import f1
+from promptflow.layout import Decoding
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
 
@@ -54,7 +55,7 @@ def test_metrics_without_source_differ_too():
     [
         lambda p: setattr(p, "signature", p.signature.with_instructions("Be brief.")),
         lambda p: p.demos.append(dspy.Example(question="1", answer="2")),
-        lambda p: setattr(p, "max_tokens", 7),
+        lambda p: setattr(p, "decoding", Decoding(max_tokens=7)),
         lambda p: setattr(p, "signature", Predict("question -> answer: int(ge=0)").signature),
         lambda p: setattr(p, "signature", Predict("question -> answer: int(ge=1)").signature),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ QA = signature("passage, question -> answer, level: Literal['low', 'high'], page
 INPUTS = {"passage": "P.", "question": "Q?"}
 
 
-def rendered(spec: Any = QA, inputs: Any = INPUTS, demos: Any = (), **options: Any) -> Any:
-    return layout.render(spec, demos, inputs, SCAFFOLD, **options)
+def rendered(spec: Any = QA, inputs: Any = INPUTS, demos: Any = (), **chosen: Any) -> Any:
+    if "layout" in chosen:
+        chosen["layout"] = str(chosen["layout"])
+    return layout.render(spec, demos, inputs, SCAFFOLD, layout.Decoding(**chosen))
 
 
 def flat(parts: tuple[Part, ...]) -> str:
@@ -99,18 +102,29 @@ def test_demos_show_the_fields_that_they_have():
 
 def test_reasoning_has_its_own_budget():
     spec = signature("question -> reasoning, answer: int")
-    decoding = layout.Decoding(max_tokens=20, reasoning_tokens=300)
-    reasoning, answer = slots(rendered(spec, {"question": "x"}, decoding=decoding))
+    tokens = {"max_tokens": 20, "reasoning_tokens": 300}
+    reasoning, answer = slots(rendered(spec, {"question": "x"}, **tokens))
     assert reasoning.max_tokens == 300
     assert answer.max_tokens != 20  # a constrained slot takes what its type needs
 
 
 def test_decoding_reaches_every_slot():
-    decoding = layout.Decoding(Sampling(temperature=0.7), max_tokens=9, logprobs=3)
-    for slot in slots(rendered(decoding=decoding)):
+    chosen = {"sampling": Sampling(temperature=0.7), "max_tokens": 9, "logprobs": 3}
+    for slot in slots(rendered(**chosen)):
         assert slot.sampling.temperature == 0.7
         assert slot.logprobs == 3
-    assert slots(rendered(decoding=decoding))[0].max_tokens == 9
+    assert slots(rendered(**chosen))[0].max_tokens == 9
+
+
+def test_a_decoding_over_another_keeps_what_it_chose():
+    chosen = layout.Decoding(Sampling(top_k=3, logit_bias=((7, -1.5),)), max_tokens=9, weigh=False)
+    below = layout.Decoding(Sampling(), max_tokens=5, weigh=True, until="answer", logprobs=2)
+    both = layout.Decoding(chosen.sampling, max_tokens=9, weigh=False, until="answer", logprobs=2)
+    assert chosen.over(below) == both
+    assert layout.Decoding.from_json(json.loads(json.dumps(both.to_json()))) == both
+    assert layout.Decoding().to_json() == {}
+    with pytest.raises(TypeError, match="temperatur"):
+        layout.Decoding.from_json({"temperatur": 1})
 
 
 def test_a_given_output_is_written_and_the_model_goes_on():

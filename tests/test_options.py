@@ -15,7 +15,7 @@ from promptflow.engine.request import Regex
 from promptflow.engine.tuned import MOST_PASS_ROWS, Choices, Tuned
 from promptflow.errors import ModelNotFound
 from promptflow.fields import TypedField
-from promptflow.flow import Order, request_of, run
+from promptflow.flow import request_of, run
 from promptflow.modules.options import confined
 from promptflow.modules.predict import Predict
 
@@ -143,7 +143,7 @@ def test_the_prompt_does_not_show_the_options() -> None:
     prompts = []
     for options in (["zebra"], ["heron", "stork"]):
         call = predict.call(question="?", signature=confined(predict.signature, "answer", options))
-        parts = request_of(Order.of(call, lm, (0,))).parts
+        parts = request_of(call.complete(lm)).parts
         prompts.append([part.text for part in parts if isinstance(part, pf.Text)])
     assert prompts[0] == prompts[1]
 

@@ -108,9 +108,7 @@ def test_show_prints_the_exact_prompt_without_a_call():
 
 
 def parts_of(predict: Any, lm: Any, **inputs: Any) -> Any:
-    from promptflow.flow import Order, request_of
-
-    return request_of(Order.of(predict.call(**inputs), lm, (0,))).parts
+    return pf.flow.request_of(predict.call(**inputs).complete(lm)).parts
 
 
 def test_config_is_dspys():
@@ -161,7 +159,7 @@ def test_a_copy_is_a_predictor_of_its_own():
     copied = predict.deepcopy()
     copied.demos.append(dspy.Example(question="a", answer="b"))
     assert predict.demos == []
-    assert (copied.layout, copied.max_tokens) == ("completion", 9)
+    assert (copied.decoding.layout, copied.decoding.max_tokens) == ("completion", 9)
     assert predict.reset_copy().demos == []
 
 

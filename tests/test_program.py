@@ -115,6 +115,21 @@ def test_the_folder_is_text_that_a_person_can_edit(tmp_path: Path) -> None:
     assert tables["settings"] == {"n": 3, "temperature": 0.7, "vote": "count", "field": "answer"}
 
 
+def test_decoding_is_saved_under_its_own_names_and_an_unknown_one_is_damage(tmp_path: Path) -> None:
+    bias = ((5, -2.0),)
+    sampling = pf.Sampling(temperature=0.3, logit_bias=bias)
+    module = Predict(QA, sampling=sampling, max_tokens=7, weigh=True, layout="completion")
+    save_program(module, tmp_path)
+    assert load_program(tmp_path).decoding == module.decoding
+    saved = tomllib.loads((tmp_path / "program.toml").read_text())["predictors"]["self"]
+    assert saved["settings"]["max_tokens"] == 7
+    assert "_" not in saved["settings"]["sampling"]
+    text = (tmp_path / "program.toml").read_text().replace("max_tokens", "max_token")
+    (tmp_path / "program.toml").write_text(text)
+    with pytest.raises(StoreCorrupt, match="max_token"):
+        load_program(tmp_path)
+
+
 def test_saving_again_replaces_the_program(tmp_path: Path) -> None:
     save_program(ZeroShotCoT(QA), tmp_path / "p")
     save_program(Predict(QA), tmp_path / "p")

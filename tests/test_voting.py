@@ -198,7 +198,7 @@ def test_only_the_temperature_is_replaced() -> None:
     inner = Predict("q -> answer", sampling=pf.Sampling(temperature=0.1, top_p=0.9))
     run(SelfConsistency(inner, n=2, temperature=0.8), lm=lm, q="?")
     assert temperatures == [(0.8, 0.9)] * 2
-    assert inner.sampling.temperature == 0.1
+    assert inner.decoding.sampling.temperature == 0.1
 
 
 def test_samples_differ_and_repeat_with_the_seed() -> None:
@@ -214,7 +214,7 @@ def test_samples_share_one_prefill() -> None:
     engine = pf.Engine(FakeModel())
     lm = pf.load("fake-prefill", engine=engine)
     predict = Predict("q -> answer", max_tokens=8)
-    prompt = engine.count(pf.flow.request_of(pf.flow.Order.of(predict.call(q="?"), lm, (0,))).parts)
+    prompt = engine.count(pf.flow.request_of(predict.call(q="?").complete(lm)).parts)
     run(SelfConsistency(predict, n=8), lm=lm, q="?")
     stats = engine.stats()
     assert prompt <= stats.prefilled <= prompt + 8

@@ -96,10 +96,7 @@ def predictor_state(predictor: Any) -> dict[str, Any]:
         },
         "demos": [plain(dict(demo)) for demo in predictor.demos],
         "config": plain(predictor.config),
-        "decoding": {
-            name: plain(getattr(predictor, name, None))
-            for name in ("layout", "sampling", "max_tokens", "reasoning_tokens")
-        },
+        "decoding": predictor.settings() if hasattr(predictor, "settings") else {},
     }
 
 

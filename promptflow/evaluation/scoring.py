@@ -30,7 +30,7 @@ from promptflow.errors import (
 )
 from promptflow.evaluation.data import plain
 from promptflow.evaluation.metrics import Metric
-from promptflow.flow import Flow, Module, run_many
+from promptflow.flow import Call, Flow, changed, flow_of, run_flows
 from promptflow.lm import seed_of
 
 CHUNK = 64
@@ -93,46 +93,15 @@ class Outcome:
     failure: PromptflowError | None = None
 
 
-class _Pool(Module):
-    """Several programs, run by number, so that their calls share engine batches."""
+def _seeded(program: Any, job: Job, seed: int) -> Flow:
+    """Return the flow of a job, its calls seeded by the example's number, not by the batch."""
 
-    def __init__(self, programs: Sequence[Any], seed: int) -> None:
-        super().__init__()
-        self.programs = list(programs)
-        self.seed = seed
-        self.traces: dict[tuple[int, int], Trace] = {}
+    def change(call: Call, step: int, position: int) -> Call:
+        if call.seed is not None:
+            return call
+        return replace(call, seed=seed_of(seed, job.index, step, position))
 
-    def flow(self, job: Job) -> Flow:  # type: ignore[override]
-        program = self.programs[job.program]
-        inputs = dict(job.example.inputs())
-        if hasattr(program, "flow"):
-            return (yield from _seeded(program.flow(**inputs), self.seed, job.index))
-        with dspy.context(trace=[]):
-            prediction = program(**inputs)
-            self.traces[job.program, job.index] = tuple(dspy.settings.trace)
-        return prediction
-
-
-def _seeded(flow: Flow, seed: int, index: int) -> Flow:
-    """Pass a flow through with its calls seeded by the example's number, not by the batch."""
-    step = 0
-    answers: list[Any] | None = None
-    error: Exception | None = None
-    while True:
-        try:
-            calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            return stop.value
-        error = None
-        path = (seed, index, step)
-        try:
-            answers = yield type(calls)(
-                call if call.seed is not None else replace(call, seed=seed_of(*path, position))
-                for position, call in enumerate(calls)
-            )
-        except PromptflowError as caught:
-            error = caught
-        step += 1
+    return changed(flow_of(program, dict(job.example.inputs())), change)
 
 
 def score_jobs(
@@ -150,14 +119,13 @@ def score_jobs(
     ``traced`` hands the calls to the metric, which tells it that demos are being collected.
     ``progress`` is given the share of the calls known so far that are answered, 0 to 1.
     """
-    pool = _Pool(programs, seed)
     start = time.perf_counter()
     results: list[Any] = [None] * len(jobs)
     pending = list(range(len(jobs)))
     for _ in range(1 + RETRIES):
-        answers = run_many(
-            pool,
-            [{"job": jobs[place]} for place in pending],
+        chosen = [jobs[place] for place in pending]
+        answers = run_flows(
+            (_seeded(programs[job.program], job, seed) for job in chosen),
             lm=lm,
             seed=seed,
             progress=None if progress is None else lambda done, known: progress(done / known),
@@ -170,7 +138,7 @@ def score_jobs(
     share = (time.perf_counter() - start) / max(len(jobs), 1)
     outcomes = []
     for job, result in zip(jobs, results, strict=True):
-        trace = pool.traces.get((job.program, job.index)) or getattr(result, "trace", ())
+        trace = getattr(result, "trace", ())
         outcomes.append(_outcome(job, result, metric, trace if traced else None, share))
     return outcomes
 

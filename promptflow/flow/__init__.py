@@ -5,19 +5,21 @@ result. Many flows advance in lockstep: the calls that all of them wait for go t
 batch, so the composition of a batch follows from the inputs and the seed alone.
 """
 
-from promptflow.flow.call import Attempts, Call, Order, Prediction, answer, request_of
-from promptflow.flow.drive import Flow, Module, run, run_many, together
+from promptflow.flow.call import Attempts, Call, Prediction, answer, request_of
+from promptflow.flow.drive import Flow, Module, changed, flow_of, run, run_flows, run_many, together
 
 __all__ = [
     "Attempts",
     "Call",
     "Flow",
     "Module",
-    "Order",
     "Prediction",
     "answer",
+    "changed",
+    "flow_of",
     "request_of",
     "run",
+    "run_flows",
     "run_many",
     "together",
 ]

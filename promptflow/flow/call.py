@@ -14,28 +14,50 @@ from typing import Any
 import dspy
 
 from promptflow import layout
-from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, TextEngine, Usage
+from promptflow.engine.request import Completion, Fill, Request, Slot, TextEngine, Usage
 from promptflow.errors import EngineError, ProgramError, PromptflowError
-from promptflow.lm import audiences, generate, record_call, sampling_of, seed_of, trace_call
+from promptflow.lm import audiences, decoding_of, generate, record_call, seed_of, trace_call
+
+_UNCHOSEN = layout.Decoding()
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One use of a predictor. What is ``None`` comes from the predictor, then from its LM.
+    """One use of a predictor. What is not chosen comes from the predictor, then from its LM.
 
-    ``inputs`` may hold output fields too: they are written into the prompt, not generated. Outputs
-    after ``until`` are left out.
+    ``inputs`` may hold output fields too: they are written into the prompt, not generated. The seed
+    comes from the call's place where nobody chose one.
     """
 
     predictor: Any
     inputs: Mapping[str, Any]
-    sampling: Sampling | None = None
-    max_tokens: int | None = None
+    decoding: layout.Decoding = _UNCHOSEN
     seed: int | None = None
-    logprobs: int | None = None
+    lm: Any = None
     signature: Any = None
     demos: Sequence[Mapping[str, Any]] | None = None
-    until: str | None = None
+
+    @property
+    def chosen(self) -> layout.Decoding:
+        """Return what the call and its predictor chose."""
+        return self.decoding.over(getattr(self.predictor, "decoding", _UNCHOSEN))
+
+    def complete(self, lm: Any, *path: int) -> Call:
+        """Return the call with everything chosen; ``path`` is where its seed comes from."""
+        own = self.predictor
+        lm = self.lm or getattr(own, "lm", None) or lm
+        if lm is None:
+            raise ProgramError("no model is configured: call pf.configure('NAME') or pass lm=")
+        config: dict[str, Any] = {}
+        if hasattr(lm, "text_engine"):  # others read their own settings
+            config = {**lm.kwargs, **getattr(own, "config", {})}
+        chosen = self.chosen.over(decoding_of(config))
+        seed = self.seed
+        if seed is None:
+            seed = seed_of(config.get("seed"), config.get("rollout_id"), *path)
+        demos = own.demos if self.demos is None else self.demos
+        signature = self.signature or own.signature
+        return replace(self, decoding=chosen, seed=seed, lm=lm, signature=signature, demos=demos)
 
 
 class Attempts(list[Call]):
@@ -70,73 +92,44 @@ class Prediction(dspy.Prediction):
         """Return each call that led here as (predictor, inputs, prediction), in order."""
         return self._trace
 
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A call with everything filled in: whom to ask, how to decode, from which seed."""
-
-    call: Call
-    lm: Any
-    decoding: layout.Decoding
-    seed: int
-
     @classmethod
-    def of(cls, call: Call, lm: Any, path: tuple[int, ...]) -> Order:
-        """Fill in a call from its predictor and its LM; ``path`` is where its seed comes from."""
-        lm = getattr(call.predictor, "lm", None) or lm
-        if lm is None:
-            raise ProgramError("no model is configured: call pf.configure('NAME') or pass lm=")
-        config = {**getattr(lm, "kwargs", {}), **getattr(call.predictor, "config", {})}
-        return cls(call, lm, _decoding(call, config), _seed(call, config, path))
+    def of(cls, plain: dspy.Prediction) -> Prediction:
+        """Return one of DSPy's predictions as ours."""
+        if isinstance(plain, cls):
+            return plain
+        made = cls()
+        made.__dict__.update(plain.__dict__)
+        return made
+
+    def extended(self, **fields: Any) -> Prediction:
+        """Return a copy with ``fields`` added, or in the place of those of the same name."""
+        made = Prediction(**{**dict(self.items()), **fields})
+        made._fills, made._weighed = self._fills, self._weighed
+        made._usage, made._trace = self._usage, self._trace
+        return made
 
 
-def _decoding(call: Call, config: Mapping[str, Any]) -> layout.Decoding:
-    own = call.predictor
-    sampling = call.sampling or getattr(own, "sampling", None) or sampling_of(config)
-    max_tokens = call.max_tokens or getattr(own, "max_tokens", None) or config.get("max_tokens")
-    weigh = getattr(own, "weigh", False)
-    decoding = layout.Decoding(sampling=sampling, logprobs=call.logprobs, weigh=weigh)
-    if max_tokens:
-        decoding = replace(decoding, max_tokens=int(max_tokens))
-    if (reasoning := getattr(own, "reasoning_tokens", None)) is not None:
-        decoding = replace(decoding, reasoning_tokens=reasoning)
-    return decoding
-
-
-def _seed(call: Call, config: Mapping[str, Any], path: tuple[int, ...]) -> int:
-    if call.seed is not None:
-        return call.seed
-    return seed_of(config.get("seed"), config.get("rollout_id"), *path)
-
-
-def request_of(order: Order) -> Request:
-    """Return the engine's request for an order: the exact prompt, with its slots."""
-    call, own = order.call, order.call.predictor
-    parts = layout.render(
-        call.signature or own.signature,
-        own.demos if call.demos is None else call.demos,
-        call.inputs,
-        order.lm.text_engine.scaffold,
-        layout=layout.layout_for(order.lm.text_engine, getattr(own, "layout", None)),
-        until=call.until or getattr(own, "until", None),
-        decoding=order.decoding,
-    )
-    return Request(parts, order.seed)
+def request_of(call: Call) -> Request:
+    """Return the engine's request for a complete call: the exact prompt, with its slots."""
+    engine = call.lm.text_engine
+    chosen = replace(call.decoding, layout=layout.layout_for(engine, call.decoding.layout))
+    parts = layout.render(call.signature, call.demos or (), call.inputs, engine.scaffold, chosen)
+    return Request(parts, call.seed or 0)
 
 
 def answer(
-    orders: Sequence[Order], on_done: Callable[[int], None] | None = None
+    calls: Sequence[Call], on_done: Callable[[int], None] | None = None
 ) -> list[Prediction | PromptflowError]:
-    """Answer orders in one batch an engine; what failed is an error in its place."""
-    answers: list[Any] = [None] * len(orders)
+    """Answer complete calls in one batch an engine; what failed is an error in its place."""
+    answers: list[Any] = [None] * len(calls)
     batches: dict[int, tuple[TextEngine, list[tuple[int, Request]]]] = {}
-    for place, order in enumerate(orders):
-        engine = getattr(order.lm, "text_engine", None)
+    for place, call in enumerate(calls):
+        engine = getattr(call.lm, "text_engine", None)
         try:
             if engine is None:
-                answers[place] = _elsewhere(order)
+                answers[place] = _elsewhere(call)
             else:
-                request = request_of(order)
+                request = request_of(call)
                 batches.setdefault(id(engine), (engine, []))[1].append((place, request))
                 continue
         except PromptflowError as error:
@@ -144,22 +137,21 @@ def answer(
         if on_done is not None:
             on_done(place)
     for engine, batch in batches.values():
-        model = orders[batch[0][0]].lm.model
-        heard = audiences([(orders[place].call.predictor, r) for place, r in batch], model)
+        model = calls[batch[0][0]].lm.model
+        heard = audiences([(calls[place].predictor, r) for place, r in batch], model)
         completions = generate(engine, [request for _, request in batch], heard, on_done)
         for (place, request), completion in zip(batch, completions, strict=True):
-            answers[place] = _predicted(orders[place], request, completion)
+            answers[place] = _predicted(calls[place], request, completion)
     return answers
 
 
 def _predicted(
-    order: Order, request: Request, completion: Completion
+    call: Call, request: Request, completion: Completion
 ) -> Prediction | PromptflowError:
-    call = order.call
     if completion.error is not None:
         return completion.error
     try:
-        values = layout.read(call.signature or call.predictor.signature, completion)
+        values = layout.read(call.signature, completion)
     except PromptflowError as error:
         return error
     prediction: Prediction = Prediction.from_completions([values], signature=call.signature)
@@ -170,28 +162,23 @@ def _predicted(
         if isinstance(part, Slot) and part.is_weighed
     }
     prediction._usage = completion.usage
-    prediction.set_lm_usage(record_call(order.lm, request, completion))
+    prediction.set_lm_usage(record_call(call.lm, request, completion))
     trace_call(call.predictor, call.inputs, prediction)
     return prediction
 
 
-def _elsewhere(order: Order) -> Prediction:
+def _elsewhere(call: Call) -> Prediction:
     """Ask an LM that is not ours, through DSPy's own adapter for it."""
-    call, own = order.call, order.call.predictor
-    demos = own.demos if call.demos is None else call.demos
-    chosen = call.sampling or getattr(own, "sampling", None)
-    config = {} if chosen is None else {"temperature": chosen.temperature}
+    chosen = call.decoding.sampling
     try:
         plain = dspy.Predict.forward(
-            own,
-            lm=order.lm,
-            signature=call.signature or own.signature,
-            demos=list(demos),
-            config=config,
+            call.predictor,
+            lm=call.lm,
+            signature=call.signature,
+            demos=list(call.demos or ()),
+            config={} if chosen is None else {"temperature": chosen.temperature},
             **call.inputs,
         )
     except Exception as error:
-        raise EngineError(f"{order.lm.model}: {type(error).__name__}: {error}") from error
-    prediction = Prediction()
-    prediction.__dict__.update(plain.__dict__)
-    return prediction
+        raise EngineError(f"{call.lm.model}: {type(error).__name__}: {error}") from error
+    return Prediction.of(plain)

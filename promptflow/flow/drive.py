@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,8 @@ import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import ProgramError, PromptflowError
-from promptflow.flow.call import Attempts, Call, Order, Prediction, answer
+from promptflow.flow.call import Attempts, Call, Prediction, answer
+from promptflow.lm import usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
 
@@ -51,7 +53,7 @@ def run(module: Any, *, lm: Any = None, seed: int = 0, **inputs: Any) -> Predict
 
     ``lm`` stands in for the configured LM; a predictor's own LM comes first.
     """
-    [result] = _run_all(module, [inputs], lm, seed, None)
+    [result] = _results([flow_of(module, inputs)], lm, seed, None)
     if isinstance(result, Exception):
         raise result
     assert isinstance(result, Prediction)
@@ -69,11 +71,48 @@ def run_many(
     """Run a module on many inputs in lockstep, one engine batch a step; errors are values.
 
     ``progress(done, known)`` counts calls: those answered, and those asked for so far. A module
-    without a flow runs one input after the other. Anything raised that is not a PromptflowError
-    becomes a ProgramError with that as its cause.
+    without a flow runs one input after the other, each counted as a call. Anything raised that is
+    not a PromptflowError becomes a ProgramError with that as its cause.
     """
-    results = _run_all(module, inputs, lm, seed, progress)
-    return [_as_value(module, result) for result in results]
+    return run_flows((flow_of(module, one) for one in inputs), lm=lm, seed=seed, progress=progress)
+
+
+def run_flows(
+    flows: Iterable[Flow],
+    *,
+    lm: Any = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction | PromptflowError]:
+    """Run flows of any modules in lockstep, as ``run_many`` runs those of one."""
+    return [_as_value(result) for result in _results(flows, lm, seed, progress)]
+
+
+def flow_of(module: Any, inputs: Mapping[str, Any]) -> Flow:
+    """Return the flow of a module; of a module without one, a flow that calls it."""
+    if hasattr(module, "flow"):
+        flow: Flow = module.flow(**inputs)
+        return flow
+    return _plain(module, inputs)
+
+
+def changed(flow: Flow, change: Callable[[Call, int, int], Call]) -> Flow:
+    """Pass a flow through with each call replaced by ``change(call, step, position)``.
+
+    ``step`` counts the flow's lists of calls from 0, ``position`` the calls of a list.
+    """
+    answers: list[Any] | None = None
+    error: Exception | None = None
+    for step in itertools.count():
+        try:
+            calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return stop.value
+        error = None
+        try:
+            answers = yield type(calls)(change(call, step, n) for n, call in enumerate(calls))
+        except PromptflowError as caught:
+            error = caught
 
 
 def together(flows: Iterable[Flow]) -> Generator[list[Call], list[Any], list[Any]]:
@@ -98,6 +137,7 @@ class _Running:
     flow: Flow
     calls: list[Call] | None = None
     result: Any = None
+    asked: bool = False
     usage: Usage = field(default_factory=Usage)
     trace: list[tuple[Any, Mapping[str, Any], Any]] = field(default_factory=list)
 
@@ -107,6 +147,7 @@ class _Running:
     def answer(self, answers: list[Any]) -> None:
         """Hand over the answers to the calls it waits for, and run to its next list."""
         calls = self.calls or []
+        self.asked = True
         for call, given in zip(calls, answers, strict=True):
             if isinstance(given, Prediction):
                 self.usage += given.usage
@@ -131,11 +172,9 @@ class _Running:
         if not isinstance(value, dspy.Prediction):
             shown = type(value).__name__
             return ProgramError(f"a flow returned {shown}; it must return a Prediction(field=...)")
-        if not isinstance(value, Prediction):
-            value, plain = Prediction(), value
-            value.__dict__.update(plain.__dict__)
-        value._usage = self.usage
-        value._trace = tuple(self.trace)
+        value = Prediction.of(value)
+        if self.asked:  # else a module without a flow, which has both
+            value._usage, value._trace = self.usage, tuple(self.trace)
         return value
 
 
@@ -147,62 +186,61 @@ def _hand_out(waiting: Sequence[_Running], answers: Sequence[Any]) -> None:
         start = end
 
 
-def _as_value(module: Any, result: Any) -> Prediction | PromptflowError:
+def _plain(module: Any, inputs: Mapping[str, Any]) -> Flow:
+    """Call a module without a flow; its calls and tokens are those that DSPy saw."""
+    outer = dspy.settings.trace
+    with dspy.context(trace=[]), dspy.track_usage() as tracker:
+        value = module(**inputs)
+        steps = tuple(dspy.settings.trace)
+    if outer is not None:
+        outer.extend(steps)
+    if isinstance(value, dspy.Prediction):
+        value = Prediction.of(value)
+        value._usage, value._trace = usage_of(tracker), steps
+    return value
+    yield  # what makes this a generator
+
+
+def _as_value(result: Any) -> Prediction | PromptflowError:
     if isinstance(result, Prediction | PromptflowError):
         return result
-    error = ProgramError(f"{type(module).__name__} raised {type(result).__name__}: {result}")
+    error = ProgramError(f"the program raised {type(result).__name__}: {result}")
     error.__cause__ = result
     return error
 
 
-def _run_all(
-    module: Any,
-    inputs: Sequence[Mapping[str, Any]],
+def _results(
+    flows: Iterable[Flow],
     lm: Any,
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[Any]:
     lm = lm or dspy.settings.lm
     with dspy.context(lm=lm):
-        if not hasattr(module, "flow"):
-            return _run_plain(module, inputs, progress)
-        running = [_Running(module.flow(**one)) for one in inputs]
+        running = _begun(list(flows), progress)
         done = step = 0
         while waiting := [(n, r) for n, r in enumerate(running) if r.calls is not None]:
-            orders = [
-                Order.of(call, lm, (seed, number, step, position))
+            calls = [
+                call.complete(lm, seed, number, step, position)
                 for number, r in waiting
                 for position, call in enumerate(r.calls or ())
             ]
-            counter = _counter(progress, done, done + len(orders))
-            _hand_out([r for _, r in waiting], answer(orders, counter))
-            done += len(orders)
+            counter = _counter(progress, done, done + len(calls))
+            _hand_out([r for _, r in waiting], answer(calls, counter))
+            done += len(calls)
             step += 1
     return [r.result for r in running]
 
 
-def _run_plain(
-    module: Any,
-    inputs: Sequence[Mapping[str, Any]],
-    progress: Callable[[int, int], None] | None,
-) -> list[Any]:
-    results: list[Any] = []
-    for one in inputs:
-        try:
-            result = module(**one)
-        except Exception as error:
-            results.append(error)
-        else:
-            running = _Running(_returning(result))
-            results.append(running.result)
-        if progress is not None:
-            progress(len(results), len(inputs))
-    return results
-
-
-def _returning(value: Any) -> Flow:
-    return value
-    yield  # a generator that yields nothing
+def _begun(flows: list[Flow], progress: Callable[[int, int], None] | None) -> list[_Running]:
+    """Start flows in order; those that end without a call are counted as one."""
+    running = []
+    for flow in flows:
+        running.append(_Running(flow))
+        ended = sum(r.calls is None for r in running)
+        if progress is not None and running[-1].calls is None:
+            progress(ended, len(flows))
+    return running
 
 
 def _counter(

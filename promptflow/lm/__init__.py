@@ -10,6 +10,7 @@ from promptflow.lm.record import (
     sampling_of,
     seed_of,
     trace_call,
+    usage_of,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "sampling_of",
     "seed_of",
     "trace_call",
+    "usage_of",
 ]

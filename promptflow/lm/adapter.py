@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,8 @@ class SlotAdapter(dspy.ChatAdapter):
         known = {k: v for k, v in inputs.items() if k in signature.input_fields}
         for name in signature.input_fields:
             known.setdefault(name, None)
-        parts = layout.render(
-            signature,
-            demos,
-            known,
-            lm.text_engine.scaffold,
-            layout=layout.layout_for(lm.text_engine, self.layout),
-            decoding=decoding_of(config),
-        )
+        chosen = replace(decoding_of(config), layout=layout.layout_for(lm.text_engine, self.layout))
+        parts = layout.render(signature, demos, known, lm.text_engine.scaffold, chosen)
         n = config.get("n") or 1
         seed = seed_of(config.get("seed"), config.get("rollout_id"))
         return [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]

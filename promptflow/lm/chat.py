@@ -19,6 +19,7 @@ from promptflow.engine.request import (
     Json,
     Part,
     Request,
+    Sampling,
     Slot,
     Text,
     TextEngine,
@@ -186,7 +187,7 @@ def _text_slot(config: Any, own: Mapping[str, Any]) -> Slot:
         constraint,
         max_tokens=config.max_tokens or TEXT_TOKENS,
         stop=() if constraint else config.stop,
-        sampling=sampling_of({**given, **own}),
+        sampling=sampling_of({**given, **own}) or Sampling(),
         logprobs=config.logprobs,
     )
 

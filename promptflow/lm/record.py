@@ -10,31 +10,28 @@ import datetime
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.clients.base_lm import record_history
 
 from promptflow import layout
-from promptflow.engine.request import Completion, Fill, Part, Request, Sampling, Slot, Text
+from promptflow.engine.request import Completion, Fill, Part, Request, Sampling, Slot, Text, Usage
 
 
-def sampling_of(config: Mapping[str, Any]) -> Sampling:
-    """Return the sampling that DSPy's keyword arguments describe; greedy where they are silent."""
+def sampling_of(config: Mapping[str, Any]) -> Sampling | None:
+    """Return the sampling that DSPy's keyword arguments describe; None where they are silent."""
     names = Sampling.__dataclass_fields__
     given = {name: config[name] for name in names if config.get(name) is not None}
     if (bias := given.get("logit_bias")) is not None:
         given["logit_bias"] = tuple((int(token), float(value)) for token, value in bias.items())
-    return Sampling(**given)
+    return Sampling(**given) if given else None
 
 
 def decoding_of(config: Mapping[str, Any]) -> layout.Decoding:
     """Return the decoding that DSPy's keyword arguments describe."""
-    decoding = layout.Decoding(sampling=sampling_of(config))
-    if max_tokens := config.get("max_tokens"):
-        decoding = replace(decoding, max_tokens=int(max_tokens), reasoning_tokens=int(max_tokens))
-    return decoding
+    tokens = int(config["max_tokens"]) if config.get("max_tokens") else None
+    return layout.Decoding(sampling_of(config), max_tokens=tokens, reasoning_tokens=tokens)
 
 
 def seed_of(*path: int | str | None) -> int:
@@ -76,6 +73,16 @@ def record_call(lm: Any, request: Request, completion: Completion) -> dict[str, 
             },
         )
     return {lm.model: entry}
+
+
+def usage_of(tracker: Any) -> Usage:
+    """Return the tokens that DSPy's usage tracker saw, of all models together."""
+    total = Usage()
+    for entry in (e for entries in tracker.usage_data.values() for e in entries):
+        prompt, written = (entry.get(f"{kind}_tokens") or 0 for kind in ("prompt", "completion"))
+        reused = (entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        total += Usage(prompt, prompt - reused, reused, written)
+    return total
 
 
 def prompt_text(parts: Sequence[Part], fills: Mapping[str, Fill] | None = None) -> str:

@@ -64,7 +64,8 @@ class GroundedQA(Module):
         """Return the constructor's settings; the index by its name, else by its path."""
         names = ("k", "quotes", "min_score", "min_support")
         given = {name: getattr(self, name) for name in names}
-        return {"index": _index_name(self.index), **given, "max_tokens": self.answer.max_tokens}
+        given["max_tokens"] = self.answer.decoding.max_tokens
+        return {"index": _index_name(self.index), **given}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GroundedQA:
         """Return a copy that shares the open index: files and vectors are not copied."""
@@ -107,8 +108,7 @@ class GroundedQA(Module):
             return _abstained(f"the quotes do not hold {', '.join(sorted(strange))}", support)
         citations = [e.citation for e in chosen]
         spans = [verify_quote(self.index, c.document, c.start, c.end, c.quote) for c in citations]
-        return _result(
-            prediction,
+        return prediction.extended(
             answer=answer,
             citations=citations,
             verified=all(spans),
@@ -131,12 +131,6 @@ def _abstained(reason: str, support: float = 0.0) -> Prediction:
         reason=reason,
         support=support,
     )
-
-
-def _result(prediction: Prediction, **fields: Any) -> Prediction:
-    result = Prediction(**{**dict(prediction.items()), **fields})
-    result._fills = prediction.fills
-    return result
 
 
 def _chunks(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[str]:

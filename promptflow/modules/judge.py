@@ -61,14 +61,11 @@ class Judge(Module):
         weighted = dict(zip(self.levels, shares(prediction, field, texts).values(), strict=True))
         expected = math.fsum(level * share for level, share in weighted.items())
         low, high = self.levels[0], self.levels[-1]
-        return Prediction(
-            **{
-                **dict(prediction.items()),
-                "score": expected,
-                "unit": (expected - low) / (high - low),
-                "level": prediction[field],
-                "probabilities": weighted,
-            }
+        return prediction.extended(
+            score=expected,
+            unit=(expected - low) / (high - low),
+            level=prediction[field],
+            probabilities=weighted,
         )
 
 

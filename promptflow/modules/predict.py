@@ -10,11 +10,13 @@ from typing import Any
 import dspy
 
 from promptflow.engine.request import Sampling
-from promptflow.engine.wire import to_wire
 from promptflow.errors import UnknownField
-from promptflow.flow import Call, Flow, Order, Prediction, request_of, run
-from promptflow.lm import prompt_text, sampling_of, seed_of
+from promptflow.flow import Call, Flow, Prediction, request_of, run
+from promptflow.layout import Decoding
+from promptflow.lm import decoding_of, prompt_text, seed_of
 from promptflow.signatures import document_of
+
+_VARIED = Sampling(temperature=0.7)  # of several samples where nobody chose
 
 
 class Predict(dspy.Predict):
@@ -46,24 +48,18 @@ class Predict(dspy.Predict):
         document = document_of(signature)
         super().__init__(document.signature, **config)
         self.demos = [dspy.Example(**demo) for demo in (*document.demos, *demos)]
-        self.layout = str(layout or document.layout) or None
-        self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.reasoning_tokens = reasoning_tokens
-        self.until = until
-        self.weigh = weigh
+        self.decoding = Decoding(
+            sampling=sampling,
+            max_tokens=max_tokens,
+            reasoning_tokens=reasoning_tokens,
+            weigh=weigh or None,
+            until=until,
+            layout=str(layout or document.layout) or None,
+        )
 
     def settings(self) -> dict[str, Any]:
-        """Return the constructor's settings as JSON data, without signature and demos."""
-        given = {
-            "layout": self.layout,
-            "sampling": to_wire(self.sampling),
-            "max_tokens": self.max_tokens,
-            "reasoning_tokens": self.reasoning_tokens,
-            "until": self.until,
-            "weigh": self.weigh or None,
-        }
-        return {name: value for name, value in given.items() if value is not None}
+        """Return how it decodes as JSON data: the constructor's settings that were chosen."""
+        return self.decoding.to_json()
 
     def call(self, **inputs: Any) -> Call:
         """Return the call for these inputs. Raises UnknownField for a wrong or missing one.
@@ -87,8 +83,8 @@ class Predict(dspy.Predict):
         if n == 1:
             [prediction] = yield [call]
             return prediction
-        if call.sampling is None and self.sampling is None:
-            call = replace(call, sampling=Sampling(temperature=0.7))
+        if call.chosen.sampling is None:
+            call = replace(call, decoding=replace(call.decoding, sampling=_VARIED))
         seeds = [None if call.seed is None else seed_of(call.seed, k) for k in range(n)]
         predictions = yield [replace(call, seed=seed) for seed in seeds]
         return _merged(predictions)
@@ -108,12 +104,10 @@ class Predict(dspy.Predict):
 
         Nothing is generated. Slots appear as ``{name}``.
         """
-        lm = lm or dspy.settings.lm
-        order = Order.of(self.call(**inputs), lm, (0, 0, 0, 0))
-        parts = request_of(order).parts
-        engine = order.lm.text_engine
+        call = self.call(**inputs).complete(lm or dspy.settings.lm)
+        parts = request_of(call).parts
         text = prompt_text(parts)
-        _print(text, engine.pieces(parts))
+        _print(text, call.lm.text_engine.pieces(parts))
         return text
 
 
@@ -137,12 +131,10 @@ def _merged(predictions: Sequence[Prediction]) -> Prediction:
 def _configured(call: Call, config: Mapping[str, Any]) -> Call:
     """Apply DSPy's per-call ``config`` to a call."""
     merged = {**call.predictor.config, **config}
-    if any(merged.get(name) is not None for name in Sampling.__dataclass_fields__):
-        call = replace(call, sampling=sampling_of(merged))
+    chosen = replace(decoding_of(merged), reasoning_tokens=None)
+    call = replace(call, decoding=chosen.over(call.decoding))
     if merged.get("seed") is not None or merged.get("rollout_id") is not None:
         call = replace(call, seed=seed_of(merged.get("seed"), merged.get("rollout_id")))
-    if merged.get("max_tokens"):
-        call = replace(call, max_tokens=int(merged["max_tokens"]))
     return call
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 
-from promptflow.flow import Flow, Module, Prediction
+from promptflow.flow import Flow, Module
 from promptflow.modules.predict import Predict
 from promptflow.signatures import document_of, label_of, plain_label, read_document
 
@@ -48,7 +48,7 @@ class ChainOfThought(Module):
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings as JSON data, without the predictor."""
-        return {"reasoning_tokens": self.predict.reasoning_tokens}
+        return {"reasoning_tokens": self.predict.decoding.reasoning_tokens}
 
     def show(self, **inputs: Any) -> str:
         """Print the exact prompt, token by token, and return its text."""
@@ -83,13 +83,14 @@ class ZeroShotCoT(Module):
         """Yield the call that reasons, then the one that extracts."""
         [thought] = yield [self.reason.call(**inputs)]
         [final] = yield [self.extract.call(**inputs, reasoning=thought.reasoning)]
-        prediction = Prediction(reasoning=thought.reasoning, **final)
+        prediction = thought.extended(**final)
         prediction._fills = {**thought.fills, **final.fills}
         return prediction
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings as JSON data, without the predictors."""
-        return {"reasoning_tokens": self.reason.reasoning_tokens, "triggers": self.triggers}
+        tokens = self.reason.decoding.reasoning_tokens
+        return {"reasoning_tokens": tokens, "triggers": self.triggers}
 
     def show(self, **inputs: Any) -> str:
         """Print the exact prompt of the first stage, token by token, and return its text."""

@@ -20,7 +20,7 @@ from promptflow.errors import PromptflowError
 from promptflow.flow import Call, Flow, Module, Prediction, together
 from promptflow.modules.options import confined
 from promptflow.modules.predict import Predict
-from promptflow.modules.voting import code_name, flow_of, heated
+from promptflow.modules.voting import code_name, sample_of
 from promptflow.storage import canonical, find_document
 
 VERDICTS = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
@@ -266,7 +266,7 @@ class TreeOfThoughts(Module):
                 given |= _confined(self.propose, options)
             for _ in range(self.proposals):
                 parents.append(parent)
-                flows.append(_sample(self.propose, given, self.temperature))
+                flows.append(sample_of(self.propose, given, self.temperature))
         results = yield from together(flows)
         predictions = [growth.succeeded(result) for result in results]
         if growth.error is not None and not any(predictions):
@@ -295,7 +295,7 @@ class TreeOfThoughts(Module):
                 if keys[number] not in growth.values:
                     asked[keys[number]] = given
         flows = [
-            _sample(self.value, given, self.temperature)
+            sample_of(self.value, given, self.temperature)
             for given in asked.values()
             for _ in range(self.samples)
         ]
@@ -308,10 +308,6 @@ class TreeOfThoughts(Module):
         for number in fresh:
             value = growth.values.get(keys[number])
             growth.thoughts[number] = dataclasses.replace(growth.thoughts[number], value=value)
-
-
-def _sample(module: Any, inputs: Mapping[str, Any], temperature: float) -> Flow:
-    return heated(flow_of(module, inputs), temperature)
 
 
 def _known_inputs(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

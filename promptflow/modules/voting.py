@@ -19,42 +19,29 @@ from pydantic import BaseModel
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import ProgramError, PromptflowError, UnknownField
-from promptflow.flow import Call, Flow, Module, Prediction, together
+from promptflow.flow import Call, Flow, Module, Prediction, changed, together
 
 Weighting = Literal["count", "logprob"]
 Reward = Callable[[Mapping[str, Any], Prediction], float]
 
 
-def heated(flow: Flow, temperature: float) -> Flow:
-    """Pass a flow through with the temperature of every call replaced."""
-    answers: list[Any] | None = None
-    error: Exception | None = None
-    while True:
-        try:
-            calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            return stop.value
-        error = None
-        try:
-            answers = yield type(calls)(_heated(call, temperature) for call in calls)
-        except PromptflowError as caught:
-            error = caught
+def sample_of(module: Any, inputs: Mapping[str, Any], temperature: float) -> Flow:
+    """Return the flow of ``module`` with the temperature of every call replaced.
 
-
-def _heated(call: Call, temperature: float) -> Call:
-    own = call.sampling or getattr(call.predictor, "sampling", None) or Sampling()
-    return dataclasses.replace(call, sampling=dataclasses.replace(own, temperature=temperature))
-
-
-def flow_of(module: Any, inputs: Mapping[str, Any]) -> Flow:
-    """Return the flow of ``module`` on ``inputs``; raise ProgramError where it has none."""
+    Raises ProgramError where it has no flow.
+    """
     if not hasattr(module, "flow"):
         raise ProgramError(
             f"{type(module).__name__} has no flow, so its samples cannot share a batch; "
             "write it as a promptflow.Module with flow(self, **inputs)"
         )
-    flow: Flow = module.flow(**inputs)
-    return flow
+
+    def heated(call: Call, step: int, position: int) -> Call:
+        own = call.chosen.sampling or Sampling()
+        hot = dataclasses.replace(own, temperature=temperature)
+        return dataclasses.replace(call, decoding=dataclasses.replace(call.decoding, sampling=hot))
+
+    return changed(module.flow(**inputs), heated)
 
 
 def mean_logprob(prediction: Prediction) -> float:
@@ -218,7 +205,7 @@ class SelfConsistency(Module):
         while drawn < self.n:
             size = min(self.batch or self.n, self.n - drawn)
             drawn += size
-            flows = [heated(flow_of(self.module, inputs), self.temperature) for _ in range(size)]
+            flows = [sample_of(self.module, inputs, self.temperature) for _ in range(size)]
             for result in (yield from together(flows)):
                 if isinstance(result, PromptflowError):
                     errors.append(result)
@@ -229,8 +216,7 @@ class SelfConsistency(Module):
                 break
         if not samples:
             raise errors[0]
-        return _extended(
-            samples[votes.first[votes.leader]],
+        return samples[votes.first[votes.leader]].extended(
             votes=votes.table(),
             agreement=votes.agreement,
             samples=drawn,
@@ -285,7 +271,7 @@ class BestOf(Module):
         while drawn < self.n and not self._satisfied(scored):
             size = min(self.batch or self.n, self.n - drawn)
             drawn += size
-            flows = [heated(flow_of(self.module, inputs), self.temperature) for _ in range(size)]
+            flows = [sample_of(self.module, inputs, self.temperature) for _ in range(size)]
             for result in (yield from together(flows)):
                 if isinstance(result, PromptflowError):
                     errors.append(result)
@@ -295,7 +281,7 @@ class BestOf(Module):
         if not scored:
             raise errors[0]
         valid, reward, best = max(scored, key=lambda entry: entry[:2])
-        return _extended(best, reward=reward, valid=valid, samples=drawn, failed=len(errors))
+        return best.extended(reward=reward, valid=valid, samples=drawn, failed=len(errors))
 
     def _reward(self, inputs: Mapping[str, Any], prediction: Prediction) -> float:
         if callable(self.reward):
@@ -329,9 +315,3 @@ def code_name(function: Any) -> dict[str, str]:
     """Return what settings hold of a function: its name. Loading a program needs it again."""
     qualified = getattr(function, "__qualname__", type(function).__qualname__)
     return {"code": f"{function.__module__}:{qualified}"}
-
-
-def _extended(prediction: Prediction, **fields: Any) -> Prediction:
-    extended = Prediction(**{**dict(prediction.items()), **fields})
-    extended._fills = prediction.fills
-    return extended

@@ -110,7 +110,7 @@ def _file_names(predictors: Mapping[str, Any]) -> dict[str, str]:
 
 def _document(predictor: Any) -> Document:
     demos = tuple(dict(demo.items()) for demo in predictor.demos)
-    layout = getattr(predictor, "layout", None) or ""
+    layout = settings_of(predictor).get("layout", "")
     compiled = getattr(predictor, "compiled", None) or {}
     return Document(predictor.signature, demos, layout, compiled)
 
@@ -123,8 +123,14 @@ def own_settings(module: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
+def settings_of(predictor: Any) -> dict[str, Any]:
+    """Return how a predictor decodes as JSON data; one of DSPy's own says nothing of it."""
+    settings: dict[str, Any] = predictor.settings() if hasattr(predictor, "settings") else {}
+    return settings
+
+
 def _predictor_settings(predictor: Any) -> dict[str, Any]:
-    settings = dict(predictor.settings()) if hasattr(predictor, "settings") else {}
+    settings = settings_of(predictor)
     if predictor.config:
         settings["config"] = {k: v for k, v in predictor.config.items() if v is not None}
     return {key: value for key, value in settings.items() if key != "layout"}

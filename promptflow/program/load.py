@@ -10,8 +10,8 @@ from typing import Any
 import dspy
 
 from promptflow import modules
-from promptflow.engine.request import Sampling
 from promptflow.errors import ProgramError, StoreCorrupt
+from promptflow.layout import Decoding
 from promptflow.modules.judge import PairJudge
 from promptflow.program.folder import FILE, Saved, lock_of, own_settings, read_folder
 from promptflow.program.walk import ITSELF, join, predictors_of
@@ -130,25 +130,19 @@ def _restore(folder: Path, saved: Saved, program: Any) -> None:
         predictor.demos = [dspy.Example(**demo) for demo in document.demos]
         if document.compiled:
             predictor.compiled = dict(document.compiled)
-        _set(predictor, {"layout": document.layout or None, **settings})
+        predictor.config = dict(settings.get("config", {}))
+        if hasattr(predictor, "decoding"):
+            saved_decoding = {"layout": document.layout or None, **settings}
+            predictor.decoding = _decoding(folder / FILE, saved_decoding)
 
 
-def _set(predictor: Any, settings: Mapping[str, Any]) -> None:
-    for key in ("layout", "max_tokens", "reasoning_tokens", "until"):
-        if hasattr(predictor, key):
-            setattr(predictor, key, settings.get(key))
-    if "weigh" in settings:
-        predictor.weigh = bool(settings["weigh"])
-    sampling = settings.get("sampling")
-    if hasattr(predictor, "sampling"):
-        predictor.sampling = None if sampling is None else _sampling(sampling)
-    predictor.config = dict(settings.get("config", {}))
-
-
-def _sampling(saved: Mapping[str, Any]) -> Sampling:
-    given = {name: value for name, value in saved.items() if name != "_"}
-    given["logit_bias"] = tuple((int(i), float(b)) for i, b in given.get("logit_bias", ()))
-    return Sampling(**given)
+def _decoding(path: Path, settings: Mapping[str, Any]) -> Decoding:
+    try:
+        return Decoding.from_json({k: v for k, v in settings.items() if k != "config"})
+    except (TypeError, ValueError) as error:
+        raise StoreCorrupt(
+            f"{path}: settings that no predictor has ({error}); save the program again"
+        ) from error
 
 
 def _compare(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
