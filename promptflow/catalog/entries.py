@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from promptflow import storage
+from promptflow.download import is_data_file, is_plain_path, is_repository, is_requirement
 from promptflow.errors import ModelError
 
 BUNDLED = Path(__file__).parent.with_name("models.toml")
-COUNTED = re.compile(r"\{(\d+)\.\.(\d+)\}")
+COUNTED = re.compile(r"\{([0-9]{1,4})\.\.([0-9]{1,4})\}")
+MOST_WHEELS = 1000
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "path", "made_from")
 LISTS = ("hub_files", "wheels")
@@ -70,17 +72,35 @@ def user_file() -> Path:
     return storage.config_dir() / "models.toml"
 
 
-def models() -> dict[str, Model]:
+def models(*, trust: bool = False) -> dict[str, Model]:
     """Return the catalogue by name: bundled, made here, the user's own file, ./models.toml.
 
-    Later ones win. Raises ModelError for a file that cannot be read, with its field.
+    The user's own file wins over the bundled one. ./models.toml may come with a folder from a
+    stranger: it adds names, and takes none that is known unless ``trust`` or PROMPTFLOW_TRUST=1
+    says so. Raises ModelError for that, and for a file that cannot be read, with its field.
     """
-    found: dict[str, Model] = {}
+    found = _read(BUNDLED)
+    origin: dict[str, Path] = {}
     made = sorted((storage.cache_dir() / "models").glob("*/models.toml"))
-    for path in (BUNDLED, *made, user_file(), Path("models.toml")):
-        if path.is_file():
-            found |= _read(path)
-    return found
+    for path in made:
+        one = _read(path).get(path.parent.name)
+        if one is not None and one.made_from and one.name not in found:
+            found[one.name], origin[one.name] = one, path
+    own, here = user_file(), Path("models.toml").absolute()
+    if own.is_file():
+        users = _read(own)
+        found, origin = found | users, origin | dict.fromkeys(users, own)
+    if not here.is_file() or any(p.is_file() and p.samefile(here) for p in (BUNDLED, own, *made)):
+        return found
+    added = _read(here)
+    taken = [name for name in added if name in found]
+    if taken and not (trust or os.environ.get("PROMPTFLOW_TRUST") == "1"):
+        raise ModelError(
+            f"{here} gives the name {taken[0]!r} to another model than "
+            f"{origin.get(taken[0], BUNDLED)} does. Choose another name there; or, if you trust "
+            "that file, say --trust (trust=True, PROMPTFLOW_TRUST=1)."
+        )
+    return found | added
 
 
 def _read(path: Path) -> dict[str, Model]:
@@ -120,7 +140,7 @@ def _wrong(name: str, table: Any) -> str:
     """Say what is wrong with an entry; nothing if all is well."""
     if not isinstance(table, dict):
         return "not a table; write it as a section in [brackets]"
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
         return "a name is letters, digits and . + - _"
     for field, value in table.items():
         if field in TEXTS and not isinstance(value, str):
@@ -143,16 +163,38 @@ def _lacking(table: dict[str, Any]) -> str:
         return "file, size and sha256 are needed beside hub or wheels"
     if "sha256" in table and not SHA256.fullmatch(table["sha256"]):
         return "sha256 is not 64 small hexadecimal digits"
-    if "/" in table.get("file", "") or table.get("file", "").startswith("."):
+    if table.get("size", 1) < 1:
+        return f"size is {table['size']}, not a number of bytes"
+    if "file" in table and ("/" in table["file"] or not is_data_file(table["file"])):
         return "file is a name, not a path"
     if "wheels" in table and "member" not in table:
         return "member is needed beside wheels"
+    return _unsafe(table)
+
+
+def _unsafe(table: dict[str, Any]) -> str:
+    """Say which source would be more than data by name: these are handed to pip and to the hub."""
+    if "hub" in table and not is_repository(table["hub"]):
+        return f"hub is {table['hub']!r}, not owner/name of a repository"
+    for file in table.get("hub_files", []):
+        if not is_data_file(file):
+            return f"hub_files holds {file!r}, not the relative path of a file of data"
+    if not is_plain_path(table.get("member", "*").replace("*", "x").removesuffix("/")):
+        return f"member is {table['member']!r}, not a relative path (* matches, / ends a folder)"
+    wheels: list[str] = []
+    for text in table.get("wheels", []):
+        wheels += _counted(text)
+        if wrong := [one for one in wheels if not is_requirement(one)]:
+            return f"wheels holds {wrong[0]!r}; a wheel is name==version, as in mine==1.0"
+    if len(wheels) > MOST_WHEELS:
+        return f"{len(wheels)} wheels are over {MOST_WHEELS}"
+    if len(wheels) != 1 and table.get("member", "").endswith("/"):
+        return "a member that is a folder comes from one wheel"
     return ""
 
 
-def _counted(text: str) -> Iterator[str]:
+def _counted(text: str) -> list[str]:
     if match := COUNTED.search(text):
-        for number in range(int(match[1]), int(match[2]) + 1):
-            yield text.replace(match[0], str(number))
-    else:
-        yield text
+        numbers = range(int(match[1]), int(match[2]) + 1)
+        return [text.replace(match[0], str(number), 1) for number in numbers]
+    return [text]

@@ -32,9 +32,9 @@ class Listed:
     path: str
 
 
-def named(name: str) -> Model:
+def named(name: str, *, trust: bool = False) -> Model:
     """Return the entry of that name. Raises ModelNotFound with the closest names."""
-    known = models()
+    known = models(trust=trust)
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -42,18 +42,20 @@ def named(name: str) -> Model:
     raise ModelNotFound(f"no model named {name!r} and no file there. {hint}")
 
 
-def locate(name_or_path: str | Path) -> Path:
+def locate(name_or_path: str | Path, *, trust: bool = False) -> Path:
     """Return the verified file of a named model (an embedder's folder), or the path given.
 
-    A file is hashed once and then known by size and time. Raises ModelNotFound, with the command
-    that fetches it, HashMismatch, and ModelInvalid for a path that leads to no whole GGUF.
+    A file is hashed once and then known by size and time. ``trust`` as for ``models``. Raises
+    ModelNotFound, with the command that fetches it, HashMismatch, and ModelInvalid for a path that
+    leads to no whole GGUF.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     is_path = isinstance(name_or_path, Path) or "/" in name or name.endswith(".gguf")
-    if not is_path and (name in models() or not path.exists()):
-        return _checked(named(name))
+    if not is_path and (name in models(trust=trust) or not path.exists()):
+        return _checked(named(name, trust=trust))
     if not path.exists():
-        raise ModelNotFound(f"{path}: no such file. Models by name: {', '.join(models())}.")
+        known = ", ".join(models(trust=trust))
+        raise ModelNotFound(f"{path}: no such file. Models by name: {known}.")
     if not (path / "config.json").is_file():
         check_gguf(path)
     return path
@@ -92,10 +94,10 @@ def _compare(model: Model, found: str) -> None:
         check_gguf(model.place)
 
 
-def listing() -> list[Listed]:
+def listing(*, trust: bool = False) -> list[Listed]:
     """Return what is known of every model without reading one: see Listed."""
     lines = []
-    for model in models().values():
+    for model in models(trust=trust).values():
         present = is_present(model)
         found = storage.recall_sha256(model.hashed) if present and model.sha256 else None
         lines.append(
@@ -114,9 +116,9 @@ def listing() -> list[Listed]:
     return lines
 
 
-def verify(name: str, *, progress: bool = True) -> bool:
+def verify(name: str, *, progress: bool = True, trust: bool = False) -> bool:
     """Hash the model's file again and return True. Raises HashMismatch and ModelNotFound."""
-    model = named(name)
+    model = named(name, trust=trust)
     if not is_present(model):
         _checked(model)
     found = ""

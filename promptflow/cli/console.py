@@ -19,6 +19,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 class _Commands(TyperGroup):
     """Turns the project's errors and Ctrl-C into a line and an exit code."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take ``--trust`` wherever it stands: nearly all commands name models."""
+        own = args[: args.index("--")] if "--" in args else args
+        if ctx.parent is None and "--trust" in own:
+            args = ["--trust", *(arg for arg in own if arg != "--trust"), *args[len(own) :]]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
         try:

@@ -57,8 +57,13 @@ class Engine:
 
     info: ModelInfo
 
-    def __init__(self, model: str | Path | Model, options: EngineOptions = DEFAULTS) -> None:
-        """Load the model; falls back where the default load path does not survive a decode."""
+    def __init__(
+        self, model: str | Path | Model, options: EngineOptions = DEFAULTS, *, trust: bool = False
+    ) -> None:
+        """Load the model; falls back where the default load path does not survive a decode.
+
+        ``trust`` lets ./models.toml give a known name to another model: see ``catalog.models``.
+        """
         self.options = options
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -73,7 +78,7 @@ class Engine:
         self._scaffolds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._model = None if isinstance(model, str | Path) else model
         path = model if isinstance(model, str | Path) else None
-        self._settings = worker_settings(options, path)
+        self._settings = worker_settings(options, path, trust=trust)
         with self._lock:
             self._start()
         _open.add(self)

@@ -114,32 +114,34 @@ def load_settings(options: EngineOptions, choices: Choices) -> Message:
     }
 
 
-def worker_settings(options: EngineOptions, model: str | Path | None = None) -> Message:
+def worker_settings(
+    options: EngineOptions, model: str | Path | None = None, *, trust: bool = False
+) -> Message:
     """Return what the worker needs to know, of a model file too once that has passed its checks.
 
-    Raises ModelNotFound, ModelInvalid and CapacityError.
+    ``trust`` as for ``catalog.models``. Raises ModelNotFound, ModelInvalid and CapacityError.
     """
     settings: Message = {
         "max_running": options.max_running,
         "batch_invariant": options.batch_invariant,
     }
     if model is not None:
-        return settings | _file_settings(model, options)
+        return settings | _file_settings(model, options, trust)
     load = load_settings(options, options.choices())
     return settings | {"prefixes": False, "pass_rows": options.pass_rows(), "load": load}
 
 
-def _file_settings(model: str | Path, options: EngineOptions) -> Message:
+def _file_settings(model: str | Path, options: EngineOptions, trust: bool) -> Message:
     # Not at the top: a program that brings its own model needs no catalogue.
     from promptflow import catalog
 
-    path = catalog.locate(model)
+    path = catalog.locate(model, trust=trust)
     header = catalog.read_gguf(path)
     sha256 = catalog.sha256_cached(path)
     choices = options.choices(sha256)
     cache = memory.cache_bytes(header.metadata, options.context, KV_TYPES[choices.kv_type])
     memory.check(path, cache, header.vocabulary, options.context, choices.batch)
-    name = str(model) if str(model) in catalog.models() else path.stem
+    name = str(model) if str(model) in catalog.models(trust=trust) else path.stem
     return {
         "path": str(path),
         "name": name,

@@ -103,12 +103,13 @@ class SlotAdapter(dspy.ChatAdapter):
         return "\n".join(text for text in (prefix, *lines, suffix) if text)
 
 
-def configure(lm: LocalLM | str | Path) -> LocalLM:
+def configure(lm: LocalLM | str | Path, *, trust: bool = False) -> LocalLM:
     """Make a model and ``SlotAdapter`` DSPy's defaults, and return the LM.
 
+    ``trust`` lets ./models.toml give a known name to another model: see ``catalog.models``.
     DSPy's disk cache is switched off: it pickles, and it cannot tell engines apart.
     """
-    chosen = lm if isinstance(lm, LocalLM) else load(lm)
+    chosen = lm if isinstance(lm, LocalLM) else load(lm, trust=trust)
     dspy.configure_cache(enable_disk_cache=False)
     dspy.configure(lm=chosen, adapter=SlotAdapter())
     return chosen

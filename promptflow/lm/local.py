@@ -95,23 +95,28 @@ class LocalLM(dspy.LM):
 _REFUSED = ("min_p", "repetition_penalty", "typical_p")
 _OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
 
-_loaded: dict[tuple[str, EngineOptions], LocalLM] = {}
+_loaded: dict[tuple[str, EngineOptions, bool], LocalLM] = {}
 _loading = threading.Lock()
 
 
 def load(
-    model: str | Path, *, options: EngineOptions = DEFAULTS, engine: TextEngine | None = None
+    model: str | Path,
+    *,
+    options: EngineOptions = DEFAULTS,
+    engine: TextEngine | None = None,
+    trust: bool = False,
 ) -> LocalLM:
     """Return the LM of a catalogue name or of a GGUF file; equal arguments share one engine.
 
-    ``engine`` takes the place of loading. Raises ModelNotFound and ModelInvalid.
+    ``engine`` takes the place of loading. ``trust`` as for ``Engine``. Raises ModelNotFound and
+    ModelInvalid.
     """
     if engine is not None:
         return LocalLM(engine, source=str(model))
     path = Path(model).expanduser()
-    key = (str(path.resolve()) if path.exists() else str(model), options)
+    key = (str(path.resolve()) if path.exists() else str(model), options, trust)
     with _loading:
         held = _loaded.get(key)
         if held is None or getattr(held.text_engine, "_closed", False):
-            _loaded[key] = held = LocalLM(Engine(model, options), source=str(model))
+            _loaded[key] = held = LocalLM(Engine(model, options, trust=trust), source=str(model))
         return held
