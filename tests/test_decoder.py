@@ -6,7 +6,7 @@ import pytest
 
 from promptflow.engine.decoder import Decoder
 from promptflow.engine.fake import FakeModel
-from promptflow.engine.request import Choice, Completion, Json, Request, Sampling, Slot, Text
+from promptflow.engine.request import Beam, Choice, Completion, Json, Request, Sampling, Slot, Text
 from promptflow.errors import (
     Cancelled,
     ConstraintDeadEnd,
@@ -42,6 +42,69 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(ContextOverflow):
         decoder.score(1, [Text("x" * 45)], "y" * 6)
     assert [completion.error for completion in drain(decoder).values()] == [None]
+
+
+def filled(context: int, *parts: Text | Slot) -> dict[str, tuple[int, str]]:
+    """Decode alone; return how many tokens each slot was given, and how it ended."""
+    decoder = Decoder(FakeModel(context=context))
+    [completion] = (dict(decoder.submit(0, Request(parts))) | drain(decoder)).values()
+    assert completion.error is None
+    return {name: (fill.generated, fill.finish) for name, fill in completion.fills.items()}
+
+
+def fitting(name: str, least: int = 1, **settings) -> Slot:
+    return Slot(name, max_tokens=40, ignore_eos=True, fits=True, least=least, **settings)
+
+
+def test_a_slot_that_fits_is_cut_where_the_context_ends():
+    assert filled(100, Text("x" * 20), fitting("a")) == {"a": (40, "length")}
+    assert filled(50, Text("x" * 20), fitting("a")) == {"a": (30, "length")}
+    assert filled(21, Text("x" * 20), fitting("a")) == {"a": (1, "length")}
+
+
+def test_slots_that_fit_leave_later_ones_what_they_need():
+    parts = Text("x" * 20), fitting("a"), Text("y" * 5), fitting("b", least=7)
+    assert filled(200, *parts) == {"a": (40, "length"), "b": (40, "length")}
+    assert filled(80, *parts) == {"a": (40, "length"), "b": (15, "length")}
+    assert filled(50, *parts) == {"a": (18, "length"), "b": (7, "length")}
+    fixed = Slot("b", max_tokens=9, ignore_eos=True)
+    assert filled(50, *parts[:3], fixed) == {"a": (16, "length"), "b": (9, "length")}
+    short = Slot("a", Choice(("yes",)), max_tokens=40, fits=True)
+    assert filled(50, Text("x" * 20), short, Text("y" * 5), fitting("b"))["b"] == (22, "length")
+
+
+def test_a_slot_that_fits_is_refused_only_below_its_least():
+    decoder = Decoder(FakeModel(context=50))
+    with pytest.raises(
+        ContextOverflow,
+        match=r"prompt has 45 tokens and needs at least 6 more: 1 over .* 50.* lower least",
+    ):
+        decoder.submit(0, Request((Text("x" * 45), fitting("a", least=6))))
+    decoder.submit(1, Request((Text("x" * 45), fitting("a", least=5))))
+    both = Request((Text("x" * 20), fitting("a"), Text("y"), Slot("b", max_tokens=39)))
+    with pytest.raises(ContextOverflow, match="needs at least 40 more: 11 over"):
+        decoder.submit(2, both)
+    assert [completion.fills["a"].generated for completion in drain(decoder).values()] == [5]
+
+
+def test_a_search_that_fits_has_room_for_all_its_hypotheses():
+    """Four of ten tokens, or one of forty."""
+    for width, context in ((4, 60), (1, 60)):
+        parts = Text("x" * 20), fitting("a", beam=Beam(width))
+        decoder = Decoder(FakeModel(context=context))
+        decoder.submit(0, Request(parts))
+        [completion] = drain(decoder).values()
+        texts = [alternative.text for alternative in completion.fills["a"].alternatives]
+        assert len(texts) == width
+        assert all(len(text) == 40 // width for text in texts)
+        assert decoder.stats().preempted == 0
+
+
+def test_a_constraint_that_the_context_cuts_short_ended_at_its_length():
+    digits = Json('{"type": "array", "items": {"const": 1}, "minItems": 30, "maxItems": 30}')
+    parts = Text("x" * 20), Slot("a", digits, max_tokens=200, fits=True)
+    assert filled(200, *parts)["a"][1] == "constraint"
+    assert filled(50, *parts)["a"][1] == "length"
 
 
 @pytest.mark.parametrize(

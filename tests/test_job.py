@@ -6,7 +6,7 @@ import pytest
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.job import SEAM, FillJob, Meter, ScoreJob, Tools
 from promptflow.engine.request import Choice, Regex, Request, Slot, Text, Usage
-from promptflow.errors import ConstraintError, NumericError
+from promptflow.errors import ConstraintError, ContextOverflow, NumericError
 
 TOOLS = Tools(FakeModel(words=("ab", "x. y")))
 END = 256
@@ -110,6 +110,24 @@ def test_room_shrinks_as_slots_end():
     one.take(wish(END))
     assert one.room() == 5
     assert one.task.length_limit == len("q1--") + 5
+
+
+def test_a_slot_that_stops_have_left_too_little_is_refused_with_the_numbers():
+    """A stop that cut a token may add tokens for what is left of it, more than was foreseen."""
+    tools = Tools(FakeModel(context=4 + SEAM, words=("x" * 20 + ".",)))
+    one = FillJob(
+        [Slot("a", max_tokens=1, stop=(".",)), Slot("b", max_tokens=3, fits=True)],
+        [[113], []],
+        0,
+        tools,
+    )
+    one.open()
+    row = np.full(258, -20.0, dtype=np.float32)
+    row[257] = 20
+    with pytest.raises(
+        ContextOverflow, match=r"slot 'b' needs at least 1 tokens, and 0 are left .* 12 after 21"
+    ):
+        one.take(row)
 
 
 def test_slots_that_are_all_forced_need_no_model():

@@ -19,7 +19,7 @@ from promptflow.engine.constraint import Constraints
 from promptflow.engine.decoder import Decoder
 from promptflow.engine.deltas import Deltas
 from promptflow.engine.fake import FakeModel
-from promptflow.engine.job import Tools
+from promptflow.engine.job import SEAM, Tools
 from promptflow.engine.prefix import lower_bound
 from promptflow.engine.request import (
     Alternative,
@@ -67,13 +67,15 @@ class Reference:
         self.model.drop(0, 0)
         return self.model.logits(len(chunk) - 1)
 
-    def fills(self, request: Request) -> dict[str, Fill]:
+    def fills(self, request: Request, cells: int = 4096) -> dict[str, Fill]:
         slots = [part for part in request.parts if isinstance(part, Slot)]
         texts = self.tools.prompts.before_slots(request.parts)
         tokens: list[int] = []
         fills: dict[str, Fill] = {}
         for number, (slot, text) in enumerate(zip(slots, texts, strict=True)):
             tokens += text
+            if slot.fits:
+                slot = self.fitted(slot, slots[number + 1 :], texts[number + 1 :], tokens, cells)
             rng = sampling.generator(request.seed, number)
             filling = Filling(slot, self.tools.vocabulary, self.tools.constraints, rng, tokens)
             filling.open()
@@ -88,6 +90,22 @@ class Reference:
             tokens += filling.tokens[: filling.kept]
             tokens += self.tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
         return fills
+
+    def fitted(self, slot: Slot, slots: list[Slot], texts: list, tokens: list, cells: int) -> Slot:
+        """Take the largest bound with which the rest of the request still has room."""
+        for bound in range(slot.max_tokens, 0, -1):
+            length, peak, before = len(tokens), 0, None
+            parts = [
+                (replace(slot, max_tokens=bound, fits=False, least=1), []),
+                *zip(slots, texts, strict=True),
+            ]
+            for each, text in parts:
+                length += len(text) + (SEAM if before and before.stop else 0)
+                peak = max(peak, length + each.need * (each.beam.width if each.beam else 1))
+                length, before = length + each.need, each
+            if max(length, peak) <= cells:
+                return parts[0][0]
+        raise AssertionError("it was not to be admitted")
 
     def search(self, opened: Filling, tokens: list[int], beam: Beam) -> tuple[Filling, Fill]:
         """Go on until nothing lives, every step from scratch."""
@@ -256,6 +274,25 @@ searched = st.builds(
     ignore_eos=st.booleans(),
     beam=st.builds(Beam, st.integers(1, 4), st.sampled_from([0.0, 1.0, 2.0, -0.5])),
 )
+fitting = st.builds(
+    Slot,
+    name=st.just("?"),
+    constraint=constraints,
+    max_tokens=st.sampled_from([6, 30, 70]),
+    stop=st.sampled_from([(), ("th",)]),
+    ignore_eos=st.booleans(),
+    fits=st.just(True),
+    least=st.integers(1, 6),
+)
+fitting |= st.builds(
+    Slot,
+    name=st.just("?"),
+    max_tokens=st.sampled_from([6, 20]),
+    ignore_eos=st.booleans(),
+    beam=st.builds(Beam, st.integers(1, 4)),
+    fits=st.just(True),
+    least=st.integers(1, 6),
+)
 weighed = st.builds(
     Slot,
     name=st.just("?"),
@@ -276,7 +313,7 @@ texts = st.builds(
 
 
 @st.composite
-def requests(draw: st.DrawFn, kinds=slots | slots | searched | weighed) -> Request:
+def requests(draw: st.DrawFn, kinds=slots | slots | searched | weighed | fitting) -> Request:
     parts: list[Text | Slot] = draw(st.lists(texts, max_size=2))
     for number in range(draw(st.integers(1, 3))):
         parts.append(replace(draw(kinds), name=f"s{number}"))
@@ -353,7 +390,8 @@ class Decoding(RuleBasedStateMachine):
         faulted = bool(self.decoder.model.fail)
         for key, request in self.requests.items():
             self.readers.check(key, self.outcomes[key])
-            check(self.outcomes[key], request, key in self.cancelled, faulted)
+            cells = self.decoder.model.cells
+            check(self.outcomes[key], request, key in self.cancelled, faulted, cells)
         scheduler = self.decoder.scheduler
         assert not scheduler.running
         assert not scheduler.waiting
@@ -380,7 +418,9 @@ def comparable(completion: Completion, request: Request) -> dict[str, Fill]:
     return fills
 
 
-def check(completion: Completion, request: Request, cancelled: bool, faulted: bool) -> None:
+def check(
+    completion: Completion, request: Request, cancelled: bool, faulted: bool, cells: int
+) -> None:
     error = completion.error
     if error is not None:
         assert isinstance(error, EngineError)
@@ -389,7 +429,7 @@ def check(completion: Completion, request: Request, cancelled: bool, faulted: bo
         expected |= isinstance(error, CapacityError) and bool(beams(request))
         assert expected or (faulted and type(error) in (EngineError, CapacityError)), error
         return
-    assert comparable(completion, request) == REFERENCE.fills(request)
+    assert comparable(completion, request) == REFERENCE.fills(request, cells)
     usage = completion.usage
     assert usage.generated == sum(fill.generated for fill in completion.fills.values())
     assert usage.forced == sum(fill.forced for fill in completion.fills.values())
@@ -413,6 +453,31 @@ def test_a_batch_decodes_as_if_alone(batch, batch_invariant, lookup):
     for completion, request in zip(run(decoder, batch), batch, strict=True):
         assert comparable(completion, request) == REFERENCE.fills(request)
         assert completion.usage.reused == 0 or not batch_invariant
+
+
+greedy = st.builds(
+    Slot,
+    name=st.just("?"),
+    max_tokens=st.sampled_from([3, 20, 70]),
+    stop=st.sampled_from([(), ("zz",)]),
+    ignore_eos=st.just(True),
+    beam=st.sampled_from([None, None, Beam(1), Beam(3)]),
+)
+greedy |= greedy.map(lambda slot: replace(slot, fits=True, least=3))
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(requests(greedy), st.integers(30, 150))
+def test_slots_that_fit_take_exactly_what_the_context_leaves(request, cells):
+    """The reference tries each bound, from the largest on, against the rest of the request."""
+    decoder = Decoder(model(cells))
+    try:
+        decoder.submit(0, request)
+    except (ContextOverflow, CapacityError):
+        return
+    [completion] = drain(decoder).values()
+    assert completion.error is None
+    assert comparable(completion, request) == REFERENCE.fills(request, cells)
 
 
 prompts = st.lists(

@@ -49,11 +49,20 @@ def test_sampling_outside_its_ranges_is_refused(settings):
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"stop": ("a", "")}, "empty stop string"),
         ({"logprobs": -1}, "logprobs"),
+        ({"fits": True, "least": 0}, "least=0 is outside 1 to max_tokens=512"),
+        ({"fits": True, "least": 9, "max_tokens": 8}, "least=9 is outside 1 to max_tokens=8"),
+        ({"least": 2}, "add fits=True"),
     ],
 )
 def test_a_slot_that_could_not_work_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Slot("answer", **settings)
+
+
+def test_a_slot_that_fits_needs_its_least_and_another_its_bound():
+    assert Slot("a", max_tokens=9).need == 9
+    assert Slot("a", max_tokens=9, fits=True).need == 1
+    assert Slot("a", max_tokens=9, fits=True, least=4).need == 4
 
 
 def test_requests_need_slots_of_different_names_and_a_deadline_to_come():

@@ -63,6 +63,9 @@ slots = st.builds(
     logprobs=st.none() | st.integers(0, 1000),
     ignore_eos=st.booleans(),
 )
+slots |= st.builds(
+    Slot, anything, max_tokens=st.integers(9, 99), fits=st.just(True), least=st.integers(1, 9)
+)
 searched = st.builds(
     Slot, st.just("searched"), beam=st.builds(Beam, st.integers(1, 9), st.floats(-1, 1))
 )

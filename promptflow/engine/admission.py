@@ -21,16 +21,31 @@ def check_ids(model: Model, slots: Sequence[Slot]) -> None:
             )
 
 
-def check_length(model: Model, prompt: int, room: int) -> None:
-    """Raise ContextOverflow where ``prompt`` and ``room`` tokens are more than a sequence holds."""
+def check_length(model: Model, prompt: int, room: int, fits: bool = False) -> None:
+    """Raise ContextOverflow where ``prompt`` and ``room`` tokens are more than a sequence holds.
+
+    ``fits`` tells that some slots would be content with less than their ``max_tokens``.
+    """
     context = model.info.context
     over = prompt + room - context
     if over > 0:
+        asks, lower = (
+            ("needs at least", "least or max_tokens") if fits else ("asks for up to", "max_tokens")
+        )
         raise ContextOverflow(
-            f"the prompt has {prompt:,} tokens and asks for up to {room:,} more: {over:,} over "
-            f"the context of {context:,}. Shorten the prompt, lower max_tokens, or load the "
+            f"the prompt has {prompt:,} tokens and {asks} {room:,} more: {over:,} over "
+            f"the context of {context:,}. Shorten the prompt, lower {lower}, or load the "
             "model with EngineOptions(context=...), up to what it was trained for"
         )
+
+
+def no_rest(slot: Slot, left: int, length: int, context: int) -> ContextOverflow:
+    """Return the error of a slot to which the texts and slots before it have left too little."""
+    return ContextOverflow(
+        f"slot {slot.name!r} needs at least {slot.least:,} tokens, and {max(0, left):,} are left "
+        f"of the context of {context:,} after {length:,}: lower max_tokens of the slots before it "
+        "or its least, or load the model with EngineOptions(context=...)"
+    )
 
 
 def check_cells(model: Model, length: int, forks: int, fork_limit: int) -> None:

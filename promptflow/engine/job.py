@@ -6,11 +6,11 @@ Knows tokens and slots, and nothing of batches: ``decoder.py`` hands it rows of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from promptflow.engine import sampling
+from promptflow.engine import admission, sampling
 from promptflow.engine.beam import Beams
 from promptflow.engine.constraint import Constraints
 from promptflow.engine.lookup import Lookup, Odds
@@ -33,6 +33,8 @@ class Tools:
         self.vocabulary = Vocabulary(model)
         self.constraints: Constraints = model.constraints()
         self.odds = Odds()
+        self.context = model.info.context
+        self.cells = model.cells
 
 
 @dataclass(eq=False, slots=True)
@@ -123,25 +125,51 @@ class FillJob:
         left = filling.slot.max_tokens - len(filling.tokens) - 1
         return self._lookup.draft(self.task.tokens, min(limit, left), least)
 
+    def need(self) -> int:
+        """Return how many tokens must have room after those before the slot to be filled."""
+        return self._beside() + sum(slot.need for slot in self._slots[self._at :])
+
     def room(self) -> int:
         """Return how many tokens may follow those before the slot that is to be filled."""
-        slots, texts = self._slots[self._at :], self._texts[self._at + 1 :]
-        seams = sum(SEAM for slot in slots[:-1] if slot.stop)
-        return sum(slot.max_tokens for slot in slots) + seams + sum(map(len, texts))
+        return self._beside() + sum(slot.max_tokens for slot in self._slots[self._at :])
+
+    def _beside(self) -> int:
+        """Return the tokens of the texts after the slot to be filled, and of what stops may add."""
+        seams = sum(SEAM for slot in self._slots[self._at : -1] if slot.stop)
+        return seams + sum(map(len, self._texts[self._at + 1 :]))
+
+    def _fitted(self, slot: Slot) -> Slot:
+        """Return a slot that is about to be opened, its bound lowered to what is left for it.
+
+        Raises ContextOverflow where that is less than its ``least``.
+        """
+        if not slot.fits:
+            return slot
+        here, cells = len(self.task.tokens), self._tools.cells
+        left = self._tools.context - here - (self.need() - slot.least)
+        left = min(left, (cells - here) // _width(slot))
+        end = here + SEAM * bool(slot.stop)
+        for number in range(self._at + 1, len(self._slots)):
+            later = self._slots[number]
+            end += len(self._texts[number])
+            left = min(left, cells - end - _width(later) * later.need)
+            end += later.need + SEAM * bool(later.stop)
+        if left < slot.least:
+            raise admission.no_rest(slot, left, here, self._tools.context)
+        return replace(slot, max_tokens=min(slot.max_tokens, left))
 
     def open(self) -> None:
         """Append the texts before the next slot, and open it; go on where it is all forced.
 
-        Raises ConstraintError.
+        Raises ConstraintError and ContextOverflow.
         """
         while not self.is_done:
-            text, slot = self._texts[self._at], self._slots[self._at]
-            task = self.task
+            text, task, tools = self._texts[self._at], self.task, self._tools
             self.meter.add_prompt(len(task.tokens), len(text))
             task.tokens += text
-            task.length_limit = len(task.tokens) + self.room()
+            task.length_limit = min(tools.context, len(task.tokens) + self.room())
+            slot = self._fitted(self._slots[self._at])
             rng = sampling.generator(self._seed, self._at)
-            tools = self._tools
             filling = Filling(slot, tools.vocabulary, tools.constraints, rng, task.tokens)
             task.tokens += filling.open()
             self._filling = filling
@@ -238,6 +266,11 @@ class FillJob:
             generated=sum(fill.generated for fill in fills),
             forced=sum(fill.forced for fill in fills),
         )
+
+
+def _width(slot: Slot) -> int:
+    """Return how many sequences a slot is filled with side by side."""
+    return 1 if slot.beam is None else slot.beam.width
 
 
 class ScoreJob:

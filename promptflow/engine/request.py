@@ -143,6 +143,11 @@ class Slot:
     removed, once and exactly, where the model wrote it. ``logprobs`` counts the alternatives
     reported for each sampled token: None is off, 0 is the chosen token alone. ``ignore_eos`` keeps
     the model from ending the slot while it could go on. ``beam`` searches instead of sampling.
+
+    ``max_tokens`` is a bound, and no cells are set aside for it. Where the context has no room for
+    that many after the request's texts and other slots, the request is refused; unless the slot
+    ``fits``: then the bound is lowered to what the context leaves, as long as that is ``least``
+    tokens. Later slots keep what they need, the ``least`` of those that fit.
     """
 
     name: str
@@ -155,11 +160,23 @@ class Slot:
     logprobs: int | None = None
     ignore_eos: bool = False
     beam: Beam | None = None
+    fits: bool = False
+    least: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a slot that could not end, and a search that samples."""
         if self.max_tokens < 1:
             raise ValueError(f"slot {self.name!r}: max_tokens={self.max_tokens} is below 1")
+        if not 1 <= self.least <= self.max_tokens:
+            raise ValueError(
+                f"slot {self.name!r}: least={self.least} is outside 1 to max_tokens="
+                f"{self.max_tokens}"
+            )
+        if self.least > 1 and not self.fits:
+            raise ValueError(
+                f"slot {self.name!r}: least={self.least} is for a slot that fits: add fits=True, "
+                "or leave it out"
+            )
         if any(not stop for stop in self.stop):
             raise ValueError(f"slot {self.name!r}: an empty stop string")
         if self.logprobs is not None:
@@ -170,6 +187,11 @@ class Slot:
             raise ValueError(
                 f"slot {self.name!r}: a weighed Choice takes no beam and no ignore_eos"
             )
+
+    @property
+    def need(self) -> int:
+        """Return the tokens that there must be room for."""
+        return self.least if self.fits else self.max_tokens
 
     @property
     def is_weighed(self) -> bool:

@@ -175,7 +175,8 @@ class Scheduler:
     def _make_room(self, task: Task, source: int, shared: int, moves: list[Move]) -> bool:
         """Evict until ``task`` fits beside what running tasks may still need, if that is enough."""
         promised = sum(other.promised for other in self.running)
-        wanted = task.length_limit - shared + task.forks * task.fork_limit
+        most = task.length_limit + task.forks * task.fork_limit
+        wanted = min(most, self.cells.capacity) - shared
         room = self.cells.capacity - promised - wanted
         while self.cells.used > room or len(self._free) <= task.forks:
             if self._evict(moves, keep=source):
