@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import shutil
@@ -6,6 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
+from datetime import UTC, time
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -526,7 +530,9 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=2000, deadline=None, derandomize=True)
-@given(TEXT, st.lists(st.sampled_from(["\n", '"', "\\", "\r", "\t", "\x7f", '"""', "a"])))
+@given(
+    TEXT, st.lists(st.sampled_from([*'\n"\\\r\t\x7f\x00\x1b\x85\u2028 a', '"""', "\r\n", " \n"]))
+)
 def test_toml_text_comes_back_as_it_was(text, parts):
     tables = {"a": text, "b": text + "\n" + text, "c": "".join(parts), "s": {text: ["\n" + text]}}
     assert tomllib.loads(storage.toml_dumps(tables)) == tables
@@ -536,6 +542,33 @@ def test_toml_text_comes_back_as_it_was(text, parts):
 @given(st.dictionaries(TEXT, VALUES, max_size=5))
 def test_toml_tables_come_back_as_they_were(tables):
     assert tomllib.loads(storage.toml_dumps(tables)) == tables
+
+
+TABLES = st.dictionaries(TEXT, VALUES, max_size=5)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(TABLES, st.lists(TABLES, min_size=1, max_size=3))
+def test_toml_keeps_the_order_of_keys_in_sections(table, demos):
+    """A demo's value is shown to the model as it stands, so that its order is a part of it."""
+    tables = {"table": table, "demos": demos}
+    read = tomllib.loads(storage.toml_dumps(tables))
+    assert read == tables
+    assert json.dumps(read, default=str) == json.dumps(tables, default=str)
+
+
+def test_toml_of_the_writer_before_this_one_reads_the_same():
+    """What was saved by hand-written code: quotes unescaped, short lists on one line."""
+    text = (
+        'layout = "chat"\n'
+        'instructions = """\nAnswer.\nSay "unknown".\\u000d\n"""\n'
+        'names = ["a", "b"]\n'
+        "\n[compiled]\ndev = { score = 0.61, n = 200 }\n"
+        '\n[[demos]]\nq = "1"\nvalue = { b = { c = 1 }, a = [2] }\n'
+    )
+    tables = tomllib.loads(text)
+    assert tables["instructions"] == 'Answer.\nSay "unknown".\r\n'
+    assert repr(tomllib.loads(storage.toml_dumps(tables))) == repr(tables)
 
 
 def test_toml_is_laid_out_for_a_diff():
@@ -548,7 +581,7 @@ def test_toml_is_laid_out_for_a_diff():
     }
     assert storage.toml_dumps(tables) == (
         'layout = "chat"\n'
-        'instructions = """\nAnswer.\nBriefly, with a "quote".\n"""\n'
+        'instructions = """\nAnswer.\nBriefly, with a \\"quote\\".\n"""\n'
         f'names = [\n    "{"x" * 60}",\n    "{"y" * 60}",\n]\n'
         "\n[compiled]\ndev = { score = 0.61, n = 200 }\n"
         '\n[[demos]]\nq = "1"\n'
@@ -556,9 +589,24 @@ def test_toml_is_laid_out_for_a_diff():
     )
 
 
+class Shade(int, Enum):
+    DARK = 1
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
-    [({"a": None}, "'a' is None"), ({"a": {"b": object()}}, "'b' is"), ({"a": "\udc80"}, "lone")],
+    [
+        ({"a": None}, "'a' is None"),
+        ({"a": [1, None]}, "'a' is None"),
+        ({"a": {"b": object()}}, "'b' is"),
+        ({"a": {"b": [{"c": b"x"}]}}, "'c' is"),
+        ({"a": Decimal("1.10")}, "'a' is Decimal"),
+        ({"a": Shade.DARK}, "'a' is <Shade.DARK"),
+        ({"a": time(1, tzinfo=UTC)}, "'a' is datetime.time"),
+        ({"a": {1: "x"}}, "'a' has the key 1"),
+        ({"a": "\udc80"}, "lone"),
+        ({"a": {"\udc80": 1}}, "lone"),
+    ],
 )
 def test_toml_refuses_what_it_cannot_hold(tables, message):
     with pytest.raises(StoreError, match=message):

@@ -1,18 +1,21 @@
-"""A writer of the TOML that this project saves; ``tomllib`` reads it back unchanged."""
+"""The layout of the TOML that this project saves: tomli-w writes its values.
+
+Sections are one deep and keep the order of their keys: a value of a demo comes back as it went.
+"""
 
 from __future__ import annotations
 
 import datetime
-import json
-import re
+import enum
 from collections.abc import Mapping
 from typing import Any
 
+import tomli_w
+
 from promptflow.errors import StoreError
 
-WIDTH = 100
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_TO_ESCAPE = re.compile(r'[\\\x00-\x08\x0b-\x1f\x7f]|"""|"\Z')
+LEAVES = (str, int, float, datetime.date, datetime.time)
+BEGIN, END = " = [\n    [\n        ", ",\n    ],\n]\n"
 
 
 def toml_dumps(tables: Mapping[str, Any]) -> str:
@@ -21,13 +24,14 @@ def toml_dumps(tables: Mapping[str, Any]) -> str:
     A list of tables becomes ``[[name]]`` sections; tables inside a section are written inline.
     Raises StoreError for what TOML cannot hold: None, other types, lone surrogates.
     """
+    _check("the document", tables)
     plain: list[str] = []
     sections: list[str] = []
     for key, value in tables.items():
         if isinstance(value, Mapping):
-            sections.append(_section(f"[{_key(key)}]", value))
+            sections.append(_section(_header(key), value))
         elif isinstance(value, list | tuple) and value and _all_tables(value):
-            sections += [_section(f"[[{_key(key)}]]", table) for table in value]
+            sections += [_section(f"[{_header(key)}]", table) for table in value]
         else:
             plain.append(_assignment(key, value))
     text = "\n".join(["".join(plain), *sections] if plain else sections)
@@ -45,55 +49,49 @@ def _all_tables(values: list[Any] | tuple[Any, ...]) -> bool:
     return all(isinstance(value, Mapping) for value in values)
 
 
+def _header(key: str) -> str:
+    return tomli_w.dumps({key: {}}).removesuffix("\n")
+
+
 def _section(header: str, table: Mapping[str, Any]) -> str:
     return f"{header}\n" + "".join(_assignment(key, value) for key, value in table.items())
 
 
 def _assignment(key: str, value: Any) -> str:
-    if isinstance(value, str) and "\n" in value:
-        return f"{_key(key)} = {_multi_line(value)}\n"
-    line = f"{_key(key)} = {_value(key, value)}\n"
-    if len(line) > WIDTH and isinstance(value, list | tuple):
-        items = "".join(f"    {_value(key, item)},\n" for item in value)
-        return f"{_key(key)} = [\n{items}]\n"
-    return line
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _string(key)
-
-
-def _string(text: str) -> str:
-    # JSON leaves DEL as it is; TOML wants it escaped.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _multi_line(text: str) -> str:
-    return '"""\n' + _TO_ESCAPE.sub(_escape, text) + '"""'
-
-
-def _escape(match: re.Match[str]) -> str:
-    found = match[0]
-    if found[0] == '"':
-        return found[:-1] + '\\"'
-    return "\\\\" if found == "\\" else f"\\u{ord(found):04x}"
-
-
-def _value(key: str, value: Any) -> str:
     if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
+        # tomli-w writes \r\n as \n where it spreads a text over lines.
+        return tomli_w.dumps({key: value}, multiline_strings="\r\n" not in value)
+    if not isinstance(value, Mapping | list | tuple) or not _holds_table(value):
+        return tomli_w.dumps({key: value})
+    # In an array of arrays tomli-w writes a table inline, whatever its length.
+    name, _, rest = tomli_w.dumps({key: [[value]]}).partition(BEGIN)
+    return f"{name} = {rest.removesuffix(END)}\n"
+
+
+def _holds_table(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(key, item) for item in value) + "]"
+        return any(_holds_table(item) for item in value)
+    return isinstance(value, Mapping)
+
+
+def _check(key: str, value: Any) -> None:
+    """Raise StoreError for the first value that would not come back, with its key."""
     if isinstance(value, Mapping):
-        pairs = (f"{_key(name)} = {_value(name, item)}" for name, item in value.items())
-        return "{ " + ", ".join(pairs) + " }" if value else "{}"
-    raise StoreError(
-        f"{key!r} is {value!r} ({type(value).__name__}), which TOML cannot hold: "
-        "give text, a number, true or false, a date, a list or a table, or leave the key out"
-    )
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise StoreError(f"{key!r} has the key {name!r}, and the keys of TOML are text")
+            _check(name, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(key, item)
+    elif not _is_leaf(value):
+        raise StoreError(
+            f"{key!r} is {value!r} ({type(value).__name__}), which TOML cannot hold: "
+            "give text, a number, true or false, a date, a list or a table, or leave the key out"
+        )
+
+
+def _is_leaf(value: Any) -> bool:
+    if isinstance(value, datetime.time) and value.tzinfo is not None:
+        return False
+    return isinstance(value, LEAVES) and not isinstance(value, enum.Enum)
