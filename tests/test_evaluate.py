@@ -135,6 +135,56 @@ def test_a_journalled_evaluation_asks_nothing_again(tmp_path):
     assert engines[2].batches == [64, 26]
 
 
+def answering(text):
+    """A flow that answers by itself, from a class that is always named the same."""
+
+    class Answering(Module):
+        def __init__(self):
+            super().__init__()
+            self.predict = Predict("question -> answer")
+
+        def flow(self, question):
+            [found] = yield [self.predict.call(question=question)]
+            return Prediction(answer=text or found.answer)
+
+    return Answering()
+
+
+def test_two_flows_under_one_journal_have_their_own_scores(tmp_path):
+    journal = tmp_path / "run.db"
+    engines = [right_on(bool) for _ in range(3)]
+    scores = [
+        evaluate(answering(text), doubles(10), exact_match, lm=LocalLM(e), journal=journal).score
+        for text, e in zip(("", "6", ""), engines, strict=True)
+    ]
+    assert scores == [0.9, 0.1, 0.9]
+    assert [engine.batches for engine in engines] == [[10], [10], []]
+
+
+def test_a_plain_program_without_a_flow_has_its_own_score_too(tmp_path):
+    def plain(text):
+        class Plain(dspy.Module):
+            def forward(self, question):
+                return dspy.Prediction(answer=text)
+
+        return Plain()
+
+    scores = [
+        evaluate(plain(text), doubles(4), exact_match, lm=lost_on(()), journal=tmp_path / "j")
+        for text in ("0", "none", "0")
+    ]
+    assert [one.score for one in scores] == [0.25, 0.0, 0.25]
+
+
+def test_the_settings_of_the_model_are_part_of_what_a_score_belongs_to(tmp_path):
+    for temperature, batches in ((None, [4]), (0.5, [4]), (None, [])):
+        engine = right_on(bool)
+        lm = LocalLM(engine, temperature=temperature)
+        program = Predict("question -> answer")
+        evaluate(program, doubles(4), exact_match, lm=lm, journal=tmp_path / "j")
+        assert engine.batches == batches
+
+
 class TwoSteps(Module):
     def __init__(self):
         super().__init__()

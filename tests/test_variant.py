@@ -7,10 +7,10 @@ import pydantic
 import pytest
 
 from promptflow.errors import ProgramError
-from promptflow.evaluation.identity import hash_of, program_state
 from promptflow.flow import Module
 from promptflow.modules.predict import Predict
 from promptflow.optimization.variant import Variant, copied, start_of, typed
+from promptflow.program.identity import hash_of, program_state
 
 
 class Pair(Module):

@@ -23,18 +23,16 @@ from promptflow.errors import DataError
 from promptflow.evaluation.data import load_data
 from promptflow.evaluation.identity import (
     data_hash,
-    hash_of,
     language_model,
-    metric_hash,
     metric_name,
     model_identity,
-    program_state,
     versions,
 )
 from promptflow.evaluation.metrics import Metric, find_metric
 from promptflow.evaluation.progress import bar
 from promptflow.evaluation.scoring import CHUNK, Job, Outcome, Record, check_excluded, score_jobs
 from promptflow.evaluation.stats import bootstrap_interval, paired_interval, permutation_p
+from promptflow.program.identity import hash_of, program_identity
 from promptflow.storage import Journal
 
 
@@ -196,12 +194,16 @@ def describe(
     program: Any, data: Sequence[dspy.Example], metric: Metric, *, lm: Any, seed: int
 ) -> dict[str, Any]:
     """Return what a score belongs to, as JSON data; equal descriptions may share results."""
+    lm = language_model(lm)
+    with dspy.context(lm=lm):
+        program = program_identity(program)
     return {
-        "model": model_identity(language_model(lm)),
-        "program": hash_of(program_state(program)),
+        "model": model_identity(lm),
+        "model_settings": hash_of(lm),
+        "program": program,
         "data": data_hash(data),
         "metric": metric_name(metric),
-        "metric_source": metric_hash(metric),
+        "metric_source": hash_of(metric),
         "seed": seed,
         "versions": versions(),
     }

@@ -21,12 +21,10 @@ from promptflow.evaluation.data import plain, split
 from promptflow.evaluation.evaluate import Comparison, Evaluation, describe, summarize
 from promptflow.evaluation.identity import (
     data_hash,
-    hash_of,
     language_model,
-    metric_hash,
     metric_name,
     model_identity,
-    program_state,
+    versions,
 )
 from promptflow.evaluation.metrics import Metric, find_metric
 from promptflow.evaluation.progress import bar
@@ -36,6 +34,7 @@ from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan
 from promptflow.optimization.race import Candidate, Scorer, compared, race
 from promptflow.optimization.study import UNLIMITED, Budget, Spent, Study
 from promptflow.optimization.variant import Variant, copied, start_of
+from promptflow.program.identity import hash_of, program_identity
 from promptflow.signatures import Document, dump_document
 from promptflow.storage import toml_dumps
 
@@ -143,13 +142,16 @@ def optimize(
     estimate = make_plan(sizes, search.candidates, search.bootstrap.limit, budget)
     if search.announce is not None:
         search.announce(estimate)
+    with dspy.context(lm=lm):
+        identity = program_identity(program)
     fingerprint = {
-        "model": model_identity(lm),
-        "program": hash_of(program_state(program)),
+        "model": [model_identity(lm), hash_of(lm)],
+        "program": identity,
         "train": data_hash(train),
         "dev": None if dev is None else data_hash(dev),
-        "metric": [metric_name(metric), metric_hash(metric)],
+        "metric": [metric_name(metric), hash_of(metric)],
         "settings": {"seed": seed, "budget": asdict(budget), **search.settings()},
+        "versions": versions(),
     }
     shown = bar("optimize", estimate.calls, search.progress)
     with Study(journal, fingerprint, budget) as study, shown as advance:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from promptflow.errors import BudgetExceeded, ResumeMismatch
-from promptflow.evaluation.identity import hash_of
+from promptflow.program.identity import hash_of
 from promptflow.storage import Journal, canonical, lock
 
 FORMAT = 1

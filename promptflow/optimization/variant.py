@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from promptflow.errors import ProgramError
 from promptflow.evaluation.data import plain
-from promptflow.evaluation.identity import hash_of
+from promptflow.program.identity import hash_of
 
 Demos = tuple[dict[str, Any], ...]
 

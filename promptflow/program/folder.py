@@ -13,6 +13,7 @@ import dspy
 
 from promptflow import storage
 from promptflow.errors import ProgramError, StoreCorrupt, StoreNotFound
+from promptflow.program.identity import index_hash
 from promptflow.program.walk import modules_of, predictors_of
 from promptflow.signatures import Document, write_document
 
@@ -150,13 +151,5 @@ def lock_of(program: Any, lm: Any = None) -> dict[str, str]:
     for name, part in [("", program), *modules_of(program)]:
         index = getattr(part, "index", None)
         if index is not None and hasattr(index, "manifest"):
-            lock[f"{name}.index".lstrip(".")] = f"{index.name}@{_index_hash(index)}"
+            lock[f"{name}.index".lstrip(".")] = f"{index.name}@{index_hash(index)}"
     return lock
-
-
-def _index_hash(index: Any) -> str:
-    """Return a hash of what decides an index's content: documents, chunking and embedder."""
-    manifest = index.manifest
-    documents = [[entry["path"], entry["sha256"]] for entry in index.store.documents()]
-    content = [documents, manifest.settings, manifest.embedder["sha256"]]
-    return storage.sha256_bytes(storage.canonical(content).encode())
