@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from promptflow import catalog
+from promptflow.child import usable_cores
 from promptflow.engine import Engine, EngineOptions, llama
-from promptflow.engine.host import usable_cores
 from promptflow.engine.request import (
     Beam,
     Choice,

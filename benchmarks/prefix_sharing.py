@@ -37,7 +37,7 @@ from contestants import CONTESTANTS, CONTEXT, Workload
 from evaluation_sets import demonstrations, problems, searches
 
 from promptflow import catalog
-from promptflow.engine.host import usable_cores
+from promptflow.child import usable_cores
 from promptflow.engine.options import EngineOptions, worker_settings
 
 WORKLOADS = ("branches", "consistency", "evaluation", "tree", "candidates")

@@ -158,8 +158,8 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
 
     Takes some ten seconds on two cores with a model of half a billion parameters.
     """
+    from promptflow.child import usable_cores
     from promptflow.engine import Engine
-    from promptflow.engine.host import usable_cores
 
     report = Report(
         python=f"{platform.python_version()} ({sys.executable})",

@@ -13,8 +13,8 @@ from time import perf_counter
 from typing import Any
 
 from promptflow import catalog
+from promptflow.child import usable_cores
 from promptflow.doctor import Speed, measure
-from promptflow.engine.host import usable_cores
 from promptflow.engine.options import EngineOptions
 from promptflow.engine.tuned import Choices, Tuned, remember
 from promptflow.errors import CapacityError, EngineError, ModelInvalid

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from promptflow.engine import child
+from promptflow import child
+from promptflow.child import usable_cores
 
 
 def test_a_module_runs_from_any_folder_with_this_package(tmp_path: Path):
@@ -29,3 +31,7 @@ def test_the_environment_is_passed_on(monkeypatch):
     assert environment["OTHER"] == "kept"
     assert environment["PYTHONPATH"].split(":")[-1] == "/somewhere"
     assert child.command("x")[0] == sys.executable
+
+
+def test_cores_are_counted_within_what_this_process_may_use():
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

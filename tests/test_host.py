@@ -11,7 +11,7 @@ import pytest
 
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.frames import Message
-from promptflow.engine.host import ChildHost, ThreadHost, describe, launch, usable_cores
+from promptflow.engine.host import ChildHost, ThreadHost, describe, launch
 from promptflow.errors import EngineLost, ModelInvalid
 
 READY = {"ready": {"_": "ModelInfo", "name": "stub"}, "features": "none"}
@@ -166,7 +166,3 @@ def test_a_thread_that_fails_is_lost():
     lost = heard.get(timeout=10)
     assert isinstance(lost, EngineLost)
     assert "RuntimeError: out of order" in str(lost)
-
-
-def test_cores_are_counted_within_what_this_process_may_use():
-    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

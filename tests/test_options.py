@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 import promptflow as pf
+from promptflow.child import usable_cores
 from promptflow.engine import tuned
 from promptflow.engine.fake import FakeModel, ScriptedEngine
-from promptflow.engine.host import usable_cores
 from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.options import DEFAULTS, EngineOptions, load_settings, worker_settings
 from promptflow.engine.request import Regex

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from promptflow.engine import child
+from promptflow import child
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.frames import Message, encode, read_frame
 from promptflow.engine.request import (

@@ -15,10 +15,9 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptflow.engine import child
+from promptflow import child
 from promptflow.engine.frames import Message, encode, read_frame
 from promptflow.engine.wire import from_wire, to_wire
 from promptflow.errors import EngineLost, PromptflowError
@@ -221,27 +220,6 @@ def launch(settings: Message, command: Sequence[str] = WORKER) -> tuple[ChildHos
         )
         settings = {**settings, "load": {**settings["load"], **change}}
     raise AssertionError("unreachable")
-
-
-def usable_cores() -> int:
-    """Return how many physical cores this process may use; ggml's workers spin, one on each."""
-    if not hasattr(os, "sched_getaffinity"):
-        return max(1, (os.cpu_count() or 2) // 2)
-    siblings: set[str] = set()
-    for cpu in os.sched_getaffinity(0):
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text() if path.exists() else str(cpu))
-    return min(len(siblings), _quota())
-
-
-def _quota() -> int:
-    """Return the cores that the control group allows, rounded up."""
-    path = Path("/sys/fs/cgroup/cpu.max")
-    if path.exists():
-        quota, _, period = path.read_text().strip().partition(" ")
-        if quota.isdigit() and period.isdigit():
-            return max(1, -(-int(quota) // int(period)))
-    return 1 << 20
 
 
 def describe(ready: Message) -> dict[str, Any]:

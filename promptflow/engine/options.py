@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptflow.child import usable_cores
 from promptflow.engine import memory
 from promptflow.engine.frames import Message
-from promptflow.engine.host import usable_cores
 from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import Choices, recall
 

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from promptflow.engine import child
-from promptflow.engine.host import usable_cores
+from promptflow import child
+from promptflow.child import usable_cores
 from promptflow.errors import ModelInvalid
 
 PURE = "_pure"

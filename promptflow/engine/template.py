@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from promptflow.engine import child
+from promptflow import child
 from promptflow.errors import TemplateError
 
 CPU_SECONDS = 2
