@@ -23,6 +23,8 @@
     │   ├── SignatureNotFound      no document of that name
     │   ├── UnknownField           a field that the signature does not have, or lacks
     │   └── UnsupportedType        an output type that cannot be constrained
+    ├── UnsupportedOption          an option that is unknown, or that a local model cannot honour
+    │   └── UnknownOption          a keyword that a function or a class does not have
     ├── ParseError                 text that does not fit its fields
     ├── StoreError                 something on disk
     │   ├── StoreNotFound          no index, program or journal there
@@ -42,6 +44,14 @@ A message names the object, what was expected, and what to type next.
 """
 
 from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class PromptflowError(Exception):
@@ -136,6 +146,25 @@ class UnsupportedType(SignatureError):
     """An output type cannot be constrained while decoding."""
 
 
+class UnsupportedOption(PromptflowError):
+    """An option of a call that is unknown, or that a local model cannot honour."""
+
+
+class UnknownOption(UnsupportedOption, TypeError):
+    """A function or a class has no keyword of that name; the message names the nearest."""
+
+    @classmethod
+    def of(cls, where: str, unknown: Sequence[str], known: Iterable[str]) -> UnknownOption:
+        """Return the error of ``where``, which was given the names ``unknown``."""
+        known = sorted(set(known))
+        found = []
+        for name in unknown:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            found.append(f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name))
+        hint = "" if all("did you mean" in one for one in found) else f"; known: {', '.join(known)}"
+        return cls(f"{where} has no option {' and no '.join(found)}{hint}")
+
+
 class ParseError(PromptflowError):
     """Generated text does not fit the fields of its signature."""
 
@@ -178,6 +207,27 @@ class MetricError(PromptflowError):
 
 class ProgramError(PromptflowError):
     """A program could not be loaded, built or saved."""
+
+
+def names_options(function: F) -> F:
+    """Have wrong keyword arguments of a function or a class raise UnknownOption.
+
+    For what takes no free keywords. The message names the nearest option, which Python's own
+    TypeError does not.
+    """
+    if isinstance(function, type):
+        function.__init__ = names_options(function.__init__)  # type: ignore[misc]
+        return function
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    where = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        if unknown := [name for name in options if name not in known]:
+            raise UnknownOption.of(where, unknown, known)
+        return function(*args, **options)
+
+    return cast(F, checked)
 
 
 class ResumeMismatch(PromptflowError):

@@ -46,7 +46,8 @@ class Decoding:
 
     Tokens are per slot; a constrained slot takes what its type needs. ``weigh`` has every option of
     a Literal weighed (``Choice.weighed``). Outputs after ``until`` are not written. ``layout`` is a
-    bundled name or the path of a .jinja file.
+    bundled name or the path of a .jinja file. A text without a limit ends before any of ``stop``
+    too.
     """
 
     sampling: Sampling | None = None
@@ -56,6 +57,7 @@ class Decoding:
     weigh: bool | None = None
     until: str | None = None
     layout: str | None = None
+    stop: tuple[str, ...] | None = None
 
     def over(self, below: Decoding) -> Decoding:
         """Return this, with what nobody chose here taken from ``below``."""
@@ -68,6 +70,8 @@ class Decoding:
         if self.sampling is not None:
             bias = [list(pair) for pair in self.sampling.logit_bias]
             chosen["sampling"] = {**chosen["sampling"], "logit_bias": bias}
+        if self.stop is not None:
+            chosen["stop"] = list(self.stop)
         return chosen
 
     @classmethod
@@ -77,6 +81,8 @@ class Decoding:
         if (sampling := given.get("sampling")) is not None:
             bias = tuple((int(i), float(b)) for i, b in sampling.get("logit_bias", ()))
             given["sampling"] = Sampling(**{**sampling, "logit_bias": bias})
+        if (stop := given.get("stop")) is not None:
+            given["stop"] = tuple(stop)
         return cls(**given)
 
 
@@ -244,7 +250,7 @@ class _Slots:
             name,
             constraint,
             max_tokens=shape.tokens or default or MAX_TOKENS,
-            stop=() if constraint else self._labels(),
+            stop=() if constraint else (*self._labels(), *(chosen.stop or ())),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
         )

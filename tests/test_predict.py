@@ -14,7 +14,7 @@ import promptflow as pf
 from promptflow.engine import Engine
 from promptflow.engine.fake import FakeModel, ScriptedEngine
 from promptflow.engine.request import Slot
-from promptflow.errors import SignatureError, TemplateError, UnknownField
+from promptflow.errors import SignatureError, TemplateError, UnknownField, UnsupportedOption
 
 
 def scripted(answer: Any = lambda text, slot: "x") -> tuple[pf.LocalLM, ScriptedEngine]:
@@ -141,6 +141,99 @@ def test_several_samples_need_a_temperature():
     with dspy.context(lm=lm):
         pf.Predict("question -> answer", n=2)(question="a")
     assert temperatures == [0.7, 0.7]
+
+
+def watching(**settings: Any) -> tuple[pf.LocalLM, list[Slot]]:
+    """An LM that answers x, with the slots that it was asked to fill."""
+    asked: list[Slot] = []
+
+    def watch(text: str, slot: Slot) -> str:
+        asked.append(slot)
+        return "x"
+
+    lm, _ = scripted(watch)
+    return lm.copy(**settings), asked
+
+
+def test_an_option_of_one_call_replaces_one_setting_of_the_sampling():
+    lm, asked = watching(top_k=7)
+    chosen = pf.Sampling(temperature=0.2, top_p=0.9)
+    predict = pf.Predict("question -> answer", sampling=chosen, stop=["##"])
+    with dspy.context(lm=lm):
+        predict(question="a", config={"temperature": 0.8, "stop": "END", "logprobs": True})
+        pf.Predict("question -> answer")(question="a", config={"temperature": 0.8})
+    assert asked[0].sampling == pf.Sampling(temperature=0.8, top_p=0.9)
+    assert asked[1].sampling == pf.Sampling(temperature=0.8, top_k=7)
+    assert asked[0].stop[-1] == "END"
+    assert asked[0].logprobs == 0
+
+
+@pytest.mark.parametrize(
+    ("lm_temperature", "own", "expected"),
+    [(1.0, None, 1.0), (0.1, None, 0.7), (None, pf.Sampling(), 0.7), (0.0, 0.4, 0.4)],
+)
+def test_several_samples_are_not_equal(lm_temperature: Any, own: Any, expected: float):
+    lm, asked = watching(temperature=lm_temperature)
+    options = {"temperature": own} if isinstance(own, float) else {"sampling": own}
+    with dspy.context(lm=lm):
+        pf.Predict("question -> answer", n=2, **options)(question="a")
+    assert [slot.sampling.temperature for slot in asked] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"tools": []},
+        {"response_format": {"type": "json_object"}},
+        {"timeout": 3},
+        {"reasoning_effort": "low"},
+        {"temprature": 1},
+    ],
+)
+def test_what_a_local_model_cannot_honour_is_refused_by_name_before_a_call(option: Any):
+    lm, engine = scripted()
+    [name] = option
+    predict = pf.Predict("question -> answer")
+    predict.config = option  # as DSPy's optimizers set it
+    [result] = pf.run_many(predict, [{"question": "a"}], lm=lm)
+    assert isinstance(result, UnsupportedOption)
+    assert name in str(result)
+    assert engine.batches == []
+
+
+NAMES = "module, seed, progress, lm, config, demos, inputs, flow, call, text, path"
+
+
+def test_inputs_may_have_any_name():
+    lm, engine = scripted()
+    names = NAMES.split(", ")
+    inputs = {name: f"<{name}>" for name in names}
+    programs = [
+        pf.Predict(f"{NAMES} -> answer"),
+        pf.ChainOfThought(f"{NAMES} -> answer"),
+        pf.ZeroShotCoT(f"{NAMES} -> answer"),
+        pf.SelfConsistency(pf.Predict(f"{NAMES} -> answer"), n=2),
+        pf.BestOf(pf.Predict(f"{NAMES} -> answer"), n=2, reward="first"),
+    ]
+    with dspy.context(lm=lm):
+        for program in programs:
+            assert program(**inputs).answer == "x"
+            [result] = pf.run_many(program, [inputs])
+            assert result.answer == "x"
+    assert all(f"<{name}>" in prompt for prompt in engine.prompts for name in names)
+
+
+def test_another_try_of_dspys_samples_a_predictor_that_is_greedy_by_itself():
+    lm, asked = watching()
+    greedy = pf.Predict("question -> answer", sampling=pf.Sampling(top_p=0.9))
+    with dspy.context(lm=lm, trace=[]):
+        dspy.BestOfN(greedy, N=3, reward_fn=lambda *_: 0.0, threshold=1.0)(question="a")
+    assert [slot.sampling for slot in asked] == [pf.Sampling(temperature=1.0, top_p=0.9)] * 3
+    asked.clear()
+    weighed = pf.Predict("question -> b: Literal['x']", sampling=pf.Sampling(), weigh=True)
+    weighed.lm = lm.copy(rollout_id=1, temperature=1.0)
+    pf.run(weighed, question="a")
+    assert asked[0].sampling.temperature == 0
 
 
 def test_state_saves_and_loads(tmp_path: Any):

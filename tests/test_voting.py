@@ -210,6 +210,27 @@ def test_samples_differ_and_repeat_with_the_seed() -> None:
     assert run(module, lm=lm, q="?", seed=4).votes != first.votes
 
 
+def test_samples_of_a_seeded_call_are_not_equal() -> None:
+    lm = pf.load("fake", engine=pf.Engine(FakeModel()))
+    module = SelfConsistency(Predict("q -> answer", max_tokens=8), n=6, temperature=1.0)
+    config = {"rollout_id": 3}
+    first = run(module, lm=lm, q="?", config=config)
+    assert len(first.votes) > 1
+    assert run(module, lm=lm, q="?", config=config).votes == first.votes
+
+
+def test_a_sample_keeps_what_the_models_own_settings_choose() -> None:
+    asked = []
+
+    def answer(text: str, slot: pf.Slot) -> str:
+        asked.append(slot.sampling)
+        return "1"
+
+    lm = pf.load("scripted", engine=ScriptedEngine(answer)).copy(top_k=5, temperature=0.1)
+    run(SelfConsistency(Predict("q -> answer"), n=2, temperature=0.8), lm=lm, q="?")
+    assert asked == [pf.Sampling(temperature=0.8, top_k=5)] * 2
+
+
 def test_samples_share_one_prefill() -> None:
     engine = pf.Engine(FakeModel())
     lm = pf.load("fake-prefill", engine=engine)

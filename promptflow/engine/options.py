@@ -11,6 +11,7 @@ from promptflow.engine import memory
 from promptflow.engine.frames import Message
 from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import Choices, recall
+from promptflow.errors import names_options
 
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
 KV_TYPES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
@@ -25,6 +26,7 @@ _LIMITS = {
 }
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How an engine loads and runs its model.

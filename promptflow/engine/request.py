@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from promptflow.errors import PromptflowError
+from promptflow.errors import PromptflowError, names_options
 
 if TYPE_CHECKING:
     from promptflow.engine.stream import Stream
@@ -26,6 +26,7 @@ class Text:
     trusted: bool = False
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How a token is chosen. ``temperature=0`` is greedy; 0 and 1 switch the other reductions off.

@@ -19,7 +19,7 @@ from typing import Any
 import dspy
 
 from promptflow.engine.request import Usage
-from promptflow.errors import DataError
+from promptflow.errors import DataError, names_options
 from promptflow.evaluation.data import load_data
 from promptflow.evaluation.identity import (
     data_hash,
@@ -103,6 +103,7 @@ class Comparison:
         return {**asdict(self), "ties": self.ties, "better": self.better}
 
 
+@names_options
 def evaluate(
     program: Any,
     data: Sequence[dspy.Example],

@@ -6,7 +6,17 @@ batch, so the composition of a batch follows from the inputs and the seed alone.
 """
 
 from promptflow.flow.call import Attempts, Call, Prediction, answer, request_of
-from promptflow.flow.drive import Flow, Module, changed, flow_of, run, run_flows, run_many, together
+from promptflow.flow.drive import (
+    Flow,
+    Module,
+    answered,
+    changed,
+    flow_of,
+    run,
+    run_flows,
+    run_many,
+    together,
+)
 
 __all__ = [
     "Attempts",
@@ -15,6 +25,7 @@ __all__ = [
     "Module",
     "Prediction",
     "answer",
+    "answered",
     "changed",
     "flow_of",
     "request_of",

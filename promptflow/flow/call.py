@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
@@ -16,7 +16,15 @@ import dspy
 from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Request, Slot, TextEngine, Usage
 from promptflow.errors import EngineError, ProgramError, PromptflowError
-from promptflow.lm import audiences, decoding_of, generate, record_call, seed_of, trace_call
+from promptflow.lm import (
+    audiences,
+    decoding_of,
+    generate,
+    record_call,
+    refuse_unknown,
+    seed_of,
+    trace_call,
+)
 
 _UNCHOSEN = layout.Decoding()
 
@@ -25,8 +33,10 @@ _UNCHOSEN = layout.Decoding()
 class Call:
     """One use of a predictor. What is not chosen comes from the predictor, then from its LM.
 
-    ``inputs`` may hold output fields too: they are written into the prompt, not generated. The seed
-    comes from the call's place where nobody chose one.
+    ``inputs`` may hold output fields too: they are written into the prompt, not generated.
+    ``config`` holds DSPy's options for this call alone and comes before all else; of a sampling it
+    may set a part. The seed comes from the call's place where nobody chose one. ``sampled`` marks
+    one of several tries of which the flow returns one: nobody hears it while it is written.
     """
 
     predictor: Any
@@ -36,11 +46,8 @@ class Call:
     lm: Any = None
     signature: Any = None
     demos: Sequence[Mapping[str, Any]] | None = None
-
-    @property
-    def chosen(self) -> layout.Decoding:
-        """Return what the call and its predictor chose."""
-        return self.decoding.over(getattr(self.predictor, "decoding", _UNCHOSEN))
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sampled: bool = False
 
     def complete(self, lm: Any, *path: int) -> Call:
         """Return the call with everything chosen; ``path`` is where its seed comes from."""
@@ -48,16 +55,35 @@ class Call:
         lm = self.lm or getattr(own, "lm", None) or lm
         if lm is None:
             raise ProgramError("no model is configured: call pf.configure('NAME') or pass lm=")
-        config: dict[str, Any] = {}
-        if hasattr(lm, "text_engine"):  # others read their own settings
-            config = {**lm.kwargs, **getattr(own, "config", {})}
-        chosen = self.chosen.over(decoding_of(config))
+        defaults = getattr(lm, "kwargs", {})
+        options = {**defaults, **getattr(own, "config", {})}
+        asked = {**options, **self.config}
+        if hasattr(lm, "text_engine"):
+            refuse_unknown(asked, lm.model, typed=True)
+        chosen = self.decoding.over(getattr(own, "decoding", _UNCHOSEN)).over(decoding_of(options))
+        if _wants_another(defaults, own) and not chosen.weigh:
+            chosen = decoding_of({"temperature": defaults["temperature"]}, chosen)
         seed = self.seed
         if seed is None:
-            seed = seed_of(config.get("seed"), config.get("rollout_id"), *path)
-        demos = own.demos if self.demos is None else self.demos
-        signature = self.signature or own.signature
-        return replace(self, decoding=chosen, seed=seed, lm=lm, signature=signature, demos=demos)
+            seed = seed_of(asked.get("seed"), asked.get("rollout_id"), *path)
+        return replace(
+            self,
+            decoding=decoding_of(self.config, chosen),
+            seed=seed,
+            lm=lm,
+            signature=self.signature or own.signature,
+            demos=own.demos if self.demos is None else self.demos,
+        )
+
+
+def _wants_another(defaults: Mapping[str, Any], predictor: Any) -> bool:
+    """Say whether an LM asks a predictor that is greedy by itself for another answer.
+
+    DSPy's ``BestOfN`` and ``Refine`` give each try an LM with a ``rollout_id`` and a temperature.
+    """
+    own = getattr(predictor, "decoding", _UNCHOSEN).sampling
+    again = defaults.get("rollout_id") is not None and bool(defaults.get("temperature"))
+    return again and own is not None and own.temperature == 0
 
 
 class Attempts(list[Call]):

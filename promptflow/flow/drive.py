@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 
 from promptflow.engine.request import Usage
-from promptflow.errors import ProgramError, PromptflowError
+from promptflow.errors import ProgramError, PromptflowError, names_options
 from promptflow.flow.call import Attempts, Call, Prediction, answer
 from promptflow.lm import usage_of
 
@@ -39,27 +39,34 @@ class Module(dspy.Module):
         """Return the constructor's settings as JSON data, without the predictors."""
         return {}
 
-    def forward(self, **inputs: Any) -> Any:
+    def forward(self, /, **inputs: Any) -> Any:
         """Drive the flow with the configured LM."""
-        return run(self, **inputs)
+        return answered(self.flow(**inputs))
 
-    async def aforward(self, **inputs: Any) -> Any:
+    async def aforward(self, /, **inputs: Any) -> Any:
         """Drive the flow in a thread; the context's settings go with it."""
-        return await dspy.asyncify(run)(self, **inputs)
+        return await dspy.asyncify(self.forward)(**inputs)
 
 
-def run(module: Any, *, lm: Any = None, seed: int = 0, **inputs: Any) -> Prediction:
+def run(module: Any, /, *, lm: Any = None, seed: int = 0, **inputs: Any) -> Prediction:
     """Run a module on one input and return its prediction; raise what went wrong.
 
-    ``lm`` stands in for the configured LM; a predictor's own LM comes first.
+    ``lm`` stands in for the configured LM; a predictor's own LM comes first. Inputs that are called
+    ``lm`` or ``seed`` go through ``run_many``, or through calling the module.
     """
-    [result] = _results([flow_of(module, inputs)], lm, seed, None)
+    return answered(flow_of(module, inputs), lm=lm, seed=seed)
+
+
+def answered(flow: Flow, *, lm: Any = None, seed: int = 0) -> Prediction:
+    """Drive one flow and return its prediction; raise what went wrong."""
+    [result] = _results([flow], lm, seed, None)
     if isinstance(result, Exception):
         raise result
     assert isinstance(result, Prediction)
     return result
 
 
+@names_options
 def run_many(
     module: Any,
     inputs: Sequence[Mapping[str, Any]],
@@ -221,15 +228,24 @@ def _results(
         done = step = 0
         while waiting := [(n, r) for n, r in enumerate(running) if r.calls is not None]:
             calls = [
-                call.complete(lm, seed, number, step, position)
+                _complete(call, lm, (seed, number, step, position))
                 for number, r in waiting
                 for position, call in enumerate(r.calls or ())
             ]
             counter = _counter(progress, done, done + len(calls))
-            _hand_out([r for _, r in waiting], answer(calls, counter))
+            good = iter(answer([call for call in calls if isinstance(call, Call)], counter))
+            answers = [next(good) if isinstance(call, Call) else call for call in calls]
+            _hand_out([r for _, r in waiting], answers)
             done += len(calls)
             step += 1
     return [r.result for r in running]
+
+
+def _complete(call: Call, lm: Any, path: tuple[int, ...]) -> Call | PromptflowError:
+    try:
+        return call.complete(lm, *path)
+    except PromptflowError as error:
+        return error
 
 
 def _begun(flows: list[Flow], progress: Callable[[int, int], None] | None) -> list[_Running]:

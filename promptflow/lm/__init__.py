@@ -3,6 +3,7 @@
 from promptflow.lm.adapter import SlotAdapter, configure
 from promptflow.lm.listeners import audiences, generate
 from promptflow.lm.local import LocalLM, load
+from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import (
     decoding_of,
     prompt_text,
@@ -23,6 +24,7 @@ __all__ = [
     "load",
     "prompt_text",
     "record_call",
+    "refuse_unknown",
     "sampling_of",
     "seed_of",
     "trace_call",

@@ -12,7 +12,7 @@ import dspy
 
 from promptflow import fields, layout
 from promptflow.engine.request import Completion, Request
-from promptflow.errors import ContextOverflow
+from promptflow.errors import ContextOverflow, names_options
 from promptflow.lm.listeners import agenerate, audiences, generate
 from promptflow.lm.local import LocalLM, load
 from promptflow.lm.record import decoding_of, record_call, seed_of
@@ -103,6 +103,7 @@ class SlotAdapter(dspy.ChatAdapter):
         return "\n".join(text for text in (prefix, *lines, suffix) if text)
 
 
+@names_options
 def configure(lm: LocalLM | str | Path, *, trust: bool = False) -> LocalLM:
     """Make a model and ``SlotAdapter`` DSPy's defaults, and return the LM.
 

@@ -16,6 +16,7 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.options import DEFAULTS
 from promptflow.engine.request import TextEngine
+from promptflow.errors import names_options
 from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
 
 
@@ -99,6 +100,7 @@ _loaded: dict[tuple[str, EngineOptions, bool], LocalLM] = {}
 _loading = threading.Lock()
 
 
+@names_options
 def load(
     model: str | Path,
     *,

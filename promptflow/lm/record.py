@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -18,20 +19,37 @@ from dspy.clients.base_lm import record_history
 from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Part, Request, Sampling, Slot, Text, Usage
 
+_UNCHOSEN = layout.Decoding()
 
-def sampling_of(config: Mapping[str, Any]) -> Sampling | None:
-    """Return the sampling that DSPy's keyword arguments describe; None where they are silent."""
+
+def sampling_of(config: Mapping[str, Any], below: Sampling | None = None) -> Sampling | None:
+    """Return ``below`` with what DSPy's keyword arguments set; None where both are silent."""
     names = Sampling.__dataclass_fields__
     given = {name: config[name] for name in names if config.get(name) is not None}
-    if (bias := given.get("logit_bias")) is not None:
+    if isinstance(bias := given.get("logit_bias"), Mapping):
         given["logit_bias"] = tuple((int(token), float(value)) for token, value in bias.items())
-    return Sampling(**given) if given else None
+    return replace(below or Sampling(), **given) if given else below
 
 
-def decoding_of(config: Mapping[str, Any]) -> layout.Decoding:
-    """Return the decoding that DSPy's keyword arguments describe."""
-    tokens = int(config["max_tokens"]) if config.get("max_tokens") else None
-    return layout.Decoding(sampling_of(config), max_tokens=tokens, reasoning_tokens=tokens)
+def decoding_of(config: Mapping[str, Any], below: layout.Decoding = _UNCHOSEN) -> layout.Decoding:
+    """Return what DSPy's keyword arguments ask for over ``below``.
+
+    Of its sampling they may set a part. ``max_tokens`` bounds each free text, reasoning too.
+    """
+    given = config.get("max_tokens") or config.get("max_completion_tokens")
+    tokens = int(given) if given else None
+    stop = config.get("stop")
+    logprobs = config.get("logprobs")
+    if logprobs is True or config.get("top_logprobs"):
+        logprobs = int(config.get("top_logprobs") or 0)
+    asked = layout.Decoding(
+        sampling_of(config, below.sampling),
+        max_tokens=tokens,
+        reasoning_tokens=tokens,
+        logprobs=None if logprobs is False else logprobs,
+        stop=((stop,) if isinstance(stop, str) else tuple(stop)) if stop else None,
+    )
+    return asked.over(below)
 
 
 def seed_of(*path: int | str | None) -> int:

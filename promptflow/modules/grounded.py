@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import StoreNotFound, UnknownField
+from promptflow.errors import StoreNotFound, UnknownField, names_options
 from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
 from promptflow.modules.judge import shares
@@ -37,6 +37,7 @@ class GroundedQA(Module):
     ``max_tokens`` bounds the answer.
     """
 
+    @names_options
     def __init__(
         self,
         index: Index | str | Path,

@@ -17,7 +17,7 @@ from typing import Any
 import dspy
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import PromptflowError, SignatureError, UnknownField
+from promptflow.errors import PromptflowError, SignatureError, UnknownField, names_options
 from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.predict import Predict
 from promptflow.storage import find_document
@@ -39,6 +39,7 @@ class Judge(Module):
     ``judge``) is the score: a Literal of ascending numbers. Raises SignatureError for any other.
     """
 
+    @names_options
     def __init__(self, rubric: str, signature: str | Path | type[Any] | None = None) -> None:
         super().__init__()
         self.rubric = rubric
@@ -88,6 +89,7 @@ class PairJudge(Module):
     ``B`` or ``tie`` for its inputs ``answer_a`` and ``answer_b``.
     """
 
+    @names_options
     def __init__(self, signature: str | Path | type[Any] | None = None) -> None:
         super().__init__()
         self.compare = Predict(signature or _own("judge_pair"), sampling=Sampling(), weigh=True)

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dspy
+from dspy.clients.backend_selection import CLIENT_KEYS
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import UnknownField
-from promptflow.flow import Call, Flow, Prediction, request_of, run
+from promptflow.errors import UnknownField, UnknownOption
+from promptflow.flow import Call, Flow, Prediction, answered, request_of
 from promptflow.layout import Decoding
-from promptflow.lm import decoding_of, prompt_text, seed_of
+from promptflow.lm import prompt_text, seed_of
+from promptflow.lm.options import KNOWN, REFUSED
 from promptflow.signatures import document_of
 
-_VARIED = Sampling(temperature=0.7)  # of several samples where nobody chose
+EQUAL, VARIED = 0.15, 0.7
+"""Up to which temperature several samples are all but equal, as in DSPy, and what they get then."""
+
+_OWN = ("callbacks", "demos", "layout", "reasoning_tokens", "sampling", "until", "weigh")
+_PROVIDERS = (
+    *CLIENT_KEYS,
+    "allowed_openai_params",
+    "drop_params",
+    "extra_body",
+    "modalities",
+    "num_retries",
+    "organization",
+    "project",
+    "stream_options",
+)
+"""What DSPy passes to a provider, beside the options that our own models have a word for."""
+
+
+def check_options(where: str, options: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raise UnknownOption for options that no model has; ``others`` are known too.
+
+    What a model knows and cannot honour, it refuses when it is asked.
+    """
+    known = {*KNOWN, *REFUSED, *_PROVIDERS, *_OWN, *others}
+    if unknown := [name for name in options if name not in known]:
+        raise UnknownOption.of(where, unknown, known)
 
 
 class Predict(dspy.Predict):
@@ -45,6 +72,7 @@ class Predict(dspy.Predict):
         weigh: bool = False,
         **config: Any,
     ) -> None:
+        check_options(type(self).__name__, config)
         document = document_of(signature)
         super().__init__(document.signature, **config)
         self.demos = [dspy.Example(**demo) for demo in (*document.demos, *demos)]
@@ -61,45 +89,62 @@ class Predict(dspy.Predict):
         """Return how it decodes as JSON data: the constructor's settings that were chosen."""
         return self.decoding.to_json()
 
-    def call(self, **inputs: Any) -> Call:
+    def call(self, /, **inputs: Any) -> Call:
         """Return the call for these inputs. Raises UnknownField for a wrong or missing one.
 
         An output field may be given too; the program then writes it, and the model goes on after.
-        DSPy's ``config=``, ``demos=`` and ``signature=`` apply to this call alone.
+        DSPy's ``config=``, ``demos=``, ``signature=`` and ``lm=`` apply to this call alone, unless
+        the signature has an input of that name. Raises UnknownOption for an unknown option.
         """
-        config = inputs.pop("config", None)
-        demos = inputs.pop("demos", None)
-        signature = inputs.pop("signature", None)
-        signature = signature and document_of(signature).signature
-        call = Call(self, _checked(signature or self.signature, inputs), signature=signature)
-        if demos is not None:
-            call = replace(call, demos=tuple(demos))
-        return _configured(call, config) if config else call
+        own = {
+            name: inputs.pop(name)
+            for name in ("config", "demos", "signature", "lm")
+            if name in inputs and name not in self.signature.input_fields
+        }
+        config = dict(own.get("config") or {})
+        check_options(f"the config of {type(self).__name__}", config)
+        seed = None
+        if config.get("seed") is not None or config.get("rollout_id") is not None:
+            asked = {**self.config, **config}
+            seed = seed_of(asked.get("seed"), asked.get("rollout_id"))
+        signature = own.get("signature")
+        if signature is not None:
+            signature = document_of(signature).signature
+        return Call(
+            self,
+            _checked(signature or self.signature, inputs),
+            seed=seed,
+            lm=own.get("lm"),
+            signature=signature,
+            demos=None if own.get("demos") is None else tuple(own["demos"]),
+            config=config,
+        )
 
-    def flow(self, **inputs: Any) -> Flow:
+    def flow(self, /, **inputs: Any) -> Flow:
         """Yield one call, or ``n`` of them where ``config`` says so."""
-        n = {**self.config, **(inputs.get("config") or {})}.get("n") or 1
         call = self.call(**inputs)
+        lm = call.lm or self.lm or dspy.settings.lm
+        asked = {**getattr(lm, "kwargs", {}), **self.config, **call.config}
+        n = asked.get("n") or 1
         if n == 1:
             [prediction] = yield [call]
             return prediction
-        if call.chosen.sampling is None:
-            call = replace(call, decoding=replace(call.decoding, sampling=_VARIED))
+        sampling = call.complete(lm).decoding.sampling
+        if sampling is None or sampling.temperature <= EQUAL:
+            call = replace(call, config={**call.config, "temperature": VARIED})
         seeds = [None if call.seed is None else seed_of(call.seed, k) for k in range(n)]
         predictions = yield [replace(call, seed=seed) for seed in seeds]
         return _merged(predictions)
 
-    def forward(self, **inputs: Any) -> Any:
+    def forward(self, /, **inputs: Any) -> Any:
         """Drive the flow with the configured LM."""
-        lm = inputs.pop("lm", None)
-        return run(self, lm=lm, **inputs)
+        return answered(self.flow(**inputs))
 
-    async def aforward(self, **inputs: Any) -> Any:
+    async def aforward(self, /, **inputs: Any) -> Any:
         """Drive the flow in a thread; the context's settings go with it."""
-        lm = inputs.pop("lm", None)
-        return await dspy.asyncify(run)(self, lm=lm, **inputs)
+        return await dspy.asyncify(self.forward)(**inputs)
 
-    def show(self, *, lm: Any = None, **inputs: Any) -> str:
+    def show(self, /, *, lm: Any = None, **inputs: Any) -> str:
         """Print the exact prompt for these inputs with its tokens counted, and return its text.
 
         Nothing is generated. Slots appear as ``{name}``.
@@ -126,16 +171,6 @@ def _merged(predictions: Sequence[Prediction]) -> Prediction:
     merged: Prediction = Prediction.from_completions([dict(p.items()) for p in predictions])
     merged._fills, merged._weighed = first.fills, first.weighed
     return merged
-
-
-def _configured(call: Call, config: Mapping[str, Any]) -> Call:
-    """Apply DSPy's per-call ``config`` to a call."""
-    merged = {**call.predictor.config, **config}
-    chosen = replace(decoding_of(merged), reasoning_tokens=None)
-    call = replace(call, decoding=chosen.over(call.decoding))
-    if merged.get("seed") is not None or merged.get("rollout_id") is not None:
-        call = replace(call, seed=seed_of(merged.get("seed"), merged.get("rollout_id")))
-    return call
 
 
 def _checked(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 
 from promptflow.flow import Flow, Module
-from promptflow.modules.predict import Predict
+from promptflow.modules.predict import Predict, check_options
 from promptflow.signatures import document_of, label_of, plain_label, read_document
 
 REASONING = "reasoning"
@@ -34,6 +34,7 @@ class ChainOfThought(Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options("ChainOfThought", options)
         document = document_of(signature)
         self.predict = Predict(
             _reasoned(document.signature),
@@ -72,6 +73,7 @@ class ZeroShotCoT(Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options("ZeroShotCoT", options, ["triggers"])
         document = document_of(signature)
         made = _triggered(_reasoned(document.signature), triggers)
         shared = {"layout": document.layout, "demos": document.demos, **options}

@@ -16,7 +16,7 @@ from typing import Any
 
 import dspy
 
-from promptflow.errors import PromptflowError
+from promptflow.errors import PromptflowError, names_options
 from promptflow.flow import Call, Flow, Module, Prediction, together
 from promptflow.modules.options import confined
 from promptflow.modules.predict import Predict
@@ -181,6 +181,7 @@ class TreeOfThoughts(Module):
     ``samples`` calls for a new one are sampled at ``temperature``.
     """
 
+    @names_options
     def __init__(
         self,
         propose: Any = None,
@@ -264,9 +265,9 @@ class TreeOfThoughts(Module):
                 if not options:
                     continue
                 given |= _confined(self.propose, options)
-            for _ in range(self.proposals):
+            for k in range(self.proposals):
                 parents.append(parent)
-                flows.append(sample_of(self.propose, given, self.temperature))
+                flows.append(sample_of(self.propose, given, k, self.temperature))
         results = yield from together(flows)
         predictions = [growth.succeeded(result) for result in results]
         if growth.error is not None and not any(predictions):
@@ -295,9 +296,9 @@ class TreeOfThoughts(Module):
                 if keys[number] not in growth.values:
                     asked[keys[number]] = given
         flows = [
-            sample_of(self.value, given, self.temperature)
+            sample_of(self.value, given, k, self.temperature)
             for given in asked.values()
-            for _ in range(self.samples)
+            for k in range(self.samples)
         ]
         results = yield from together(flows)
         for place, key in enumerate(asked):

@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from promptflow.engine.request import Sampling
-from promptflow.errors import ProgramError, PromptflowError, UnknownField
+from promptflow.errors import ProgramError, PromptflowError, UnknownField, names_options
 from promptflow.flow import Call, Flow, Module, Prediction, changed, together
+from promptflow.lm import seed_of
 
 Weighting = Literal["count", "logprob"]
 Reward = Callable[[Mapping[str, Any], Prediction], float]
 
 
-def sample_of(module: Any, inputs: Mapping[str, Any], temperature: float) -> Flow:
-    """Return the flow of ``module`` with the temperature of every call replaced.
+def sample_of(module: Any, inputs: Mapping[str, Any], number: int, temperature: float) -> Flow:
+    """Return the flow of ``module`` for sample ``number``, every call at ``temperature``.
 
     Raises ProgramError where it has no flow.
     """
@@ -37,9 +37,10 @@ def sample_of(module: Any, inputs: Mapping[str, Any], temperature: float) -> Flo
         )
 
     def heated(call: Call, step: int, position: int) -> Call:
-        own = call.chosen.sampling or Sampling()
-        hot = dataclasses.replace(own, temperature=temperature)
-        return dataclasses.replace(call, decoding=dataclasses.replace(call.decoding, sampling=hot))
+        config = {**call.config, "temperature": temperature}
+        # What was seeded for one call alone would give as many equal samples.
+        seed = None if call.seed is None else seed_of(call.seed, number)
+        return dataclasses.replace(call, config=config, seed=seed, sampled=True)
 
     return changed(module.flow(**inputs), heated)
 
@@ -168,6 +169,7 @@ class SelfConsistency(Module):
     ``logprob``. With ``batch`` below ``n``, samples are drawn in rounds until the vote is decided.
     """
 
+    @names_options
     def __init__(
         self,
         module: Any,
@@ -204,8 +206,10 @@ class SelfConsistency(Module):
         drawn = 0
         while drawn < self.n:
             size = min(self.batch or self.n, self.n - drawn)
+            flows = [
+                sample_of(self.module, inputs, drawn + k, self.temperature) for k in range(size)
+            ]
             drawn += size
-            flows = [sample_of(self.module, inputs, self.temperature) for _ in range(size)]
             for result in (yield from together(flows)):
                 if isinstance(result, PromptflowError):
                     errors.append(result)
@@ -233,6 +237,7 @@ class BestOf(Module):
     ``threshold``; without a threshold that holds only for ``first``.
     """
 
+    @names_options
     def __init__(
         self,
         module: Any,
@@ -270,8 +275,10 @@ class BestOf(Module):
         drawn = 0
         while drawn < self.n and not self._satisfied(scored):
             size = min(self.batch or self.n, self.n - drawn)
+            flows = [
+                sample_of(self.module, inputs, drawn + k, self.temperature) for k in range(size)
+            ]
             drawn += size
-            flows = [sample_of(self.module, inputs, self.temperature) for _ in range(size)]
             for result in (yield from together(flows)):
                 if isinstance(result, PromptflowError):
                     errors.append(result)

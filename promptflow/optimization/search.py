@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 import numpy as np
 
-from promptflow.errors import DataError, SignatureError
+from promptflow.errors import DataError, SignatureError, names_options
 from promptflow.evaluation.data import plain, split
 from promptflow.evaluation.evaluate import Comparison, Evaluation, describe, summarize
 from promptflow.evaluation.identity import (
@@ -42,6 +42,7 @@ SHARES = (0.3, 0.4, 0.3)
 """Pool, race and held-out part where no dev data is given."""
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Search:
     """What is searched, and how it shows.
@@ -116,6 +117,7 @@ class _Parts:
     held: list[dspy.Example]
 
 
+@names_options
 def optimize(
     program: Any,
     train: Sequence[dspy.Example],

@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from promptflow.errors import BudgetExceeded, ResumeMismatch
+from promptflow.errors import BudgetExceeded, ResumeMismatch, names_options
 from promptflow.program.identity import hash_of
 from promptflow.storage import Journal, canonical, lock
 
 FORMAT = 1
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What a search may spend; None is no limit.

@@ -1,0 +1,61 @@
+"""Our errors as DSPy's: each is caught by its own name and by the name that DSPy gives its kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+from dspy.utils import exceptions as theirs
+
+from promptflow.errors import (
+    ContextOverflow,
+    EngineError,
+    EngineLost,
+    ParseError,
+    PromptflowError,
+    UnsupportedOption,
+)
+
+_KINDS: tuple[tuple[type[PromptflowError], type[theirs.DSPyError]], ...] = (
+    (ContextOverflow, dspy.ContextWindowExceededError),
+    (EngineLost, theirs.LMServerError),  # what DSPy retries
+    (ParseError, theirs.AdapterParseError),
+    (UnsupportedOption, theirs.LMUnsupportedFeatureError),
+    (EngineError, theirs.LMInvalidRequestError),
+)
+
+
+def as_dspys(
+    error: PromptflowError, model: str, signature: Any = None, text: str = ""
+) -> PromptflowError:
+    """Return ``error`` as one that is DSPy's as well; itself where DSPy has no such kind.
+
+    ``except pf.errors.ContextOverflow`` and ``except dspy.ContextWindowExceededError`` both catch
+    it. ``signature`` and ``text`` are what a ParseError's answer was read as. The message stays.
+    """
+    kind = next((theirs for ours, theirs in _KINDS if isinstance(error, ours)), None)
+    if kind is None or isinstance(error, kind):
+        return error
+    details: dict[str, Any] = {"message": str(error)}
+    if kind is theirs.AdapterParseError:
+        details |= {"adapter_name": "SlotAdapter", "signature": signature, "lm_response": text}
+    made = _joined(type(error), kind)(**details)
+    made.__dict__.update(error.__dict__)
+    made.args, made.model = error.args, model  # type: ignore[attr-defined]
+    made.__cause__ = error
+    return made
+
+
+def _joined(ours: type[PromptflowError], kind: type[Exception]) -> type[PromptflowError]:
+    if (ours, kind) not in _made:
+        names = {"__module__": ours.__module__, "__doc__": ours.__doc__, "__reduce__": _reduced}
+        _made[ours, kind] = type(ours.__name__, (ours, kind), names)
+    return _made[ours, kind]
+
+
+_made: dict[tuple[type[PromptflowError], type[Exception]], type[PromptflowError]] = {}
+
+
+def _reduced(error: Any) -> Any:
+    """Cross to another process as ours alone: the joined class has no name to be imported by."""
+    return type(error).__mro__[1], error.args

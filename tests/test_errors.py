@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import promptflow as pf
+from promptflow.errors import UnknownOption, UnsupportedOption, names_options
+
+
+def program() -> Any:
+    return pf.Predict("question -> answer")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "given", "nearest"),
+    [
+        (lambda o: pf.Predict("q -> a", **o), "temperatur", "temperature"),
+        (lambda o: pf.Predict("q -> a", **o), "max_token", "max_tokens"),
+        (lambda o: pf.Predict("q -> a", **o), "stops", "stop"),
+        (lambda o: pf.Predict("q -> a", **o), "layuot", "layout"),
+        (lambda o: pf.Predict("q -> a", **o), "untill", "until"),
+        (lambda o: program().call(question="?", config=o), "temprature", "temperature"),
+        (lambda o: program().call(question="?", config=o), "rollout", "rollout_id"),
+        (lambda o: pf.ChainOfThought("q -> a", **o), "reasoning_token", "reasoning_tokens"),
+        (lambda o: pf.ChainOfThought("q -> a", **o), "demo", "demos"),
+        (lambda o: pf.ZeroShotCoT("q -> a", **o), "trigger", "triggers"),
+        (lambda o: pf.ZeroShotCoT("q -> a", **o), "max_toknes", "max_tokens"),
+        (lambda o: pf.SelfConsistency(program(), **o), "temperatur", "temperature"),
+        (lambda o: pf.SelfConsistency(program(), **o), "votes", "vote"),
+        (lambda o: pf.BestOf(program(), **o), "treshold", "threshold"),
+        (lambda o: pf.TreeOfThoughts(**o), "bredth", "breadth"),
+        (lambda o: pf.Judge("Good?", **o), "signatur", "signature"),
+        (lambda o: pf.PairJudge("Better?", **o), "signatur", "signature"),
+        (lambda o: pf.GroundedQA("none", **o), "min_scor", "min_score"),
+        (lambda o: pf.Sampling(**o), "temperatur", "temperature"),
+        (lambda o: pf.EngineOptions(**o), "contxt", "context"),
+        (lambda o: pf.load("none", **o), "option", "options"),
+        (lambda o: pf.configure(**o), "llm", "lm"),
+        (lambda o: pf.run_many(program(), [], **o), "progres", "progress"),
+        (lambda o: pf.evaluate(program(), [], "f1", **o), "journl", "journal"),
+        (lambda o: pf.optimize(program(), [], [], "f1", **o), "budgt", "budget"),
+        (lambda o: pf.Budget(**o), "token", "tokens"),
+    ],
+)
+def test_a_misspelled_option_names_the_nearest(
+    wrong: Callable[[dict[str, int]], Any], given: str, nearest: str
+) -> None:
+    with pytest.raises(UnknownOption) as caught:
+        wrong({given: 1})
+    assert repr(given) in str(caught.value)
+    assert f"did you mean {nearest!r}?" in str(caught.value)
+    assert isinstance(caught.value, TypeError)  # as Python has it
+
+
+def test_an_option_that_is_like_nothing_shows_what_there_is() -> None:
+    with pytest.raises(UnknownOption, match=r"no option 'zzz'; known: .*temperature"):
+        pf.Sampling(zzz=1)
+
+
+def test_an_unsupported_option_is_no_type_error_of_pythons() -> None:
+    assert not issubclass(UnsupportedOption, TypeError)
+
+
+def test_what_is_right_passes_through() -> None:
+    @names_options
+    def add(a: int, *, b: int = 1) -> int:
+        """Add."""
+        return a + b
+
+    assert add(1, b=2) == add(a=1, b=2) == 3
+    assert add.__doc__ == "Add."
+    with pytest.raises(TypeError):
+        add()
