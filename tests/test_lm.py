@@ -430,7 +430,7 @@ def test_async_calls_are_one_batch_and_block_no_event_loop(adapter: Any):
 def test_a_program_is_copied_and_saved_with_one_lm(tmp_path: Path, monkeypatch: Any):
     with Templated() as engine:
         lm = pf.load("fake", engine=engine)
-        monkeypatch.setitem(local._loaded, ("fake", EngineOptions()), lm)
+        monkeypatch.setitem(local._loaded, ("fake", EngineOptions(), False), lm)
         program = dspy.Module()
         program.one, program.two = dspy.Predict("q -> a"), dspy.ChainOfThought("q -> a")
         program.set_lm(lm.copy(temperature=0.5))
