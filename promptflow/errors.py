@@ -34,6 +34,7 @@
     ├── DocumentRejected           a document that could not be read
     ├── EmptyCorpus                a folder without a readable document
     ├── DataError                  evaluation data that cannot be read
+    │   └── NoGold                 an example without a gold value: left out of the score
     ├── MetricError                a metric that raised instead of scoring
     ├── ProgramError               a program that cannot be loaded or built
     ├── ResumeMismatch             a journal written by another run
@@ -199,6 +200,10 @@ class EmptyCorpus(PromptflowError):
 
 class DataError(PromptflowError):
     """Evaluation data could not be read."""
+
+
+class NoGold(DataError):
+    """An example has no gold value for the field that a metric grades."""
 
 
 class MetricError(PromptflowError):

@@ -2,76 +2,104 @@
 
 A metric reads one field of the prediction and its gold value in the example: ``answer`` if there is
 one, else the only field that has a gold value, else the one named by ``field=``. The gold value of
-``answer`` may also stand in ``answers``. A list of gold values means alternatives: the best counts.
+``answer`` may also stand in ``answers``. A list of gold values means alternatives: the best counts;
+an empty one, or empty text, means that there is no answer, as in SQuAD 2.0. Where the example has
+no gold value at all, ``NoGold`` is raised, and ``evaluate`` leaves the example out and counts it.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from promptflow.errors import DataError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from promptflow.errors import DataError, NoGold, ProgramError
+from promptflow.evaluation.meaning import (
+    has_fields,
+    is_many,
+    is_nothing,
+    overlap,
+    parsed,
+    same,
+    text_of,
+)
+from promptflow.evaluation.normal import normalize, stands_in
+from promptflow.evaluation.numerals import Number, number_of, numbers_in
+from promptflow.program.resolve import find_code
 
 Metric = Callable[..., Any]
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# A minus is a sign only where no digit, letter or closing bracket stands before it: 5-3 holds 5, 3.
-_NUMBER = re.compile(r"(?<![\w.)])-?\$?\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+|\d[\d,]*(?:\.\d+)?")
 
 
 def exact_match(
     example: Any, prediction: Any, trace: Any = None, *, field: str | None = None
 ) -> float:
-    """Return 1.0 if the value equals a gold value, else 0.0.
+    """Return 1.0 if the value means what a gold value means, else 0.0.
 
-    Text is compared as SQuAD 1.1 does: without case, punctuation, articles and extra white space.
-    Two values that are not text must be equal.
+    A gold value of a file is read as the field's type: an Enum by value or name, a model, list or
+    dict from JSON, a bool from yes and no, a date from any form that means one day. Numbers are
+    compared exactly, floats by their shortest decimal, also where both sides are text and nothing
+    but a number. Other text is compared as SQuAD 1.1 does, in any script: without case,
+    punctuation, articles, extra white space and Unicode's variants; marks between digits and a
+    minus before them count. Raises NoGold, and DataError for a date that may be two days.
     """
     value, golds = graded(example, prediction, field)
-    return max(_equal(value, gold) for gold in golds)
+    return float(any(same(value, gold) for gold in golds))
 
 
 def f1(example: Any, prediction: Any, trace: Any = None, *, field: str | None = None) -> float:
-    """Return the largest token F1 with a gold value, 0.0 to 1.0.
+    """Return the largest F1 with a gold value, 0.0 to 1.0; 1.0 wherever ``exact_match`` is.
 
-    Normalised as in ``exact_match``. Where either side is empty the score is 1.0 if both are, as in
-    SQuAD 2.0. A predicted list is scored item by item.
+    Of text the words count, normalised as there; where either side is Korean, Chinese, Japanese,
+    Thai, Lao, Khmer or Burmese, each character does, as in KorQuAD (Lim and others, 2019, arXiv
+    1909.07005), but for words in other scripts. Lists are scored item by item, models and
+    mappings field by field; other types are right or wrong. Raises as ``exact_match`` does.
     """
     value, golds = graded(example, prediction, field)
-    return max(_overlap(_tokens(value), _tokens(gold)) for gold in golds)
+    return max(overlap(value, gold) for gold in golds)
 
 
 def numeric(example: Any, prediction: Any, trace: Any = None, *, field: str | None = None) -> float:
     """Return 1.0 if the number in the value is the gold number, else 0.0.
 
-    Of text the last number counts, or the first one after ``####`` (GSM8K). Thousands separators
-    and a dollar sign are dropped. Raises DataError if no gold value holds a number.
+    Of text the last number counts, or the first one after ``####`` (GSM8K): see ``final_number``.
+    Numbers are equal exactly, or where one is a float to 12 digits. Raises NoGold, and DataError if
+    no gold value holds a number.
     """
     value, golds = graded(example, prediction, field)
-    numbers = [number for number in map(final_number, golds) if number is not None]
-    if not numbers:
+    pairs = [(gold, number) for gold in golds if (number := final_number(gold)) is not None]
+    if not pairs:
         raise DataError(
             f"metric 'numeric': no number in the gold value {golds[0]!r:.80}; "
             "give the example a number, or use 'exact_match'"
         )
     found = final_number(value)
-    return float(found is not None and any(abs(found - gold) <= 1e-6 for gold in numbers))
+    if found is None:
+        return 0.0
+    return float(
+        any(
+            found == number
+            or (
+                (isinstance(value, float) or isinstance(gold, float))
+                and abs(float(found) - float(number)) <= 1e-12 * abs(float(number))
+            )
+            for gold, number in pairs
+        )
+    )
 
 
 def contains(
     example: Any, prediction: Any, trace: Any = None, *, field: str | None = None
 ) -> float:
-    """Return 1.0 if a gold value stands in the value as whole words, normalised, else 0.0."""
+    """Return 1.0 if a gold value stands in the value as whole words, normalised, else 0.0.
+
+    Korean words may go on after it; in scripts without spaces it may stand anywhere. Of a list of
+    golds for a list, every item must.
+    """
     value, golds = graded(example, prediction, field)
-    text = f" {normalize(_text(value))} "
-    return float(any(f" {normalize(_text(gold))} " in text for gold in golds))
+    return float(any(_contains(value, gold) for gold in golds))
 
 
 def retrieved(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -90,7 +118,7 @@ METRICS: dict[str, Metric] = {
 
 
 def find_metric(name: str) -> Metric:
-    """Return a metric by name: ``f1``, ``f1:field`` or ``module:function``.
+    """Return a metric by name: ``f1``, ``f1:field``, ``module:function`` or ``file.py:function``.
 
     Raises DataError naming the metrics that exist.
     """
@@ -99,93 +127,145 @@ def find_metric(name: str) -> Metric:
         return partial(METRICS[head], field=tail) if tail else METRICS[head]
     if tail:
         try:
-            metric = getattr(importlib.import_module(head), tail)
-        except (ImportError, AttributeError) as error:
-            raise DataError(f"metric {name!r}: {error}; expected module:function") from error
+            metric = find_code(name)
+        except ProgramError as error:
+            raise DataError(f"metric {error}") from error
         if not callable(metric):
             raise DataError(f"metric {name!r} is {type(metric).__name__}, not a function")
         return metric  # type: ignore[no-any-return]
     near = get_close_matches(name, METRICS, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise DataError(f"no metric {name!r}. {hint}There are {', '.join(METRICS)}, or module:function")
+    raise DataError(
+        f"no metric {name!r}. {hint}There are {', '.join(METRICS)}, or module:function, "
+        "or file.py:function"
+    )
 
 
 def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any, list[Any]]:
     """Return the predicted value and the gold values that it is compared with, at least one.
 
-    Raises DataError if no field of the prediction has a gold value, or several have and ``field``
-    does not choose.
+    Raises NoGold where no field of the prediction has a gold value, and DataError where several
+    have and ``field`` does not choose, or the prediction lacks ``field``.
     """
+    if field is not None and field not in prediction:
+        raise DataError(f"no field {field!r} to grade: the prediction has {', '.join(prediction)}")
     names = [field] if field else [name for name in prediction if _gold_of(example, name)]
     if not field and "answer" in names:
         names = ["answer"]
-    if len(names) != 1 or names[0] not in prediction or not (gold := _gold_of(example, names[0])):
+    if len(names) > 1:
         raise DataError(
             f"no single field to grade: the prediction has {', '.join(prediction)}, the "
             f"example {', '.join(example)}; name a field of both: --metric f1:FIELD, or "
             "f1(example, prediction, field=...)"
         )
-    value = prediction[names[0]]
-    golds = example[gold]
-    if isinstance(golds, Mapping) and "text" in golds:
-        golds = golds["text"]  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
-    alternatives = isinstance(golds, list | tuple) and not isinstance(value, list | tuple)
-    golds = list(golds) if alternatives else [golds]
-    if not golds:
-        raise DataError(f"the gold field {gold!r} of an example is an empty list")
-    return value, golds
+    gold = _gold_of(example, names[0]) if names else ""
+    if not gold or not _is_gold(example[gold], prediction, names[0]):
+        looked = ", ".join(repr(name) for name in (names or prediction))
+        raise NoGold(
+            f"the example has no gold value for {looked}; it has {', '.join(example)}. Name the "
+            "field: --metric f1:FIELD, or the column: --column 'COLUMN=FIELD'"
+        )
+    return prediction[names[0]], _alternatives(prediction[names[0]], example[gold])
+
+
+def has_gold(metric: Metric, example: Any) -> bool:
+    """Say whether an example may have a gold value for a metric; True for metrics of others."""
+    field = metric.keywords.get("field") if isinstance(metric, partial) else None
+    function = metric.func if isinstance(metric, partial) else metric
+    if function not in METRICS.values():
+        return True
+    if function in (retrieved, cited):
+        return "documents" in example
+    if field is not None:
+        return bool(_gold_of(example, field))
+    return bool(set(example) - set(_inputs(example)) - {"id"})
+
+
+def _inputs(example: Any) -> Iterable[str]:
+    return getattr(example, "_input_keys", None) or ()
 
 
 def _gold_of(example: Any, name: str) -> str:
-    inputs = getattr(example, "_input_keys", None) or ()
-    for gold in (name, f"{name}s"):
-        if gold in example and gold not in inputs:
-            return gold
-    return ""
+    """Return the name under which an example has a field's gold value, one with a value first."""
+    found = [g for g in (name, f"{name}s") if g in example and g not in _inputs(example)]
+    return next((gold for gold in found if example[gold] is not None), (found or [""])[0])
 
 
-def normalize(text: str) -> str:
-    """Return ``text`` in SQuAD's normal form: no case, punctuation, articles or extra spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+def _is_gold(gold: Any, prediction: Any, name: str) -> bool:
+    """Say whether what an example holds is a gold value.
+
+    Where there is none, files hold null or an empty cell. Such a one is a value only for a field
+    that may be empty; without the calls that led to a prediction, any may.
+    """
+    trace = getattr(prediction, "trace", ())
+    if not trace or not is_nothing(gold):
+        return True
+    fields = (getattr(p, "signature", None) for p, _, _ in reversed(trace))
+    annotations = [
+        s.output_fields[name].annotation for s in fields if s and name in s.output_fields
+    ]
+    null = gold is None or gold != gold
+    if not annotations or annotations[0] is str:
+        return not null
+    empties: tuple[Any, ...] = (None,) if null else (None, "", [], {})
+    return any(_accepts(annotations[0], empty) for empty in empties)
 
 
-def final_number(value: Any) -> float | None:
-    """Return a number as it is, of text the last number (after ``####`` the first), else None."""
-    if isinstance(value, bool):
+def _accepts(annotation: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    except (PydanticUserError, TypeError):
+        return True
+    return True
+
+
+def _alternatives(value: Any, gold: Any) -> list[Any]:
+    """Return the gold values that a value is compared with, from the forms that data sets use."""
+    if isinstance(gold, str) and not is_many(value) and not has_fields(value):
+        inner = parsed(gold)  # a list in the cell of a table
+        return [gold] if inner is None else [gold, *_alternatives(value, inner)]
+    if isinstance(gold, Mapping) and not has_fields(value):
+        if "text" in gold:  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
+            return _alternatives(value, gold["text"])
+        if "aliases" in gold:  # TriviaQA on the hub
+            return [gold[key] for key in ("value",) if key in gold] + list(gold["aliases"])
+    if not is_many(gold) or (is_many(value) and not _are_lists(gold, value)):
+        return [gold]
+    if has_fields(gold):  # a named tuple
+        return [gold]
+    return list(gold) or [""]
+
+
+def _are_lists(gold: Any, value: Any) -> bool:
+    """Say whether a gold value holds several lists, and the predicted list none."""
+    return bool(gold) and all(map(is_many, gold)) and not any(map(is_many, value))
+
+
+def final_number(value: Any) -> Number | None:
+    """Return a number as it is, of text the last number (after ``####`` the first), else None.
+
+    ``$1,234.50``, ``-5``, ``1e3``, ``6 x 10^23``, ``1/2``, ``5 million`` and ``3만 5천`` are
+    numbers; dates, times and versions are none.
+    """
+    if (number := number_of(value)) is not None:
+        return number
+    if not isinstance(value, str):
         return None
-    if isinstance(value, int | float):
-        return float(value)
-    text = str(value)
-    _, mark, solution = text.rpartition("####")
-    found = _NUMBER.findall(solution if mark else text)
-    if not found:
-        return None
-    return float(found[0 if mark else -1].replace(",", "").replace("$", ""))
+    _, mark, solution = value.rpartition("####")
+    found = numbers_in(solution if mark else value)
+    return found[0 if mark else -1] if found else None
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple | set | frozenset):
-        return " ".join(map(str, value))
-    return str(value)
-
-
-def _equal(value: Any, gold: Any) -> float:
-    if isinstance(value, str) or isinstance(gold, str):
-        return float(normalize(_text(value)) == normalize(_text(gold)))
-    return float(value == gold)
-
-
-def _tokens(value: Any) -> list[str]:
-    if isinstance(value, list | tuple | set | frozenset):
-        return [normalize(str(item)) for item in value]
-    return normalize(_text(value)).split()
-
-
-def _overlap(value: list[str], gold: list[str]) -> float:
-    if not value or not gold:
-        return float(value == gold)
-    common = sum((Counter(value) & Counter(gold)).values())
-    return 2.0 * common / (len(value) + len(gold))
+def _contains(value: Any, gold: Any) -> bool:
+    if is_nothing(gold) or is_nothing(value) or same(value, gold):
+        return same(value, gold)
+    if is_many(value) and isinstance(gold, str) and is_many(inner := parsed(gold)):
+        gold = inner
+    if is_many(gold):
+        return all(_contains(value, item) for item in gold)
+    return stands_in(normalize(text_of(gold)), normalize(text_of(value)))
 
 
 def _recall(example: Any, prediction: Any, field: str) -> float:

@@ -161,10 +161,10 @@ def _fitted(annotation: Any, value: Any) -> Any:
     except ValidationError:
         number = final_number(value) if annotation in (int, float) else None
         if annotation is int and number is not None:
-            return int(number) if number.is_integer() else None
+            return int(number) if number == int(number) else None
         if number is None and annotation is str:
             return str(value)
-        return number
+        return None if number is None else float(number)
 
 
 def draw(pool: Pool, size: int, random: np.random.Generator) -> dict[str, Demos]:

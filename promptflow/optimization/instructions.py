@@ -16,7 +16,7 @@ import numpy as np
 from promptflow.engine.request import Sampling, Usage
 from promptflow.errors import PromptflowError
 from promptflow.evaluation.data import plain
-from promptflow.evaluation.metrics import normalize
+from promptflow.evaluation.normal import normalize
 from promptflow.flow import run_many
 from promptflow.modules.predict import Predict
 from promptflow.optimization.study import Spent, Study

@@ -7,6 +7,6 @@ it is code, and no name in it is imported. Modules that promptflow does not know
 
 from promptflow.program.folder import lock_of, save_program
 from promptflow.program.load import load_program
-from promptflow.program.resolve import resolve_program
+from promptflow.program.resolve import find_code, resolve_program
 
-__all__ = ["load_program", "lock_of", "resolve_program", "save_program"]
+__all__ = ["find_code", "load_program", "lock_of", "resolve_program", "save_program"]

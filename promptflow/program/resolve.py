@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dspy
@@ -41,18 +42,27 @@ def resolve_program(spec: Any) -> Any:
         ) from error
 
 
-def _imported(spec: str) -> Any:
-    """Import ``module:attribute``, from the working folder too, and make a program of it."""
+def find_code(spec: str) -> Any:
+    """Return what ``module:attribute`` or ``file.py:attribute`` names, from the working folder too.
+
+    Raises ProgramError where it cannot be imported.
+    """
     place, _, attribute = spec.rpartition(":")
     try:
         found: Any = _module(place)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except (ImportError, OSError, AttributeError) as error:
+    except Exception as error:  # a user's file may raise anything
         raise ProgramError(
             f"{spec}: cannot be imported ({type(error).__name__}: {error}); give "
             "module:attribute as in 'examples.qa:program', or file.py:attribute"
         ) from error
+    return found
+
+
+def _imported(spec: str) -> Any:
+    """Import ``module:attribute``, from the working folder too, and make a program of it."""
+    found = find_code(spec)
     if not isinstance(found, dspy.Module) and callable(found):
         found = found()
     if not isinstance(found, dspy.Module):
@@ -69,9 +79,25 @@ def _module(place: str) -> Any:
         if folder not in sys.path:
             sys.path.insert(0, folder)
         return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-    if spec is None or spec.loader is None or not Path(place).is_file():
-        raise ImportError(f"no such file {place}")
+    path = Path(place).resolve()
+    changed = path.stat().st_mtime_ns
+    if path not in _FILES or _FILES[path][0] != changed:
+        _FILES[path] = (changed, _executed(path))
+    return _FILES[path][1]
+
+
+_FILES: dict[Path, tuple[int, ModuleType]] = {}
+"""Files that were run, so that a program and a metric of one file share its classes."""
+
+
+def _executed(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no Python file {path}")
     made = importlib.util.module_from_spec(spec)
+    # Dataclasses and models look their module up by its name.
+    known = sys.modules.get(path.stem)
+    if known is None or getattr(known, "__file__", None) == str(path):
+        sys.modules[path.stem] = made
     spec.loader.exec_module(made)
     return made
