@@ -120,6 +120,59 @@ def test_output_that_does_not_fit_is_a_wrong_answer():
     assert result.records[0].error.startswith("ParseError")
 
 
+def missing_every(step, data, **gold):
+    """The data with every ``step``-th example's gold value taken out, or put in its place."""
+    return [
+        dspy.Example(question=e.question, **gold).with_inputs("question") if i % step == 0 else e
+        for i, e in enumerate(data)
+    ]
+
+
+@pytest.mark.parametrize("gold", [{}, {"answer": None}, {"id": 3}])
+@pytest.mark.parametrize("metric", ["exact_match", "f1:answer"])
+def test_examples_without_a_gold_value_are_left_out_and_counted(tmp_path, gold, metric):
+    engine, journal = right_on(lambda n: n % 2), tmp_path / "run.db"
+    data = missing_every(4, doubles(80), **gold)
+    program = Predict("question -> answer")
+    result = evaluate(program, data, metric, lm=LocalLM(engine), journal=journal)
+    assert (result.score, result.n, result.errors, result.ungraded) == (40 / 60, 60, 0, 20)
+    assert sum(engine.batches) == 60
+    assert result.to_json()["ungraded"] == 20
+    assert [record.index for record in result.records] == list(range(80))
+    assert (result.records[4].ungraded, result.records[5].ungraded) == (True, False)
+    again = evaluate(program, data, metric, lm=LocalLM(engine), journal=journal)
+    assert (again.records, again.ungraded, sum(engine.batches)) == (result.records, 20, 60)
+
+
+class Renamed(Module):
+    def __init__(self):
+        super().__init__()
+        self.answer = Predict("question -> answer")
+
+    def flow(self, question):
+        [found] = yield [self.answer.call(question=question)]
+        return Prediction(final=found.answer)
+
+
+def test_a_gold_value_that_only_the_prediction_shows_to_be_missing():
+    data = [
+        dspy.Example(question=e.question, final=e.answer, level=1).with_inputs("question")
+        for e in doubles(40)
+    ]
+    data = missing_every(2, data, level=1, final=None)
+    result = evaluate(Renamed(), data, exact_match, lm=LocalLM(right_on(bool)))
+    assert (result.score, result.n, result.errors, result.ungraded) == (1.0, 20, 0, 20)
+
+
+@pytest.mark.parametrize("program", [Predict("question -> answer"), Renamed()])
+def test_data_without_any_gold_value_is_refused(program):
+    engine = right_on(bool)
+    data = missing_every(1, doubles(5), label="x")
+    with pytest.raises(DataError, match=r"none of 5 examples.*it has question, label.*--column"):
+        evaluate(program, data, "f1", lm=LocalLM(engine))
+    assert isinstance(program, Renamed) or engine.batches == []
+
+
 def test_a_journalled_evaluation_asks_nothing_again(tmp_path):
     journal = tmp_path / "run.db"
     program = Predict("question -> answer")

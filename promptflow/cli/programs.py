@@ -43,7 +43,7 @@ Force = Annotated[
     typer.Option("--force", help="Take a saved program though its model or index differs now."),
 ]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
-Metric = Annotated[str, typer.Option(help="A metric's name, or module:function.")]
+Metric = Annotated[str, typer.Option(help="A metric's name, module:function or file.py:function.")]
 
 
 def ask(
@@ -227,7 +227,8 @@ def evaluate(
         print_json(result.to_json())
     else:
         print(f"{metric} {_score(result)}")
-        print(f"{result.errors} errors, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
+        left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
+        print(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
 
 
 def _score(result: Evaluation) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import reduce
@@ -28,9 +28,17 @@ from promptflow.evaluation.identity import (
     model_identity,
     versions,
 )
-from promptflow.evaluation.metrics import Metric, find_metric
+from promptflow.evaluation.metrics import Metric, find_metric, has_gold, no_gold
 from promptflow.evaluation.progress import bar
-from promptflow.evaluation.scoring import CHUNK, Job, Outcome, Record, check_excluded, score_jobs
+from promptflow.evaluation.scoring import (
+    CHUNK,
+    Job,
+    Outcome,
+    Record,
+    check_excluded,
+    score_jobs,
+    ungraded,
+)
 from promptflow.evaluation.stats import bootstrap_interval, paired_interval, permutation_p
 from promptflow.program.identity import hash_of, program_identity
 from promptflow.storage import Journal
@@ -40,7 +48,8 @@ from promptflow.storage import Journal
 class Evaluation:
     """A mean score with its 95 % interval, and what each run gave.
 
-    ``n`` runs were scored; ``errors`` more were left out because the engine or the metric failed.
+    ``n`` runs were scored; ``errors`` more were left out because the engine or the metric failed,
+    and ``ungraded`` examples because they have no gold value.
     ``seconds`` is wall time, of resumed runs the time of both. ``about`` says what the score
     belongs to: model, metric, hashes of program and data, seed, versions.
     """
@@ -54,6 +63,7 @@ class Evaluation:
     usage: Usage
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
+    ungraded: int = 0
 
     def to_json(self, *, records: bool = False) -> dict[str, Any]:
         """Return the evaluation as JSON data, with its records if asked."""
@@ -63,6 +73,7 @@ class Evaluation:
             "high": self.high,
             "n": self.n,
             "errors": self.errors,
+            "ungraded": self.ungraded,
             "tokens": asdict(self.usage),
             "seconds": round(self.seconds, 3),
             "about": self.about,
@@ -118,11 +129,15 @@ def evaluate(
 
     ``metric`` is a function or a name of ``METRICS``. ``journal`` keeps finished chunks: the same
     call with the same journal continues. Raises the commonest failure's type when more than 2 % of
-    the runs have no score, and DataError for no data.
+    the runs have no score, and DataError for no data. Examples without a gold value for the metric
+    are left out and counted; DataError where all are.
     """
     if not data:
         raise DataError("evaluate: there are no examples; pass a list of dspy.Example")
     metric = find_metric(metric) if isinstance(metric, str) else metric
+    outputs = output_types(program)
+    if not any(has_gold(metric, example, outputs) for example in data):
+        raise none_graded(data, outputs)
     about = describe(program, data, metric, lm=lm, seed=seed)
     outcomes: list[Outcome] = []
     seconds = 0.0
@@ -134,11 +149,14 @@ def evaluate(
             found, spent = _chunk(program, chunk, metric, known, (lm, seed, advance))
             seconds += spent
             outcomes += found
-            scored = [o.record.to_json() for o in found if o.record.score is not None]
+            done = [o.record for o in found if o.record.score is not None or o.record.ungraded]
+            scored = [record.to_json() for record in done]
             if kept is not None and len(scored) > len(known.get("records", ())):
                 kept.append(key, {"records": scored, "seconds": spent})
             advance(start + len(chunk), _running_score(outcomes))
             check_excluded(outcomes, len(data), _remedy(kept))
+    if outcomes and all(outcome.record.ungraded for outcome in outcomes):
+        raise none_graded(data, outcomes[0].record.fields)
     return summarize([outcome.record for outcome in outcomes], seconds, about)
 
 
@@ -153,9 +171,13 @@ def _chunk(
     lm, seed, advance = how
     records = [Record.from_json(data) for data in known.get("records", ())]
     outcomes = {record.index: Outcome(record) for record in records}
+    outputs = output_types(program)
+    for index, example in chunk:
+        if index not in outcomes and not has_gold(metric, example, outputs):
+            outcomes[index] = ungraded(index, example)
     jobs = [Job(0, index, example) for index, example in chunk if index not in outcomes]
     if not jobs:
-        return list(outcomes.values()), float(known["seconds"])
+        return [outcomes[index] for index, _ in chunk], float(known.get("seconds", 0.0))
     first, count = chunk[0][0], len(jobs)
     began = time.perf_counter()
     fresh = score_jobs(
@@ -169,6 +191,12 @@ def _chunk(
     outcomes.update({outcome.record.index: outcome for outcome in fresh})
     spent = time.perf_counter() - began + float(known.get("seconds", 0.0))
     return [outcomes[index] for index, _ in chunk], spent
+
+
+def none_graded(data: Sequence[dspy.Example], fields: Iterable[str] | None) -> DataError:
+    """Return the error of data in which no example has a gold value for any of ``fields``."""
+    shown = no_gold(data[0], fields or ["a field of the program"])
+    return DataError(f"none of {len(data)} examples can be graded: {shown}")
 
 
 def _running_score(outcomes: Sequence[Outcome]) -> str:
@@ -219,7 +247,8 @@ def summarize(records: Sequence[Record], seconds: float, about: dict[str, Any]) 
         low=interval.low,
         high=interval.high,
         n=interval.n,
-        errors=len(records) - interval.n,
+        errors=sum(record.score is None and not record.ungraded for record in records),
+        ungraded=sum(record.ungraded for record in records),
         records=tuple(records),
         usage=reduce(add, (record.usage for record in records), Usage()),
         seconds=seconds,
@@ -261,6 +290,14 @@ def compare_scores(a: dict[int, float], b: dict[int, float], *, seed: int = 0) -
         wins=sum(x > y for x, y in pairs),
         losses=sum(x < y for x, y in pairs),
     )
+
+
+def output_types(program: Any) -> dict[str, Any] | None:
+    """Return the types of the fields that a library's module puts out; None for others."""
+    if type(program).__module__.partition(".")[0] not in ("promptflow", "dspy"):
+        return None
+    signatures = [predictor.signature for _, predictor in program.named_predictors()]
+    return {n: f.annotation for s in signatures for n, f in s.output_fields.items()} or None
 
 
 def input_fields(program: Any) -> list[str] | None:

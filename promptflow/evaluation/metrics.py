@@ -159,26 +159,41 @@ def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any
             "f1(example, prediction, field=...)"
         )
     gold = _gold_of(example, names[0]) if names else ""
-    if not gold or not _is_gold(example[gold], prediction, names[0]):
-        looked = ", ".join(repr(name) for name in (names or prediction))
-        raise NoGold(
-            f"the example has no gold value for {looked}; it has {', '.join(example)}. Name the "
-            "field: --metric f1:FIELD, or the column: --column 'COLUMN=FIELD'"
-        )
+    if not gold or not _may_be(example[gold], _annotation(prediction, names[0])):
+        raise no_gold(example, names or prediction)
     return prediction[names[0]], _alternatives(prediction[names[0]], example[gold])
 
 
-def has_gold(metric: Metric, example: Any) -> bool:
-    """Say whether an example may have a gold value for a metric; True for metrics of others."""
+def no_gold(example: Any, names: Iterable[str]) -> NoGold:
+    """Return the error of an example in which none of the fields ``names`` has a gold value."""
+    looked = ", ".join(repr(name) for name in names)
+    return NoGold(
+        f"the example has no gold value for {looked}; it has {', '.join(example)}. Name the "
+        "field: --metric f1:FIELD, or the column: --column 'COLUMN=FIELD'"
+    )
+
+
+def has_gold(metric: Metric, example: Any, outputs: Mapping[str, Any] | None = None) -> bool:
+    """Say before a program runs whether a metric can find a gold value in an example.
+
+    ``outputs`` are the fields that the program puts out, with their types, where that is known.
+    True for metrics of others.
+    """
     field = metric.keywords.get("field") if isinstance(metric, partial) else None
     function = metric.func if isinstance(metric, partial) else metric
     if function not in METRICS.values():
         return True
     if function in (retrieved, cited):
         return "documents" in example
-    if field is not None:
-        return bool(_gold_of(example, field))
-    return bool(set(example) - set(_inputs(example)) - {"id"})
+    if field is None and outputs is None:
+        return bool(set(example) - set(_inputs(example)) - {"id"})
+    types = outputs or {}
+    golds = [(_gold_of(example, n), types.get(n, _Unknown)) for n in ([field] if field else types)]
+    return any(gold and _may_be(example[gold], annotation) for gold, annotation in golds)
+
+
+class _Unknown:
+    """Stands for the type of a field of which nothing is known."""
 
 
 def _inputs(example: Any) -> Iterable[str]:
@@ -191,24 +206,30 @@ def _gold_of(example: Any, name: str) -> str:
     return next((gold for gold in found if example[gold] is not None), (found or [""])[0])
 
 
-def _is_gold(gold: Any, prediction: Any, name: str) -> bool:
-    """Say whether what an example holds is a gold value.
+def _annotation(prediction: Any, name: str) -> Any:
+    """Return the type of a field in the last call that put it out, on the way to a prediction.
 
-    Where there is none, files hold null or an empty cell. Such a one is a value only for a field
-    that may be empty; without the calls that led to a prediction, any may.
+    None where the calls did not; ``_Unknown`` without calls.
     """
     trace = getattr(prediction, "trace", ())
-    if not trace or not is_nothing(gold):
+    outputs = (predictor.signature.output_fields for predictor, _, _ in reversed(trace))
+    missing = None if trace else _Unknown
+    return next((fields[name].annotation for fields in outputs if name in fields), missing)
+
+
+def _may_be(gold: Any, annotation: Any) -> bool:
+    """Say whether what an example holds is a gold value of a field of this type.
+
+    Where there is none, files hold null or an empty cell. Such a one is a value only for a field
+    that may be empty; empty text is the right answer where there is none, as in SQuAD 2.0.
+    """
+    if annotation is _Unknown or not is_nothing(gold):
         return True
-    fields = (getattr(p, "signature", None) for p, _, _ in reversed(trace))
-    annotations = [
-        s.output_fields[name].annotation for s in fields if s and name in s.output_fields
-    ]
     null = gold is None or gold != gold
-    if not annotations or annotations[0] is str:
+    if annotation is None or annotation is str:
         return not null
     empties: tuple[Any, ...] = (None,) if null else (None, "", [], {})
-    return any(_accepts(annotations[0], empty) for empty in empties)
+    return any(_accepts(annotation, empty) for empty in empties)
 
 
 def _accepts(annotation: Any, value: Any) -> bool:

@@ -25,6 +25,7 @@ from promptflow.errors import (
     EngineError,
     ForkedUse,
     MetricError,
+    NoGold,
     ParseError,
     PromptflowError,
 )
@@ -60,8 +61,9 @@ class Job:
 class Record:
     """One run's inputs, gold values, predicted fields and score, all JSON data.
 
-    ``score`` is None where ``error`` kept the run from being scored; a wrong answer that could not
-    be read has both. ``seconds`` is the run's share of its batch's wall time.
+    ``score`` is None where ``error`` kept the run from being scored, or, without an error, where
+    the example has no gold value; a wrong answer that could not be read has both. ``seconds`` is
+    the run's share of its batch's wall time.
     """
 
     index: int
@@ -73,6 +75,11 @@ class Record:
     usage: Usage = field(default_factory=Usage)
     calls: int = 0
     seconds: float = 0.0
+
+    @property
+    def ungraded(self) -> bool:
+        """Say whether the run has no score because its example has no gold value."""
+        return self.score is None and self.error is None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data."""
@@ -147,16 +154,19 @@ def _passing(result: Any) -> bool:
     return isinstance(result, EngineError) and not isinstance(result, LASTING)
 
 
+def ungraded(index: int, example: dspy.Example) -> Outcome:
+    """Return the outcome of an example that has no gold value and was not run."""
+    return Outcome(_record(index, example))
+
+
+def _record(index: int, example: dspy.Example, seconds: float = 0.0) -> Record:
+    inputs, gold = plain(example.inputs()), plain(example.labels())
+    return Record(index, inputs, gold, fields={}, score=None, seconds=seconds)
+
+
 def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds: float) -> Outcome:
     example = job.example
-    record = Record(
-        index=job.index,
-        inputs=plain(example.inputs()),
-        gold=plain(example.labels()),
-        fields={},
-        score=None,
-        seconds=seconds,
-    )
+    record = _record(job.index, example, seconds)
     if isinstance(result, PromptflowError):
         wrong = isinstance(result, ParseError)
         record = replace(record, score=0.0 if wrong else None, error=_shown(result))
@@ -168,6 +178,8 @@ def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds
         score = float(metric(example, result, trace))
         if not math.isfinite(score):
             raise ValueError(f"the score is {score}")
+    except NoGold:
+        return Outcome(record)
     except Exception as error:
         failure = MetricError(f"{type(error).__name__}: {error}")
         failure.__cause__ = error

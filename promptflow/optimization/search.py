@@ -18,7 +18,14 @@ import numpy as np
 
 from promptflow.errors import DataError, SignatureError, names_options
 from promptflow.evaluation.data import plain, split
-from promptflow.evaluation.evaluate import Comparison, Evaluation, describe, summarize
+from promptflow.evaluation.evaluate import (
+    Comparison,
+    Evaluation,
+    describe,
+    none_graded,
+    output_types,
+    summarize,
+)
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -26,7 +33,7 @@ from promptflow.evaluation.identity import (
     model_identity,
     versions,
 )
-from promptflow.evaluation.metrics import Metric, find_metric
+from promptflow.evaluation.metrics import Metric, find_metric, has_gold
 from promptflow.evaluation.progress import bar
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition
@@ -132,13 +139,15 @@ def optimize(
     """Search for demos and instructions that score better, and confirm them on held-out data.
 
     ``dev`` is held out; without it a seeded part of ``train`` is. ``journal`` keeps every finished
-    step: the same call continues a killed run and ends as it would have. Raises BudgetExceeded for
+    step: the same call continues a killed run and ends as it would have. Examples without a gold
+    value for the metric are left out. Raises BudgetExceeded for
     a budget below the smallest search, ResumeMismatch for a journal of another run, DataError for
     too few examples.
     """
     metric = find_metric(metric) if isinstance(metric, str) else metric
     lm = language_model(search.lm)
     start = start_of(program)
+    train, dev = _graded(program, metric, train), dev and _graded(program, metric, dev)
     parts = _parts(train, dev, seed)
     sizes = (len(parts.pool), len(parts.race), len(parts.held))
     estimate = make_plan(sizes, search.candidates, search.bootstrap.limit, budget)
@@ -170,6 +179,15 @@ def optimize(
         pairs = [(variant, index) for index in range(count) for variant in (start, best)]
         scorer.score("held", parts.held, pairs)
         return _result(scorer, (start, best), parts.held[:count], candidates, estimate)
+
+
+def _graded(program: Any, metric: Metric, data: Sequence[dspy.Example]) -> Sequence[dspy.Example]:
+    """Leave out what has no gold value. Raises DataError where nothing has one."""
+    outputs = output_types(program)
+    kept = [example for example in data if has_gold(metric, example, outputs)]
+    if data and not kept:
+        raise none_graded(data, outputs)
+    return kept
 
 
 def _parts(train: Sequence[dspy.Example], dev: Sequence[dspy.Example] | None, seed: int) -> _Parts:

@@ -53,7 +53,8 @@ def _evaluation_view(result: Evaluation) -> dict[str, Any]:
         "title": f"Evaluation: {result.about.get('metric', 'score')}",
         "verdict": (
             f"{result.score:.3f} on {result.n} examples, 95 % interval {result.low:.3f} to "
-            f"{result.high:.3f}; {result.errors} left out after errors."
+            f"{result.high:.3f}; {result.errors} left out after errors, {result.ungraded} without "
+            "a gold value."
         ),
         "about": _about(result.about),
         "bars": score_bars([("program", result)]),
