@@ -32,8 +32,8 @@ from evaluation_sets import SEED, questions
 
 import promptflow as pf
 from promptflow.evaluation.metrics import exact_match, f1
-from promptflow.evaluation.progress import bar
 from promptflow.evaluation.stats import paired_interval
+from promptflow.progress import bar
 
 ARMS = ("a", "b", "chat", "json")
 

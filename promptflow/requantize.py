@@ -19,7 +19,7 @@ from promptflow.engine.quantize import quantize
 from promptflow.engine.request import Text
 from promptflow.engine.tuned import BRANCHES
 from promptflow.errors import DataError
-from promptflow.evaluation.progress import bar
+from promptflow.progress import bar
 
 CANDIDATES = ("q4_0", "q4_0_pure", "iq4_nl", "q8_0")
 """What ``auto`` tries: llama.cpp repacks these for the processor's widest integer kernels."""

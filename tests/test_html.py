@@ -11,7 +11,7 @@ from promptflow.engine.request import Usage
 from promptflow.evaluation import Evaluation, Record, evaluate
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimization import Budget, Search, optimize
+from promptflow.optimization import Budget, optimize
 from promptflow.report import write_report
 from promptflow.report.html import SHOWN, nested, prompt_diffs, render
 
@@ -66,7 +66,8 @@ def optimization():
         None,
         "exact_match",
         budget=Budget(calls=220),
-        search=Search(lm=LocalLM(ScriptedEngine(learns)), progress=False),
+        lm=LocalLM(ScriptedEngine(learns)),
+        progress=False,
     )
 
 

@@ -42,7 +42,7 @@ def ignores(text, slot):
     return str(2 * n) if (n * 7919) % 10 < 4 else "no"
 
 
-def searched(answer=learns, count=100, dev=None, search=None, **options):
+def searched(answer=learns, count=100, dev=None, **options):
     engine = ScriptedEngine(answer)
     lm = LocalLM(engine)
     result = optimize(
@@ -50,7 +50,8 @@ def searched(answer=learns, count=100, dev=None, search=None, **options):
         doubles(count),
         dev,
         exact_match,
-        search=search or Search(lm=lm, progress=False),
+        lm=lm,
+        progress=False,
         **options,
     )
     return result, engine
@@ -98,7 +99,8 @@ def test_the_given_program_is_never_changed():
         None,
         "exact_match",
         budget=Budget(calls=200),
-        search=Search(lm=LocalLM(ScriptedEngine(learns)), progress=False),
+        lm=LocalLM(ScriptedEngine(learns)),
+        progress=False,
     )
     assert program.demos == []
 
@@ -173,14 +175,17 @@ def test_too_little_data_is_refused():
 
 def test_the_plan_is_told_first():
     plans = []
-    engine = ScriptedEngine(learns)
+    asked = []
+
+    def answer(text, slot):
+        asked.append(text)
+        return learns(text, slot)
 
     def announce(plan):
-        assert engine.batches == []
+        assert asked == []
         plans.append(plan)
 
-    search = Search(lm=LocalLM(engine), progress=False, announce=announce)
-    result, _ = searched(search=search, budget=Budget(calls=150))
+    result, _ = searched(answer, announce=announce, budget=Budget(calls=150))
     assert plans == [result.plan]
     assert result.plan.calls <= 150
 
@@ -192,9 +197,8 @@ def test_proposed_instructions_join_the_race():
         n = number_in(text)
         return str(2 * n) if "Double the number." in text or n % 3 == 0 else "no"
 
-    lm = LocalLM(ScriptedEngine(answer))
-    search = Search(lm=lm, progress=False, instructions=False, proposals=2, demos=(1,))
-    result, _ = searched(search=search)
+    search = Search(instructions=False, proposals=2, demos=(1,))
+    result, _ = searched(answer, search=search)
     assert result.program.signature.instructions == "Double the number."
 
 
@@ -314,7 +318,6 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kind, places
 
 
 def test_a_real_model_is_searched(smollm, tmp_path):
-    search = Search(lm=LocalLM(smollm), candidates=2, demos=(1,), progress=False)
     result = optimize(
         Predict("question -> answer: int(ge=0, le=99)", max_tokens=8),
         doubles(14),
@@ -322,7 +325,9 @@ def test_a_real_model_is_searched(smollm, tmp_path):
         "numeric",
         budget=Budget(calls=24),
         journal=tmp_path / "run.db",
-        search=search,
+        lm=LocalLM(smollm),
+        search=Search(candidates=2, demos=(1,)),
+        progress=False,
     )
     assert result.spent.calls <= 24
     assert result.start.n == result.winner.n >= 4

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from promptflow import storage
 from promptflow.catalog.entries import Model, models
 from promptflow.errors import HashMismatch, ModelNotFound
 from promptflow.gguf import check_gguf
+from promptflow.progress import bar
 from promptflow.storage import sha256_cached
 
 Seen = Callable[[int], object]
@@ -132,7 +132,7 @@ def verify(name: str, *, progress: bool = True, trust: bool = False) -> bool:
 def hashed(path: Path, name: str, progress: bool) -> str:
     """Return the sha256 of a file of the model ``name``, read in full, with a progress bar."""
     done = 0
-    with bar(f"checking {name}", path.stat().st_size, progress) as seen:
+    with bar(f"checking {name}", path.stat().st_size, progress, in_bytes=True) as seen:
 
         def block(size: int) -> None:
             nonlocal done
@@ -140,30 +140,3 @@ def hashed(path: Path, name: str, progress: bool) -> str:
             seen(done)
 
         return storage.sha256_of(path, block)
-
-
-@contextmanager
-def bar(text: str, total: int, progress: bool) -> Iterator[Seen]:
-    """Give a function that is told the bytes done, shown on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    shown = progress and console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
-        task = bars.add_task(text, total=total)
-        yield lambda done: bars.update(task, completed=min(done, total))

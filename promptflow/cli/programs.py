@@ -276,7 +276,6 @@ def optimize(
     killed continues with the same command.
     """
     from promptflow.evaluation import read_examples
-    from promptflow.optimization import Search
     from promptflow.optimization.search import optimize
     from promptflow.program import save_program
     from promptflow.report import write_report
@@ -288,10 +287,11 @@ def optimize(
         read_examples(train, resolved),
         None if dev is None else read_examples(dev, resolved),
         metric,
+        lm=lm,
         budget=_budget(budget),
         seed=seed,
         journal=out / "journal.sqlite",
-        search=Search(lm=lm, announce=lambda plan: typer.echo(str(plan), err=True)),
+        announce=lambda plan: typer.echo(str(plan), err=True),
     )
     save_program(result.program, out / "program", lock={"data": result.about["data"]})
     write_json(out / "result.json", result.to_json())

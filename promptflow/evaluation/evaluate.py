@@ -29,7 +29,6 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.metrics import Metric, find_metric, has_gold, no_gold
-from promptflow.evaluation.progress import bar
 from promptflow.evaluation.scoring import (
     CHUNK,
     Job,
@@ -41,6 +40,7 @@ from promptflow.evaluation.scoring import (
 )
 from promptflow.evaluation.stats import bootstrap_interval, paired_interval, permutation_p
 from promptflow.program.identity import hash_of, program_identity
+from promptflow.progress import bar
 from promptflow.storage import Journal
 
 

@@ -34,7 +34,6 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.metrics import Metric, find_metric, has_gold
-from promptflow.evaluation.progress import bar
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition
 from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan
@@ -42,6 +41,7 @@ from promptflow.optimization.race import Candidate, Scorer, compared, race
 from promptflow.optimization.study import UNLIMITED, Budget, Spent, Study
 from promptflow.optimization.variant import Variant, copied, start_of
 from promptflow.program.identity import hash_of, program_identity
+from promptflow.progress import bar
 from promptflow.signatures import Document, dump_document
 from promptflow.storage import toml_dumps
 
@@ -52,11 +52,10 @@ SHARES = (0.3, 0.4, 0.3)
 @names_options
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is searched, and how it shows.
+    """What is searched.
 
     ``candidates`` counts challengers of the start. ``demos`` are the numbers of demos to try.
-    ``proposals`` asks the model for that many instructions a predictor. ``announce`` is told the
-    plan before anything is spent.
+    ``proposals`` asks the model for that many instructions a predictor.
     """
 
     candidates: int = 12
@@ -64,9 +63,6 @@ class Search:
     instructions: bool = True
     proposals: int = 0
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    lm: Any = None
-    progress: bool = True
-    announce: Callable[[Plan], None] | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the result, as JSON data."""
@@ -131,28 +127,32 @@ def optimize(
     dev: Sequence[dspy.Example] | None = None,
     metric: Metric | str = "exact_match",
     *,
+    lm: Any = None,
     budget: Budget = UNLIMITED,
     seed: int = 0,
     journal: str | Path | None = None,
     search: Search = Search(),
+    progress: bool = True,
+    announce: Callable[[Plan], None] | None = None,
 ) -> Optimization:
     """Search for demos and instructions that score better, and confirm them on held-out data.
 
-    ``dev`` is held out; without it a seeded part of ``train`` is. ``journal`` keeps every finished
-    step: the same call continues a killed run and ends as it would have. Examples without a gold
-    value for the metric are left out. Raises BudgetExceeded for
+    ``lm`` stands in for the configured LM; a predictor's own comes first. ``dev`` is held out;
+    without it a seeded part of ``train`` is. ``journal`` keeps every finished step: the same call
+    continues a killed run and ends as it would have. ``announce`` is told the plan before anything
+    is spent. Examples without a gold value for the metric are left out. Raises BudgetExceeded for
     a budget below the smallest search, ResumeMismatch for a journal of another run, DataError for
     too few examples.
     """
     metric = find_metric(metric) if isinstance(metric, str) else metric
-    lm = language_model(search.lm)
+    lm = language_model(lm)
     start = start_of(program)
     train, dev = _graded(program, metric, train), dev and _graded(program, metric, dev)
     parts = _parts(train, dev, seed)
     sizes = (len(parts.pool), len(parts.race), len(parts.held))
     estimate = make_plan(sizes, search.candidates, search.bootstrap.limit, budget)
-    if search.announce is not None:
-        search.announce(estimate)
+    if announce is not None:
+        announce(estimate)
     with dspy.context(lm=lm):
         identity = program_identity(program)
     fingerprint = {
@@ -164,7 +164,7 @@ def optimize(
         "settings": {"seed": seed, "budget": asdict(budget), **search.settings()},
         "versions": versions(),
     }
-    shown = bar("optimize", estimate.calls, search.progress)
+    shown = bar("optimize", estimate.calls, progress)
     with Study(journal, fingerprint, budget) as study, shown as advance:
         scorer = Scorer(study, program, metric, lm, seed, estimate.calls, advance)
         challengers = _challengers(scorer, start, parts.pool, search, estimate)

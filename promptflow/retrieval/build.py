@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.errors import EmptyCorpus, ModelInvalid, StoreError
+from promptflow.progress import Show, bars
 from promptflow.retrieval.chunk import Chunk, chunk_text
 from promptflow.retrieval.documents import Document, Rejected, find, load_all, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
@@ -38,7 +37,6 @@ from promptflow.storage import lock
 
 BLOCK = 128
 Cut = tuple[Document, list[Chunk]]
-Bar = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +97,8 @@ def build_index(
             unchanged=True,
         )
         return Index(recipe, store, embedder=embedder, report=report)
-    with _bars(progress) as bar:
-        report = _build(recipe, names, embedder, bar)
+    with bars(progress) as show:
+        report = _build(recipe, names, embedder, show)
     store = Store.open(recipe.built, recipe.rebuild)
     report = replace(report, seconds=time.monotonic() - started)
     return Index(recipe, store, embedder=embedder, report=report)
@@ -140,9 +138,9 @@ def _identity(embedder: TextEmbedder) -> dict[str, object]:
 
 
 def _build(
-    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder, bar: Bar
+    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder, show: Show
 ) -> BuildReport:
-    items = _corpus(recipe, names, embedder, bar)
+    items = _corpus(recipe, names, embedder, show)
     # Nothing is written before there is something to write.
     before: list[Cut | Rejected] = []
     for item in items:
@@ -157,7 +155,7 @@ def _build(
         try:
             with drafting(built, number) as draft:
                 rejected = _add_all(draft, itertools.chain(before, items))
-                embedded, reused = _write_segments(draft, recipe, embedder, bar)
+                embedded, reused = _write_segments(draft, recipe, embedder, show)
                 segments = draft.seal()
             if not recipe.path.exists():
                 recipe.save()
@@ -208,10 +206,10 @@ def _empty(recipe: Recipe, items: Sequence[Cut | Rejected]) -> str:
 
 
 def _corpus(
-    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder, bar: Bar
+    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder, show: Show
 ) -> Iterator[Cut | Rejected]:
     for done, item in enumerate(load_all(recipe.folder, names), 1):
-        bar("reading", done, len(names))
+        show("reading", done, len(names))
         if isinstance(item, Rejected):
             yield item
             continue
@@ -229,10 +227,10 @@ def _corpus(
 
 
 def _write_segments(
-    draft: Draft, recipe: Recipe, embedder: TextEmbedder, bar: Bar
+    draft: Draft, recipe: Recipe, embedder: TextEmbedder, show: Show
 ) -> tuple[int, int]:
     vectors, embedded, reused = _embed(
-        draft, recipe.built / "embeddings" / "vectors.sqlite", embedder, bar
+        draft, recipe.built / "embeddings" / "vectors.sqlite", embedder, show
     )
     draft.write(DENSE, build_dense(vectors, recipe.factory))
     blocks = range(0, draft.counts["chunks"], BLOCK)
@@ -242,7 +240,7 @@ def _write_segments(
 
 
 def _embed(
-    draft: Draft, path: Path, embedder: TextEmbedder, bar: Bar
+    draft: Draft, path: Path, embedder: TextEmbedder, show: Show
 ) -> tuple[NDArray[np.float32], int, int]:
     """Return the vectors of all chunks, and how many texts were embedded and how many reused."""
     number = draft.counts["chunks"]
@@ -253,7 +251,7 @@ def _embed(
     def moved(texts: int) -> None:
         nonlocal done
         done += texts
-        bar("embedding", min(done, number), number)
+        show("embedding", min(done, number), number)
 
     kept = KeptVectors(path)
     try:
@@ -277,23 +275,3 @@ def _embed(
     finally:
         kept.close()
     return vectors, embedded, reused
-
-
-@contextmanager
-def _bars(shown: bool) -> Iterator[Bar]:
-    """Give a function that shows how far a named step is, on a terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield lambda step, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def show(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = progress.add_task(step, total=total)
-            progress.update(tasks[step], completed=done)
-
-        yield show
