@@ -172,11 +172,13 @@ def render(
     inputs: Mapping[str, Any],
     scaffold: Scaffold,
     decoding: Decoding = _UNCHOSEN,
+    turns: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Part, ...]:
     """Return a prompt with slots for the outputs that ``inputs`` does not hold.
 
-    The layout is chat and the sampling greedy where nobody chose. Raises UnsupportedType,
-    UnknownField and TemplateError.
+    The layout is chat and the sampling greedy where nobody chose. ``turns`` are what was said
+    before, after the demos; each holds some of the fields. Raises UnsupportedType, UnknownField and
+    TemplateError.
     """
     layout, until = decoding.layout or CHAT, decoding.until
     markers = _Markers()
@@ -186,11 +188,12 @@ def render(
         raise UnknownField(f"there is no output {until!r} to stop after; the outputs are {names}")
     written = outputs if until is None else outputs[: names.index(until) + 1]
     slots = _Slots(signature, inputs, decoding, markers)
+    past, open_fields = _turns(signature, turns, markers)
     made = {
         "instructions": own_instructions(signature),
         "standard": begins_with_default(signature),
-        "inputs": _shown_fields(signature.input_fields, inputs, markers),
-        "demos": [d for demo in demos if (d := _demo(signature, demo, markers))],
+        "inputs": (*open_fields, *_shown_fields(signature.input_fields, inputs, markers)),
+        "demos": [*(d for demo in demos if (d := _demo(signature, demo, markers))), *past],
         "outputs": tuple(slots.field(name, info) for name, info in written),
         "fields": tuple(_described(name, info) for name, info in outputs),
         "reasons": bool(REASONING & set(names)),
@@ -311,13 +314,49 @@ def _demo(signature: Any, demo: Mapping[str, Any], markers: _Markers) -> Demo | 
     outputs = {n: info for n, info in signature.output_fields.items() if n in held}
     if not inputs or not outputs:
         return None
-    return Demo(
-        _shown_fields(inputs, held, markers),
-        tuple(
-            _field(name, info, TypedField.of(name, info).text(held[name]), markers, _PLAIN)
-            for name, info in outputs.items()
-        ),
+    return Demo(_shown_fields(inputs, held, markers), _told_fields(outputs, held, markers))
+
+
+def _told_fields(
+    infos: Mapping[str, Any], values: Mapping[str, Any], markers: _Markers
+) -> tuple[Field, ...]:
+    """Return outputs that were given, with their texts."""
+    return tuple(
+        _field(name, info, TypedField.of(name, info).text(values[name]), markers, _PLAIN)
+        for name, info in infos.items()
     )
+
+
+RESULTS = "tool_call_results"
+"""What the outputs of a past turn may carry beside their value: it is said to the model next."""
+
+
+def _turns(
+    signature: Any, turns: Sequence[Mapping[str, Any]], markers: _Markers
+) -> tuple[list[Demo], tuple[Field, ...]]:
+    """Return past turns as demos, and what was said to the model after the last of them."""
+    past: list[Demo] = []
+    said: tuple[Field, ...] = ()
+    for turn in turns:
+        held = {name: value for name, value in turn.items() if value is not None}
+        inputs = {n: info for n, info in signature.input_fields.items() if n in held}
+        outputs = {n: info for n, info in signature.output_fields.items() if n in held}
+        said += _shown_fields(inputs, held, markers)
+        if outputs:
+            results = [r for n in outputs if (r := getattr(held[n], RESULTS, None)) is not None]
+            plain = {n: _without_results(held[n]) for n in outputs}
+            past.append(Demo(said, _told_fields(outputs, plain, markers)))
+            said = tuple(
+                Field(RESULTS, "Results:", "", markers.mark(text), "\n" in text)
+                for text in map(to_text, results)
+            )
+    return past, said
+
+
+def _without_results(value: Any) -> Any:
+    if getattr(value, RESULTS, None) is None:
+        return value
+    return value.model_copy(update={RESULTS: None})
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,6 +12,7 @@ import dspy
 import pytest
 from conftest import SMOLLM
 from dspy import lm15
+from dspy.utils.exceptions import LMServerError
 from pydantic import BaseModel
 
 import promptflow as pf
@@ -165,9 +166,8 @@ def test_errors_arrive_as_dspys():
 
     with pytest.raises(dspy.ContextWindowExceededError, match="over by 3"):
         fail(ContextOverflow("over by 3"))("x")
-    with pytest.raises(Exception, match="gone") as lost:
+    with pytest.raises(LMServerError, match="gone"):
         fail(EngineLost("gone"))("x")
-    assert type(lost.value).__name__ == "LMServerError"
     with (
         dspy.context(lm=fail(ContextOverflow("over by 3")), adapter=pf.SlotAdapter()),
         pytest.raises(dspy.ContextWindowExceededError, match="over by 3"),
@@ -469,7 +469,7 @@ def test_a_stream_is_text_while_it_is_written(decoding: pf.LocalLM):
 
 
 def test_a_stream_says_what_went_wrong_as_dspy_does(decoding: pf.LocalLM):
-    with pytest.raises(lm15.ContextLengthError):
+    with pytest.raises(dspy.ContextWindowExceededError):
         events(decoding, max_tokens=100_000)
     with pytest.raises(lm15.InvalidRequestError, match="logprobs"):
         events(decoding, logprobs=5_000)

@@ -17,13 +17,17 @@ from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Request, Slot, TextEngine, Usage
 from promptflow.errors import EngineError, ProgramError, PromptflowError
 from promptflow.lm import (
+    Told,
+    Turns,
+    as_dspys,
     audiences,
     decoding_of,
     generate,
-    record_call,
     refuse_unknown,
     seed_of,
     trace_call,
+    with_history,
+    written_text,
 )
 
 _UNCHOSEN = layout.Decoding()
@@ -137,10 +141,18 @@ class Prediction(dspy.Prediction):
 
 def request_of(call: Call) -> Request:
     """Return the engine's request for a complete call: the exact prompt, with its slots."""
+    return _prompted(call)[0]
+
+
+def _prompted(call: Call) -> tuple[Request, list[dict[str, str]]]:
+    """Return the request, and its prompt as messages."""
     engine = call.lm.text_engine
     chosen = replace(call.decoding, layout=layout.layout_for(engine, call.decoding.layout))
-    parts = layout.render(call.signature, call.demos or (), call.inputs, engine.scaffold, chosen)
-    return Request(parts, call.seed or 0)
+    given = {n: v for n, v in call.inputs.items() if n in call.signature.output_fields}
+    shown, turns, inputs = with_history(call.signature, call.inputs)
+    scaffold = Turns(engine.scaffold)
+    parts = layout.render(shown, call.demos or (), {**inputs, **given}, scaffold, chosen, turns)
+    return Request(parts, call.seed or 0), scaffold.messages(parts)
 
 
 def answer(
@@ -148,49 +160,97 @@ def answer(
 ) -> list[Prediction | PromptflowError]:
     """Answer complete calls in one batch an engine; what failed is an error in its place."""
     answers: list[Any] = [None] * len(calls)
-    batches: dict[int, tuple[TextEngine, list[tuple[int, Request]]]] = {}
+    batches: dict[int, tuple[TextEngine, list[_Asked]]] = {}
     for place, call in enumerate(calls):
         engine = getattr(call.lm, "text_engine", None)
         try:
             if engine is None:
                 answers[place] = _elsewhere(call)
             else:
-                request = request_of(call)
-                batches.setdefault(id(engine), (engine, []))[1].append((place, request))
+                asked = _Asked.of(place, call)
+                batches.setdefault(id(engine), (engine, []))[1].append(asked)
                 continue
         except PromptflowError as error:
             answers[place] = error
         if on_done is not None:
             on_done(place)
     for engine, batch in batches.values():
-        model = calls[batch[0][0]].lm.model
-        heard = audiences([(calls[place].predictor, r) for place, r in batch], model)
-        completions = generate(engine, [request for _, request in batch], heard, on_done)
-        for (place, request), completion in zip(batch, completions, strict=True):
-            answers[place] = _predicted(calls[place], request, completion)
+        model = batch[0].call.lm.model
+        heard = audiences([(asked.call.predictor, asked.request) for asked in batch], model)
+        completions = generate(engine, [asked.request for asked in batch], heard, on_done)
+        for asked, completion in zip(batch, completions, strict=True):
+            answers[asked.place] = asked.answered(completion)
     return answers
 
 
-def _predicted(
-    call: Call, request: Request, completion: Completion
-) -> Prediction | PromptflowError:
-    if completion.error is not None:
-        return completion.error
-    try:
-        values = layout.read(call.signature, completion)
-    except PromptflowError as error:
-        return error
-    prediction: Prediction = Prediction.from_completions([values], signature=call.signature)
-    prediction._fills = completion.fills
-    prediction._weighed = {
-        part.name: {a.text: math.exp(a.logprob) for a in completion.fills[part.name].alternatives}
-        for part in request.parts
-        if isinstance(part, Slot) and part.is_weighed
-    }
-    prediction._usage = completion.usage
-    prediction.set_lm_usage(record_call(call.lm, request, completion))
-    trace_call(call.predictor, call.inputs, prediction)
-    return prediction
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call on its way to the engine, and what DSPy's callbacks were told of it."""
+
+    place: int
+    call: Call
+    request: Request
+    told: Told
+
+    @classmethod
+    def of(cls, place: int, call: Call) -> _Asked:
+        """Make the prompt. Raises what the call may not ask for."""
+        told = Told(call.predictor, call.lm, call.inputs)
+        try:
+            step = told.formatting(call.signature, call.demos or (), call.inputs)
+            try:
+                request, messages = _prompted(call)
+            except BaseException as error:
+                step.end(exception=error)
+                raise
+            step.end(messages)
+            told.asking(messages, _options(call, request))
+        except BaseException as error:
+            told.ended(error)
+            raise
+        return cls(place, call, request, told)
+
+    def answered(self, completion: Completion) -> Prediction | PromptflowError:
+        """Return the prediction, or what went wrong."""
+        result: Prediction | PromptflowError
+        if completion.error is not None:
+            result = as_dspys(completion.error, self.call.lm.model)
+        else:
+            result = self._read(completion)
+        self.told.ended(result)
+        return result
+
+    def _read(self, completion: Completion) -> Prediction | PromptflowError:
+        call, told = self.call, self.told
+        usage = told.answered(self.request, completion)
+        text = written_text(self.request, completion)
+        step = told.parsing(call.signature, text)
+        try:
+            values = layout.read(call.signature, completion)
+        except PromptflowError as error:
+            failed = as_dspys(error, call.lm.model, call.signature, text)
+            step.end(exception=failed)
+            return failed
+        step.end(values)
+        prediction: Prediction = Prediction.from_completions([values], signature=call.signature)
+        prediction._fills = completion.fills
+        prediction._weighed = {
+            part.name: {
+                a.text: math.exp(a.logprob) for a in completion.fills[part.name].alternatives
+            }
+            for part in self.request.parts
+            if isinstance(part, Slot) and part.is_weighed
+        }
+        prediction._usage = completion.usage
+        prediction.set_lm_usage(usage)
+        trace_call(call.predictor, call.inputs, prediction)
+        return prediction
+
+
+def _options(call: Call, request: Request) -> dict[str, Any]:
+    """Return what was asked of the model as the options of one of DSPy's calls."""
+    chosen = call.decoding.to_json()
+    return {**chosen.pop("sampling", {}), **chosen, "seed": request.seed}
 
 
 def _elsewhere(call: Call) -> Prediction:

@@ -1,32 +1,39 @@
 """Local models as DSPy language models: the only package that knows DSPy's LM contract."""
 
-from promptflow.lm.adapter import SlotAdapter, configure
+from promptflow.lm.adapter import SlotAdapter, configure, with_history
+from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences, generate
 from promptflow.lm.local import LocalLM, load
 from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import (
+    Turns,
     decoding_of,
     prompt_text,
-    record_call,
     sampling_of,
     seed_of,
     trace_call,
     usage_of,
+    written_text,
 )
+from promptflow.lm.told import Told
 
 __all__ = [
     "LocalLM",
     "SlotAdapter",
+    "Told",
+    "Turns",
+    "as_dspys",
     "audiences",
     "configure",
     "decoding_of",
     "generate",
     "load",
     "prompt_text",
-    "record_call",
     "refuse_unknown",
     "sampling_of",
     "seed_of",
     "trace_call",
     "usage_of",
+    "with_history",
+    "written_text",
 ]

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dspy
+from dspy.clients._deprecation import adapter_message_call
 
-from promptflow import fields, layout
-from promptflow.engine.request import Completion, Request
-from promptflow.errors import ContextOverflow, names_options
-from promptflow.lm.listeners import agenerate, audiences, generate
+from promptflow import layout
+from promptflow.engine.request import Request
+from promptflow.errors import ParseError, names_options
+from promptflow.fields import to_text
+from promptflow.lm.chat import FILLING, Filling
+from promptflow.lm.faults import as_dspys
+from promptflow.lm.listeners import audiences
 from promptflow.lm.local import LocalLM, load
-from promptflow.lm.record import decoding_of, record_call, seed_of
+from promptflow.lm.options import refuse_unknown
+from promptflow.lm.record import Turns, decoding_of, seed_of, written_text
+from promptflow.lm.told import Step
 from promptflow.signatures import label_of
+
+_FOREIGN: ContextVar[bool] = ContextVar("promptflow_foreign", default=False)
 
 
 class SlotAdapter(dspy.ChatAdapter):
@@ -39,12 +49,15 @@ class SlotAdapter(dspy.ChatAdapter):
     ) -> list[dict[str, Any]]:
         """Fill the outputs of a signature, ``n`` times where ``lm_kwargs`` says so."""
         if not isinstance(lm, LocalLM):
-            plain: list[dict[str, Any]] = super().__call__(lm, lm_kwargs, signature, demos, inputs)
+            with _foreign():
+                plain: list[dict[str, Any]] = super().__call__(
+                    lm, lm_kwargs, signature, demos, inputs
+                )
             return plain
-        requests = self._requests(lm, lm_kwargs, signature, demos, inputs)
-        heard = audiences([(dspy.settings.caller_predict, requests[0])], lm.model)
-        completions = generate(lm.text_engine, requests, heard)
-        return _values(lm, signature, requests, completions)
+        asked = self._asked(lm, lm_kwargs, signature, demos, inputs)
+        with asked.filling(lm) as filling:
+            outputs = lm(messages=asked.messages, **asked.options)
+        return self._values(lm, asked, filling, outputs)
 
     async def acall(
         self,
@@ -56,35 +69,62 @@ class SlotAdapter(dspy.ChatAdapter):
     ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
         if not isinstance(lm, LocalLM):
-            plain: list[dict[str, Any]] = await super().acall(
-                lm, lm_kwargs, signature, demos, inputs
-            )
+            with _foreign():
+                plain: list[dict[str, Any]] = await super().acall(
+                    lm, lm_kwargs, signature, demos, inputs
+                )
             return plain
         # In a thread: a chat template is rendered in a process of its own, once.
-        requests = await asyncio.to_thread(self._requests, lm, lm_kwargs, signature, demos, inputs)
-        heard = audiences([(dspy.settings.caller_predict, requests[0])], lm.model)
-        completions = await agenerate(lm.text_engine, requests, heard)
-        return _values(lm, signature, requests, completions)
+        asked = await asyncio.to_thread(self._asked, lm, lm_kwargs, signature, demos, inputs)
+        with asked.filling(lm) as filling:
+            outputs = await lm.acall(messages=asked.messages, **asked.options)
+        return self._values(lm, asked, filling, outputs)
 
-    def _requests(
+    def _asked(
         self,
         lm: LocalLM,
         lm_kwargs: Mapping[str, Any],
         signature: Any,
         demos: Sequence[Any],
         inputs: Mapping[str, Any],
-    ) -> list[Request]:
-        """Return one request for each of ``n`` samples."""
-        config = {**lm.kwargs, **lm_kwargs}
-        signature, demos, inputs = _without_history(signature, demos, inputs)
-        known = {k: v for k, v in inputs.items() if k in signature.input_fields}
-        for name in signature.input_fields:
-            known.setdefault(name, None)
-        chosen = replace(decoding_of(config), layout=layout.layout_for(lm.text_engine, self.layout))
-        parts = layout.render(signature, demos, known, lm.text_engine.scaffold, chosen)
+    ) -> _Asked:
+        """Return what the LM is asked: a request for each of ``n`` samples. Tells callbacks."""
+        given = {"signature": signature, "demos": list(demos), "inputs": dict(inputs)}
+        with _step("adapter_format", self, given) as outputs:
+            options = _options(lm, lm_kwargs, signature)
+            config = {**lm.kwargs, **options}
+            chosen = replace(
+                decoding_of(config), layout=layout.layout_for(lm.text_engine, self.layout)
+            )
+            shown, turns, values = with_history(signature, inputs)
+            scaffold = Turns(lm.text_engine.scaffold)
+            parts = layout.render(shown, demos, values, scaffold, chosen, turns)
+            outputs.append(messages := scaffold.messages(parts))
         n = config.get("n") or 1
         seed = seed_of(config.get("seed"), config.get("rollout_id"))
-        return [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]
+        seeds = [seed] if n == 1 else [seed_of(seed, k) for k in range(n)]
+        return _Asked(signature, messages, options, [Request(parts, seed) for seed in seeds])
+
+    def _values(
+        self, lm: LocalLM, asked: _Asked, filling: Filling, outputs: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        """Return the outputs of each completion. Tells callbacks; raises DSPy's errors."""
+        found = []
+        for request, completion, output in zip(
+            asked.requests, filling.completions, outputs, strict=True
+        ):
+            text = written_text(request, completion)
+            given = {"signature": asked.signature, "completion": text}
+            with _step("adapter_parse", self, given) as told:
+                try:
+                    values = layout.read(asked.signature, completion)
+                except ParseError as error:
+                    raise as_dspys(error, lm.model, asked.signature, text) from error
+                told.append(values)
+            if isinstance(output, dict) and output.get("logprobs"):
+                values = {**values, "logprobs": output["logprobs"]}
+            found.append(values)
+        return found
 
     def format_user_message_content(
         self,
@@ -94,13 +134,103 @@ class SlotAdapter(dspy.ChatAdapter):
         suffix: str = "",
         main_request: bool = False,
     ) -> str:
-        """Return labelled inputs as our layouts write them: DSPy's agents build on this."""
+        """Return labelled inputs as our layouts write them: DSPy's agents build on this.
+
+        For LMs that are not local it is what ``dspy.ChatAdapter`` writes.
+        """
+        if _FOREIGN.get() or not _is_local():
+            plain: str = super().format_user_message_content(
+                signature, inputs, prefix, suffix, main_request
+            )
+            return plain
         lines = [
-            f"{label_of(info)} {fields.to_text(inputs[name])}"
+            f"{label_of(info)} {to_text(inputs[name])}"
             for name, info in signature.input_fields.items()
             if name in inputs
         ]
         return "\n".join(text for text in (prefix, *lines, suffix) if text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What an LM is asked, as DSPy's records show it and as the engine takes it."""
+
+    signature: Any
+    messages: list[dict[str, str]]
+    options: Mapping[str, Any]
+    requests: Sequence[Request]
+
+    @contextlib.contextmanager
+    def filling(self, lm: LocalLM) -> Iterator[Filling]:
+        """Have the LM's next call fill the requests, and say to listeners what it writes."""
+        heard = audiences([(dspy.settings.caller_predict, self.requests[0])], lm.model)
+        filling = Filling(self.requests, heard, dspy.settings.send_stream)
+        token = FILLING.set(filling)
+        try:
+            with dspy.context(send_stream=None), adapter_message_call(lm, self.messages):
+                yield filling
+        finally:
+            FILLING.reset(token)
+
+
+def _options(lm: LocalLM, lm_kwargs: Mapping[str, Any], signature: Any) -> dict[str, Any]:
+    """Return a call's options; refuse what the slots cannot honour."""
+    options = dict(lm_kwargs)
+    if any(info.annotation is dspy.ToolCalls for info in signature.output_fields.values()):
+        # A tool is called in an output field: DSPy's own adapters leave these out then.
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            options.pop(name, None)
+    refuse_unknown({**lm.kwargs, **options}, lm.model, typed=True)
+    return options
+
+
+@contextlib.contextmanager
+def _step(kind: str, adapter: Any, inputs: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Tell callbacks of a step; what is appended to the list is what it gave."""
+    step = Step(kind, adapter, inputs)
+    outputs: list[Any] = []
+    try:
+        yield outputs
+    except BaseException as error:
+        step.end(exception=error)
+        raise
+    step.end(*outputs)
+
+
+@contextlib.contextmanager
+def _foreign() -> Iterator[None]:
+    token = _FOREIGN.set(True)
+    try:
+        yield
+    finally:
+        _FOREIGN.reset(token)
+
+
+def _is_local() -> bool:
+    """Return whether the LM of the module that is running is local, or else the configured one."""
+    for module in reversed(dspy.settings.caller_modules or []):
+        for predictor in module.predictors():
+            if predictor.lm is not None:
+                return isinstance(predictor.lm, LocalLM)
+    return isinstance(dspy.settings.lm, LocalLM)
+
+
+def with_history(
+    signature: Any, inputs: Mapping[str, Any]
+) -> tuple[Any, list[Mapping[str, Any]], dict[str, Any]]:
+    """Return the signature and inputs without a ``dspy.History``, and its messages as turns.
+
+    Inputs that are not given are left out of the signature, as DSPy's adapters leave them out.
+    """
+    values = {name: inputs[name] for name in signature.input_fields if name in inputs}
+    turns: list[Mapping[str, Any]] = []
+    for name, info in signature.input_fields.items():
+        if info.annotation is dspy.History:
+            past = values.pop(name, None)
+            turns += past.messages if past is not None else []
+        if name not in values:
+            signature = signature.delete(name)
+    return signature, turns, values
 
 
 @names_options
@@ -114,32 +244,3 @@ def configure(lm: LocalLM | str | Path, *, trust: bool = False) -> LocalLM:
     dspy.configure_cache(enable_disk_cache=False)
     dspy.configure(lm=chosen, adapter=SlotAdapter())
     return chosen
-
-
-def _values(
-    lm: LocalLM, signature: Any, requests: Sequence[Request], completions: Sequence[Completion]
-) -> list[dict[str, Any]]:
-    """Return the outputs of each completion; raise DSPy's error for a prompt that is too long."""
-    for request, completion in zip(requests, completions, strict=True):
-        if isinstance(completion.error, ContextOverflow):
-            # ReAct shortens its history on this one.
-            raise dspy.ContextWindowExceededError(
-                model=lm.model, message=str(completion.error)
-            ) from completion.error
-        if completion.error is not None:
-            raise completion.error
-        record_call(lm, request, completion)
-    return [layout.read(signature, completion) for completion in completions]
-
-
-def _without_history(
-    signature: Any, demos: Sequence[Any], inputs: Mapping[str, Any]
-) -> tuple[Any, list[Any], dict[str, Any]]:
-    """Turn a ``dspy.History`` input into demos: the turns before this one."""
-    for name, info in signature.input_fields.items():
-        if info.annotation is dspy.History:
-            past = inputs.get(name)
-            rest = {key: value for key, value in inputs.items() if key != name}
-            turns = list(past.messages) if past is not None else []
-            return signature.delete(name), [*demos, *turns], rest
-    return signature, list(demos), dict(inputs)

@@ -9,6 +9,8 @@ import threading
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from dspy import lm15
@@ -23,15 +25,59 @@ from promptflow.engine.request import (
     Slot,
     Text,
     TextEngine,
+    TokenLogprob,
 )
 from promptflow.engine.stream import Delta, Stream
-from promptflow.errors import ContextOverflow, EngineError, EngineLost, PromptflowError
-from promptflow.lm.record import sampling_of, seed_of
+from promptflow.errors import EngineError, PromptflowError, UnsupportedOption
+from promptflow.layout import MAX_TOKENS
+from promptflow.lm.faults import as_dspys
+from promptflow.lm.listeners import Audience, agenerate, generate
+from promptflow.lm.options import REFUSED
+from promptflow.lm.record import sampling_of, seed_of, written_text
 
 CHANNEL = "promptflow"
 """The key in ``metadata`` under which ``LocalLM`` passes what DSPy would drop."""
 TEXT = "text"  # the one slot of a plain text call
-TEXT_TOKENS = 512
+
+
+@dataclass(slots=True)
+class Filling:
+    """Requests with slots that an adapter made: a call fills them in the place of its messages.
+
+    ``heard`` and ``send`` are who listens, by place, and where that goes.
+    """
+
+    requests: Sequence[Request] = ()
+    heard: Mapping[int, Audience] = field(default_factory=dict)
+    send: Any = None
+    completions: Sequence[Completion] = ()
+    _failed: BaseException | None = None
+
+    @contextlib.contextmanager
+    def only_once(self) -> Iterator[None]:
+        """Let DSPy retry what nobody heard: it would be said twice."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            yield
+        except Exception as error:
+            if self.heard:
+                self._failed = error
+                vars(error)["retry_after"] = 0.0  # no waiting for a retry that will not be
+            raise
+
+    def taken(
+        self, requests: Sequence[Request], completions: Sequence[Completion]
+    ) -> deque[tuple[Request, Completion]]:
+        """Keep the completions and return them beside their requests; raise the first error."""
+        for completion in completions:
+            if completion.error is not None:
+                raise completion.error
+        self.completions = completions
+        return deque(zip(requests, completions, strict=True))
+
+
+FILLING: ContextVar[Filling | None] = ContextVar("promptflow_filling", default=None)
 
 
 class ChatEngine:
@@ -76,27 +122,35 @@ class ChatEngine:
         """Return the next sample for a request. Raises DSPy's errors."""
         done = self._held(request)
         if done is None:
-            with _dspys_errors():
-                done = _checked(self._engine.generate(self._requests(request)))
+            filling = FILLING.get() or Filling()
+            with filling.only_once(), _dspys_errors(request):
+                requests = filling.requests or self._requests(request)
+                completions = generate(self._engine, requests, filling.heard, send=filling.send)
+                done = filling.taken(requests, completions)
         return self._next(request, done)
 
     def stream(self, request: Any) -> Iterator[Any]:
         """Yield the next sample's text as DSPy's events, while it is written."""
         streams = self._held(request) or self._open(request)
         yield lm15.StreamStartEvent(id=str(uuid.uuid4()), model=request.model)
-        with streams.popleft() as stream:
+        filled, opened = streams.popleft()
+        with opened as stream:
             for delta in stream:
-                yield from _events(request, delta)
+                yield from _events(request, filled, delta)
         self._hold(request, streams)
 
     async def acomplete(self, request: Any) -> Any:
         """Do what ``complete`` does without blocking the event loop."""
         done = self._held(request)
         if done is None:
-            with _dspys_errors():
+            filling = FILLING.get() or Filling()
+            with filling.only_once(), _dspys_errors(request):
                 # In a thread: a chat template is rendered in a process of its own, once.
-                requests = await asyncio.to_thread(self._requests, request)
-                done = _checked(await self._engine.agenerate(requests))
+                requests = filling.requests or await asyncio.to_thread(self._requests, request)
+                completions = await agenerate(
+                    self._engine, requests, filling.heard, send=filling.send
+                )
+                done = filling.taken(requests, completions)
         return self._next(request, done)
 
     async def astream(self, request: Any) -> AsyncGenerator[Any]:
@@ -104,16 +158,17 @@ class ChatEngine:
         held = self._held(request)
         streams = held if held is not None else await asyncio.to_thread(self._open, request)
         yield lm15.StreamStartEvent(id=str(uuid.uuid4()), model=request.model)
-        with streams.popleft() as stream:
+        filled, opened = streams.popleft()
+        with opened as stream:
             async for delta in stream:
-                for event in _events(request, delta):
+                for event in _events(request, filled, delta):
                     yield event
         self._hold(request, streams)
 
-    def _next(self, request: Any, done: deque[Completion]) -> Any:
-        completion = done.popleft()
+    def _next(self, request: Any, done: deque[tuple[Request, Completion]]) -> Any:
+        filled = done.popleft()
         self._hold(request, done)
-        return _response(request, completion)
+        return _response(request, *filled)
 
     def close(self) -> None:
         """Do nothing: the engine belongs to whoever loaded it."""
@@ -132,12 +187,13 @@ class ChatEngine:
                 while len(self._waiting) > 64:  # abandoned by a call that failed half way
                     self._waiting.popitem(last=False)
 
-    def _open(self, request: Any) -> deque[Stream]:
+    def _open(self, request: Any) -> deque[tuple[Request, Stream]]:
         """Begin all samples of a request; they run beside each other."""
-        with _dspys_errors():
-            return deque(map(self._engine.stream, self._requests(request)))
+        with _dspys_errors(request):
+            return deque((one, self._engine.stream(one)) for one in self._requests(request))
 
     def _requests(self, request: Any) -> list[Request]:
+        _refuse_rest(request)
         metadata = (request.config.extensions or {}).get("metadata") or {}
         own = metadata.get(CHANNEL, {})
         n = own.get("n", 1)
@@ -185,84 +241,91 @@ def _text_slot(config: Any, own: Mapping[str, Any]) -> Slot:
     return Slot(
         TEXT,
         constraint,
-        max_tokens=config.max_tokens or TEXT_TOKENS,
+        max_tokens=config.max_tokens or MAX_TOKENS,
         stop=() if constraint else config.stop,
         sampling=sampling_of({**given, **own}) or Sampling(),
         logprobs=config.logprobs,
     )
 
 
-def _response(request: Any, completion: Completion) -> Any:
-    fill, usage = completion.fills[TEXT], completion.usage
+def _refuse_rest(request: Any) -> None:
+    """Refuse what a typed request asks for beyond text: all of it would be dropped silently."""
+    config = request.config
+    asked = {
+        "tools": request.tools,
+        "tool_choice": config.tool_choice,
+        "reasoning_effort": config.reasoning,
+        "prompt_cache": config.cache,
+        "service_tier": config.service_tier,
+        "user": config.user_id,
+        "store": config.store,
+        "probabilities": config.probabilities,
+        **(config.extensions or {}),
+    }
+    for name in asked.keys() - {"metadata", "logit_bias"}:
+        if asked[name]:
+            reason = REFUSED.get(name, "it is not known here")
+            raise UnsupportedOption(f"a local model cannot honour {name!r}: {reason}")
+
+
+def _response(request: Any, filled: Request, completion: Completion) -> Any:
+    usage = completion.usage
+    names = [part.name for part in filled.parts if isinstance(part, Slot)]
+    fills = [completion.fills[name] for name in names if name in completion.fills]
+    slots = FILLING.get() is not None
+    text = written_text(filled, completion) if slots else completion.fills[TEXT].text
     logprobs = None
     if request.config.logprobs is not None:
-        logprobs = tuple(
-            lm15.TokenLogprob(
-                token=t.token,
-                logprob=t.logprob,
-                token_id=t.token_id,
-                top=tuple(lm15.TopLogprob(token=token, logprob=p) for token, p in t.top),
-            )
-            for t in fill.logprobs
-        )
+        logprobs = tuple(_token(t) for fill in fills for t in fill.logprobs)
     return lm15.Response(
         id=str(uuid.uuid4()),
         model=request.model,
-        message=lm15.Message.assistant(fill.text),
-        finish_reason="length" if fill.finish == "length" else "stop",
+        message=lm15.Message.assistant(text),
+        finish_reason="length" if any(fill.finish == "length" for fill in fills) else "stop",
         usage=lm15.Usage(
             input_tokens=usage.prompt,
             output_tokens=usage.generated + usage.forced,
+            total_tokens=usage.prompt + usage.generated + usage.forced,
             cache_read_tokens=usage.reused,
         ),
         logprobs=logprobs,
-        provider_data={"seconds": completion.seconds, "forced": usage.forced},
+        provider_data={
+            "seconds": completion.seconds,
+            "forced": usage.forced,
+            "seed": str(filled.seed),
+        },
     )
 
 
-def _events(request: Any, delta: Delta) -> Iterator[Any]:
+def _token(t: TokenLogprob) -> Any:
+    top = tuple(lm15.TopLogprob(token=token, logprob=p) for token, p in t.top)
+    return lm15.TokenLogprob(token=t.token, logprob=t.logprob, token_id=t.token_id, top=top)
+
+
+def _events(request: Any, filled: Request, delta: Delta) -> Iterator[Any]:
     """Yield DSPy's events for a delta; raise its error for a completion that has one."""
     if delta.completion is None:
         yield lm15.StreamDeltaEvent(lm15.TextDelta(delta.text))
         return
-    with _dspys_errors():
-        [completion] = _checked([delta.completion])
-    response = _response(request, completion)
+    with _dspys_errors(request):
+        if delta.completion.error is not None:
+            raise delta.completion.error
+    response = _response(request, filled, delta.completion)
     if response.logprobs or not response.text:
         # They are counted per token, and text comes in whole characters: they follow it.
         yield lm15.StreamDeltaEvent(lm15.TextDelta("", logprobs=response.logprobs or ()))
     yield lm15.StreamEndEvent(response.finish_reason, response.usage, response.provider_data)
 
 
-def _checked(completions: Sequence[Completion]) -> deque[Completion]:
-    """Return completions; raise the first error among them."""
-    for completion in completions:
-        if completion.error is not None:
-            raise completion.error
-    return deque(completions)
-
-
 @contextlib.contextmanager
-def _dspys_errors() -> Iterator[None]:
-    """Raise DSPy's errors for ours, and for what a request may not ask for."""
+def _dspys_errors(request: Any) -> Iterator[None]:
+    """Raise what DSPy knows, and retries where it should, for our errors and for wrong values."""
     try:
         yield
     except PromptflowError as error:
-        raise _dspy_error(error) from error
+        raise as_dspys(error, request.model) from error
     except ValueError as error:
         raise lm15.InvalidRequestError(str(error)) from error
-
-
-def _dspy_error(error: PromptflowError) -> Exception:
-    """Return DSPy's error for ours: it retries the lost engine, and nothing else."""
-    made: Exception
-    if isinstance(error, ContextOverflow):
-        made = lm15.ContextLengthError(str(error))
-    elif isinstance(error, EngineLost):
-        made = lm15.ServerError(str(error))
-    else:
-        made = lm15.InvalidRequestError(f"{type(error).__name__}: {error}")
-    return made
 
 
 class AsyncChatEngine:

@@ -129,12 +129,17 @@ def generate(
     requests: Sequence[Request],
     heard: Mapping[int, Audience],
     on_done: Callable[[int], None] | None = None,
+    *,
+    send: Any = None,
 ) -> list[Completion]:
-    """Do what ``engine.generate`` does, and send what is written to who hears it, by place."""
+    """Do what ``engine.generate`` does, and send what is written to who hears it, by place.
+
+    ``send`` is the stream; without it the one in DSPy's settings.
+    """
     if not heard:
         return engine.generate(requests, on_done)
     done: dict[int, Completion] = {}
-    send = dspy.settings.send_stream
+    send = send or dspy.settings.send_stream
     with contextlib.ExitStack() as whatever_happens:
         streams = {
             place: whatever_happens.enter_context(engine.stream(requests[place])) for place in heard
@@ -157,11 +162,16 @@ def generate(
 
 
 async def agenerate(
-    engine: TextEngine, requests: Sequence[Request], heard: Mapping[int, Audience]
+    engine: TextEngine,
+    requests: Sequence[Request],
+    heard: Mapping[int, Audience],
+    *,
+    send: Any = None,
 ) -> list[Completion]:
     """Do the same without blocking the event loop."""
     if not heard:
         return await engine.agenerate(requests)
+    send = send or dspy.settings.send_stream
     places = [place for place in range(len(requests)) if place not in heard]
     rest = asyncio.create_task(engine.agenerate([requests[place] for place in places]))
     done: dict[int, Completion] = {}
@@ -171,7 +181,7 @@ async def agenerate(
             with await asyncio.to_thread(engine.stream, requests[place]) as stream:
                 async for delta in stream:
                     for message in audience.messages(delta):
-                        await dspy.settings.send_stream.send(message)
+                        await send.send(message)
                     done[place] = delta.completion or Completion()
         done |= dict(zip(places, await rest, strict=True))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from promptflow.engine.options import DEFAULTS
 from promptflow.engine.request import TextEngine
 from promptflow.errors import names_options
 from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
+from promptflow.lm.options import refuse_unknown
 
 
 class LocalLM(dspy.LM):
@@ -33,8 +35,10 @@ class LocalLM(dspy.LM):
         self.source = source
         self._restored: dict[str, LocalLM] = {}  # copies by their settings, for load_state
         kwargs.setdefault("cache", False)
+        model = f"promptflow/{engine.info.identity}"
+        refuse_unknown(kwargs, model, beside=_SETTINGS)
         super().__init__(
-            f"promptflow/{engine.info.identity}",
+            model,
             engine=chat,
             async_engine=AsyncChatEngine(chat),
             **kwargs,
@@ -54,11 +58,36 @@ class LocalLM(dspy.LM):
         if isinstance(prompt, lm15.Request):
             return dict(kwargs)
         given = {**self.kwargs, **kwargs}
+        refuse_unknown(given, self.model)
         own = {name: given[name] for name in _OWN_OPTIONS if given.get(name) is not None}
-        hidden = {name: None for name in _REFUSED if name in given}
+        hidden: dict[str, Any] = {name: None for name in _REFUSED if name in given}
+        if bias := given.get("logit_bias"):  # JSON has no other keys
+            hidden["logit_bias"] = {str(token): value for token, value in bias.items()}
         if not own:
             return {**kwargs, **hidden}
         return {**kwargs, **hidden, "metadata": {**(given.get("metadata") or {}), CHANNEL: own}}
+
+    def update_history(self, entry: dict[str, Any]) -> None:
+        """Leave a call in the histories, with all the options that it had."""
+        asked = {**self.kwargs, **entry["kwargs"]}
+        metadata = dict(asked.pop("metadata", None) or {})
+        asked |= metadata.pop(CHANNEL, {})
+        asked |= {"metadata": metadata} if metadata else {}
+        options = {name: value for name, value in asked.items() if value is not None}
+        super().update_history({**entry, "kwargs": options})
+
+    def __copy__(self) -> LocalLM:
+        """Return another with the same engine: what ``copy(**settings)`` begins with."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> Any:
+        """Cross to another process by source and settings: the model is loaded there by name.
+
+        Callbacks and history stay here. Raises TypeError for an LM that ``load`` did not make.
+        """
+        return type(self).load_state, (self.dump_state(),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalLM:
         """Return itself: copies of a program share the model."""
@@ -75,6 +104,8 @@ class LocalLM(dspy.LM):
             "options": asdict(options),
             "identity": self.text_engine.info.identity,
             "kwargs": {k: v for k, v in self.kwargs.items() if v is not None},
+            "cache": self.cache,
+            "num_retries": self.num_retries,
         }
 
     @classmethod
@@ -86,13 +117,16 @@ class LocalLM(dspy.LM):
         DSPy loads a program's LM once for each predictor, and ``get_lm`` wants them to be the same.
         """
         loaded = load(state["source"], options=EngineOptions(**state["options"]))
-        settings = json.dumps(state["kwargs"], sort_keys=True)
+        given = {**state["kwargs"], **{name: state[name] for name in _KEPT if name in state}}
+        settings = json.dumps(given, sort_keys=True)
         with _loading:
             if settings not in loaded._restored:
-                loaded._restored[settings] = loaded.copy(**state["kwargs"])
+                loaded._restored[settings] = loaded.copy(**given)
             return loaded._restored[settings]
 
 
+_KEPT = ("cache", "num_retries")  # attributes of an LM, beside its options
+_SETTINGS = frozenset(inspect.signature(dspy.LM.__init__).parameters)
 _REFUSED = ("min_p", "repetition_penalty", "typical_p")
 _OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
 

@@ -1,23 +1,17 @@
-"""What DSPy's keyword arguments ask for, and what its own calls leave behind.
-
-Usage goes to the usage tracker, the call to the histories, and a step to the trace, so that DSPy's
-optimizers and ``inspect_history`` see calls that did not go through ``dspy.LM``.
-"""
+"""What DSPy's keyword arguments ask for, and how a request reads in DSPy's records."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import dspy
-from dspy.clients.base_lm import record_history
 
 from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Part, Request, Sampling, Slot, Text, Usage
+from promptflow.layout import Scaffold
 
 _UNCHOSEN = layout.Decoding()
 
@@ -58,41 +52,6 @@ def seed_of(*path: int | str | None) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def record_call(lm: Any, request: Request, completion: Completion) -> dict[str, Any]:
-    """Leave a call in DSPy's usage tracker and histories; return its usage by model."""
-    settings = dspy.settings
-    usage = completion.usage
-    written = usage.generated + usage.forced
-    entry = {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": written,
-        "total_tokens": usage.prompt + written,
-        "prompt_tokens_details": {"cached_tokens": usage.reused},
-    }
-    if settings.usage_tracker:
-        settings.usage_tracker.add_usage(lm.model, entry)
-    if not settings.disable_history:
-        first = next(i for i, part in enumerate(request.parts) if isinstance(part, Slot))
-        record_history(
-            lm,
-            {
-                "prompt": prompt_text(request.parts),
-                "messages": [{"role": "user", "content": prompt_text(request.parts)}],
-                "kwargs": {"seed": request.seed},
-                "response": completion,
-                "outputs": [prompt_text(request.parts[first:], completion.fills)],
-                "usage": entry,
-                "cost": None,
-                "timestamp": datetime.datetime.now().isoformat(),
-                "uuid": str(uuid.uuid4()),
-                "model": lm.model,
-                "response_model": lm.model,
-                "model_type": "chat",
-            },
-        )
-    return {lm.model: entry}
-
-
 def usage_of(tracker: Any) -> Usage:
     """Return the tokens that DSPy's usage tracker saw, of all models together."""
     total = Usage()
@@ -114,6 +73,45 @@ def prompt_text(parts: Sequence[Part], fills: Mapping[str, Fill] | None = None) 
         else:
             pieces.append(f"{part.lead}{{{part.name}}}")
     return "".join(pieces)
+
+
+def written_text(request: Request, completion: Completion) -> str:
+    """Return the model's turn: what it wrote, with the labels between."""
+    parts = request.parts
+    first = next(n for n, part in enumerate(parts) if isinstance(part, Slot))
+    opened = [n for n, part in enumerate(parts[:first]) if isinstance(part, Text) and part.trusted]
+    return prompt_text(parts[opened[-1] + 1 if opened else first :], completion.fills)
+
+
+class Turns:
+    """A scaffold that notes the roles of the turns it is asked for."""
+
+    def __init__(self, scaffold: Scaffold) -> None:
+        self._scaffold = scaffold
+        self._roles: Sequence[str] = ()
+
+    def __call__(self, roles: Sequence[str]) -> tuple[str, ...]:
+        """Return the scaffold's texts."""
+        self._roles = roles
+        return self._scaffold(roles)
+
+    def messages(self, parts: Sequence[Part]) -> list[dict[str, str]]:
+        """Return a prompt as DSPy's messages; as one of the user's where it has no such turns."""
+        contents: list[str] = []
+        for part in parts:
+            if isinstance(part, Slot) or len(contents) > len(self._roles):
+                break
+            if part.trusted:
+                contents.append("")
+            elif contents:
+                contents[-1] += part.text
+        if not self._roles or len(contents) <= len(self._roles):
+            first = next(n for n, part in enumerate(parts) if isinstance(part, Slot))
+            return [{"role": "user", "content": prompt_text(parts[:first])}]
+        return [
+            {"role": role, "content": content}
+            for role, content in zip(self._roles, contents, strict=False)
+        ]
 
 
 def trace_call(predictor: Any, inputs: Mapping[str, Any], prediction: Any) -> None:
