@@ -5,8 +5,8 @@
 Each schema is answered ``N`` times at temperature 1 with as many seeds, all in one batch, and every
 text is checked with ``jsonschema``, formats included. Regex, choice, Lark and substring constraints
 are checked by Python. ``cut`` counts texts that ``max_tokens`` ended before they were complete; a
-text that is cut or invalid makes the exit status 1. The recursive schema is decoded as a field's
-type would be, to a depth of 3: under it alone a text may go on for ever.
+text that is cut or invalid makes the exit status 1. The recursive schema is decoded to a depth of
+3: under it alone a text may go on for ever.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from promptflow.engine.request import (
     Substring,
     Text,
 )
-from promptflow.schema import bounded
 
 
 def record(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
@@ -64,6 +63,17 @@ def listed(items: Any, low: int, high: int) -> dict[str, Any]:
 
 def optional(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def unrolled(schema: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Return a schema of one recursive definition to a depth, with null at its end."""
+    [name] = schema["$defs"]
+    reference = json.dumps({"$ref": f"#/$defs/{name}"})
+    made = json.dumps(schema["$defs"][name])
+    for _ in range(depth - 1):
+        made = made.replace(reference, json.dumps(schema["$defs"][name]))
+    whole: dict[str, Any] = json.loads(made.replace(reference, json.dumps({"type": "null"})))
+    return whole
 
 
 MONEY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1000, "multipleOf": 0.25}
@@ -239,7 +249,7 @@ def run(engine: Any, per_schema: int) -> list[Result]:
     """Answer each constraint ``per_schema`` times; the last result has the sums."""
     constraints: dict[str, tuple[Constraint, Callable[[str], bool]]] = {}
     for name, schema in SCHEMAS.items():
-        decoded = bounded(schema, name, MAX_TOKENS)[0] if name in ENDLESS else schema
+        decoded = unrolled(schema, 3) if name in ENDLESS else schema
         constraints[name] = Json(json.dumps(decoded)), checker(schema)
     constraints |= OTHERS
     requests = []

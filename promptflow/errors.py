@@ -26,6 +26,7 @@
     ├── UnsupportedOption          an option that is unknown, or that a local model cannot honour
     │   └── UnknownOption          a keyword that a function or a class does not have
     ├── ParseError                 text that does not fit its fields
+    │   └── ValueRefused           a value that a validator of its type refuses
     ├── StoreError                 something on disk
     │   ├── StoreNotFound          no index, program or journal there
     │   ├── StoreCorrupt           a file whose hash or schema is wrong
@@ -168,6 +169,10 @@ class UnknownOption(UnsupportedOption, TypeError):
 
 class ParseError(PromptflowError):
     """Generated text does not fit the fields of its signature."""
+
+
+class ValueRefused(ParseError):
+    """A whole value was written, and its type refuses it: another try may give another."""
 
 
 class StoreError(PromptflowError):

@@ -16,17 +16,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from promptflow.engine.request import Choice, Completion, Part, Sampling, Slot, Text, TextEngine
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from promptflow.engine.request import (
+    Choice,
+    Completion,
+    Fill,
+    Part,
+    Sampling,
+    Slot,
+    Text,
+    TextEngine,
+)
 from promptflow.errors import TemplateError, UnknownField
 from promptflow.fields import Shape, TypedField, to_text
-from promptflow.sandbox import (
-    MAX_SOURCE,
-    Job,
-    Rendered,
-    RenderFailed,
-    render_here,
-    render_limited,
-)
 from promptflow.signatures import (
     begins_with_default,
     description_of,
@@ -41,6 +45,9 @@ REASONING = frozenset({"reasoning", "rationale"})
 
 MAX_TOKENS = 256
 """Tokens of a slot where nobody chose, and of reasoning likewise."""
+
+TYPED_TOKENS = 4096
+"""Tokens of a typed value that nothing limits where nobody chose, as far as the context goes."""
 
 Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
@@ -129,12 +136,12 @@ class _Turn:
 
 @dataclass(slots=True)
 class _Markers:
-    """Markers and what each stands for; that of a turn names its role."""
+    """Markers and what each stands for."""
 
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
-    meanings: list[str | Slot] = field(default_factory=list)
+    meanings: list[str | _Turn | Slot] = field(default_factory=list)
 
-    def mark(self, meaning: str | Slot) -> str:
+    def mark(self, meaning: str | _Turn | Slot) -> str:
         """Return a fresh marker."""
         self.meanings.append(meaning)
         return f"\x00{self.secret}.{len(self.meanings) - 1}\x00"
@@ -142,13 +149,11 @@ class _Markers:
     def split(self, text: str, layout: str) -> Iterator[str | _Turn | Slot]:
         """Return the text with what its markers mean. Raises TemplateError for a wrong use."""
         counts = [0] * len(self.meanings)
-        for number, piece in enumerate(re.split(f"\x00{self.secret}\\.([^\x00]*)\x00", text)):
-            if number % 2 and piece.startswith("turn:"):
-                yield _Turn(piece.removeprefix("turn:"))
-            elif number % 2 and piece.isdecimal() and int(piece) < len(counts):
+        for number, piece in enumerate(re.split(f"\x00{self.secret}\\.(\\d+)\x00", text)):
+            if number % 2:
                 counts[int(piece)] += 1
                 yield self.meanings[int(piece)]
-            elif number % 2 or self.secret in piece:
+            elif self.secret in piece:
                 raise TemplateError(
                     f"layout {layout!r} changes a value; write {{{{ field.value }}}}"
                 )
@@ -187,7 +192,7 @@ def render(
     if until is not None and until not in names:
         raise UnknownField(f"there is no output {until!r} to stop after; the outputs are {names}")
     written = outputs if until is None else outputs[: names.index(until) + 1]
-    slots = _Slots(signature, inputs, decoding, markers)
+    slots = _Slots(dict(written), inputs, decoding, markers)
     past, open_fields = _turns(signature, turns, markers)
     made = {
         "instructions": own_instructions(signature),
@@ -197,19 +202,31 @@ def render(
         "outputs": tuple(slots.field(name, info) for name, info in written),
         "fields": tuple(_described(name, info) for name, info in outputs),
         "reasons": bool(REASONING & set(names)),
+        "turn": lambda role: markers.mark(_Turn(role)),
     }
-    done = _rendered(layout, made, markers.secret)
-    pieces = list(markers.split(done.text, layout))
-    return _assembled(pieces, scaffold, done.stop, layout)
+    text, stop = _rendered(layout, made)
+    pieces = list(markers.split(text, layout))
+    return _assembled(pieces, scaffold, stop, layout)
 
 
 def read(signature: Any, completion: Completion) -> dict[str, Any]:
     """Return the values of the outputs that were filled. Raises ParseError or its error."""
     if completion.error is not None:
         raise completion.error
-    outputs = signature.output_fields
-    fills = completion.fills
-    return {n: TypedField.of(n, outputs[n]).read(fills[n]) for n in outputs if n in fills}
+    values = {}
+    for name, info in signature.output_fields.items():
+        if (fill := completion.fills.get(name)) is not None:
+            typed = TypedField.of(name, info)
+            if typed.shape.written == "free":
+                fill = _without_label(fill, label_of(info))
+            values[name] = typed.read(fill)
+    return values
+
+
+def _without_label(fill: Fill, label: str) -> Fill:
+    """Return free text without its own label, which models repeat."""
+    text = fill.text.lstrip()
+    return replace(fill, text=text.removeprefix(label)) if text.startswith(label) else fill
 
 
 def layout_for(engine: TextEngine, chosen: str | Path | None = None) -> str:
@@ -239,7 +256,7 @@ def find_layout(layout: str | Path) -> Path:
 class _Slots:
     """Makes the output fields of one prompt."""
 
-    signature: Any
+    written: Mapping[str, Any]
     inputs: Mapping[str, Any]
     decoding: Decoding
     markers: _Markers
@@ -254,21 +271,35 @@ class _Slots:
         chosen = self.decoding
         if chosen.weigh and isinstance(constraint, Choice):
             constraint = replace(constraint, weighed=True)
-        default = chosen.reasoning_tokens if name in REASONING else chosen.max_tokens
         slot = Slot(
             name,
             constraint,
-            max_tokens=shape.tokens or default or MAX_TOKENS,
-            stop=() if constraint else (*self._labels(), *(chosen.stop or ())),
+            max_tokens=self._tokens(name, shape),
+            stop=() if constraint else (*self._stops(name, shape), *(chosen.stop or ())),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
+            fits=shape.written != "free" and not shape.is_small,
+            needs_text=constraint is None,
         )
         return _field(name, info, slot, self.markers, shape)
 
-    def _labels(self) -> tuple[str, ...]:
-        """Return the labels of all fields as stops: what follows one is not this field's."""
-        labels = (label_of(info) for info in self.signature.fields.values())
-        return tuple(f"\n{label}" for label in labels if label)
+    def _tokens(self, name: str, shape: Shape) -> int:
+        """Return the bound of a slot: a small value has its own, others share what was chosen."""
+        if shape.tokens is not None and shape.is_small:
+            return shape.tokens
+        chosen = self.decoding.max_tokens
+        if name in REASONING:
+            return self.decoding.reasoning_tokens or MAX_TOKENS
+        if shape.written == "free":
+            return chosen or MAX_TOKENS
+        return min(chosen or TYPED_TOKENS, shape.tokens or TYPED_TOKENS)
+
+    def _stops(self, name: str, shape: Shape) -> tuple[str, ...]:
+        """Return what ends free text: the label of an output that follows, or code's fence."""
+        names = list(self.written)
+        later = (label_of(self.written[other]) for other in names[names.index(name) + 1 :])
+        fence = ("\n```",) if shape.kind == "code" else ()
+        return (*fence, *(f"\n{label}" for label in later if label))
 
 
 def _described(name: str, info: Any) -> Field:
@@ -359,40 +390,25 @@ def _without_results(value: Any) -> Any:
     return value.model_copy(update={RESULTS: None})
 
 
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+_ENVIRONMENT.globals.clear()
+
+
 @functools.lru_cache(maxsize=64)
-def _source(path: Path, mtime_ns: int, size: int) -> str:
-    if size > MAX_SOURCE:
-        raise TemplateError(f"layout {path}: {size:,} bytes are over {MAX_SOURCE:,}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"layout {path}: it cannot be read as UTF-8: {error}") from error
+def _template(path: Path, mtime_ns: int) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(path.read_text(encoding="utf-8"))
 
 
-def _rendered(layout: str, seen: Mapping[str, Any], secret: str) -> Rendered:
-    """Return the text of a layout and the stops that it sets.
-
-    A layout that is not of this package is a program from a stranger: it runs under limits.
-    """
+def _rendered(layout: str, context: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a layout and the stops that it sets."""
     path = find_layout(layout)
-    status = path.stat()
-    source = _source(path, status.st_mtime_ns, status.st_size)
     try:
-        if path.resolve().parent == FOLDER:
-            return render_here(Job("layout", source, seen, secret))
-        return render_limited(Job("layout", source, _as_data(seen), secret))
-    except RenderFailed as error:
-        where = f"{path}:{error.line}" if error.line else str(path)
+        module = _template(path, path.stat().st_mtime_ns).make_module(dict(context))
+        return str(module), tuple(getattr(module, "stop", ()))
+    except (jinja2.TemplateError, TypeError, ValueError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
         raise TemplateError(f"layout {where}: {error}") from error
-
-
-def _as_data(seen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a template sees as JSON data."""
-    shown = {}
-    for name, value in seen.items():
-        several = isinstance(value, list | tuple)
-        shown[name] = [asdict(one) for one in value] if several else value
-    return shown
 
 
 def _assembled(

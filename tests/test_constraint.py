@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.constraint import MAX_BYTES, Constraints, Matcher, byte_tokenizer
+from promptflow.engine.constraint import MAX_BYTES, Constraints, Matcher, Walks, byte_tokenizer
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.prefix import common
 from promptflow.engine.request import Choice, Constraint, Json, Lark, Regex, Substring
@@ -387,9 +387,23 @@ def test_what_cannot_be_compiled_is_an_error_that_says_why_and_where(constraint,
     assert str(caught.value).startswith("slot 'answer': ")
 
 
-def test_a_lark_grammar_takes_no_lead():
-    with pytest.raises(ConstraintError, match="lead=''"):
-        start(Lark('start: "a"'), " ")
+def test_a_lark_grammar_follows_its_lead():
+    grammar = Lark('start: T ("," start)?\nT: /[a-z]+/ & /.{2}/')
+    matcher = start(grammar, " ")
+    for number, byte in enumerate(b" ab,cd"):
+        assert matcher.allowed()[byte]
+        assert not matcher.can_end(number) or number == 3
+        matcher.consume(byte)
+    assert not matcher.allowed()[ord("e")]
+
+
+def test_walks_write_whole_texts_of_a_constraint():
+    walks = Walks(seed=1)
+    texts = {walks.text(Regex("(é|b){2,3}")) for _ in range(40)}
+    assert len(texts) > 4
+    assert all(re.fullmatch("(é|b){2,3}", text) for text in texts)
+    with pytest.raises(ConstraintDeadEnd, match="no end"):
+        walks.text(Regex("a{4000}b"), 20)
 
 
 @pytest.mark.parametrize(

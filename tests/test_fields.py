@@ -6,17 +6,19 @@ import enum
 import json
 import re
 import uuid
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Optional
 
-import jsonschema
+import dspy
 import pytest
-from pydantic import BaseModel, Field, HttpUrl, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from promptflow.engine.request import Choice, Fill, Json, Regex, Substring
+from promptflow.engine.constraint import Constraints, byte_tokenizer
+from promptflow.engine.request import Choice, Fill, Lark, Regex, Substring
 from promptflow.errors import ParseError, UnknownField, UnsupportedType
 from promptflow.fields import Quote, TypedField, to_text
+
+BYTES = Constraints(byte_tokenizer(), 257)
 
 
 def field(annotation: Any, name: str = "x") -> TypedField:
@@ -121,12 +123,18 @@ def test_choices_and_free_text(annotation: Any, constraint: Any):
 @pytest.mark.parametrize(
     ("annotation", "good", "bad"),
     [
-        (int, ["0", "-7", "999999999999999"], ["007", "1.5", "", "1234567890123456"]),
-        (float, ["0.5", "12", "-3.25"], ["1e9", ".5", "1.", "0.1234567"]),
-        (datetime.date, ["2000-02-29", "1999-12-31"], ["1900-02-29", "2023-02-30", "0000-01-01"]),
-        (datetime.time, ["23:59", "00:00:01"], ["24:00", "7:00"]),
+        (int, ["0", "-7", "11234567890123456", "9" * 40], ["007", "1.5", "", "-0", "9" * 41]),
+        (float, ["0.5", "12", "-3.25", "6.02e23", "0.00000042", "1E-300"], [".5", "1.", "1e400"]),
+        (datetime.date, ["2000-02-29", "0079-08-24"], ["1900-02-29", "2023-02-30", "0000-01-01"]),
+        (datetime.time, ["23:59", "00:00:01.5", "14:30Z"], ["24:00", "7:00"]),
+        (
+            datetime.datetime,
+            ["2024-05-01T14:30:00+09:00", "2024-05-01 14:30"],
+            ["2024-05-01T25:00"],
+        ),
         (Annotated[str, Field(max_length=3)], ["abc"], ["abcd", "a\nb", ""]),
         (Annotated[str, Field(pattern="^[A-Z]{2}$")], ["AB"], ["ab", "ABC"]),
+        (Annotated[int, Field(ge=10**16)], [str(10**16), "9" * 40], [str(10**16 - 1), "-1"]),
     ],
 )
 def test_patterns_admit_what_parses_and_nothing_else(annotation: Any, good: list, bad: list):
@@ -139,88 +147,89 @@ def test_patterns_admit_what_parses_and_nothing_else(annotation: Any, good: list
         assert not re.fullmatch(constraint.pattern, text), text
 
 
-def schema_of(annotation: Any) -> dict:
-    constraint = field(annotation).constraint({})
-    assert isinstance(constraint, Json)
-    return json.loads(constraint.schema)
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (int, ["Order", "11234567890123456"][1], 11234567890123456),
+        (int, "4111111111111111", 4111111111111111),
+        (list[int], "[1234567890123456789, -1]", [1234567890123456789, -1]),
+        (float, "0.00000042", 4.2e-7),
+        (float, "6.02e23", 6.02e23),
+        (list[float], "[6.02e23, 4.2E-7]", [6.02e23, 4.2e-7]),
+        (decimal.Decimal, "1.10", decimal.Decimal("1.10")),
+        (
+            datetime.datetime,
+            "2024-05-01T14:30:00+09:00",
+            datetime.datetime(
+                2024, 5, 1, 14, 30, tzinfo=datetime.timezone(datetime.timedelta(hours=9))
+            ),
+        ),
+    ],
+)
+def test_no_digit_and_no_zone_is_lost(annotation: Any, text: str, value: Any):
+    read = field(annotation).parse(text)
+    assert read == value
+    if isinstance(value, datetime.datetime):
+        assert read.utcoffset() == value.utcoffset()
 
 
-def test_schemas_are_bounded_and_keep_the_order_of_fields():
-    schema = schema_of(Person)
-    assert list(schema["properties"]) == ["name", "age", "home", "tags"]
-    assert schema["properties"]["age"] == {"minimum": 0, "maximum": 130, "type": "integer"}
-    assert schema["properties"]["name"]["maxLength"] <= 200
-    assert schema["properties"]["tags"]["maxItems"] <= 16
-    assert schema["additionalProperties"] is False
-    assert "$ref" not in json.dumps(schema)
-
-
-def test_limits_of_the_type_win_over_the_default_ones():
-    items = schema_of(Annotated[list[Annotated[str, Field(max_length=900)]], Field(max_length=40)])
-    assert items["maxItems"] == 40
-    assert items["items"]["maxLength"] == 900
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [(float, "1e999"), (float, "-2e400"), (float, "1e-400"), (list[float], "[1e999]")],
+)
+def test_a_number_beyond_a_float_is_an_error(annotation: Any, text: str):
+    with pytest.raises(ParseError, match="a float cannot hold it"):
+        field(annotation).parse(text)
 
 
 @pytest.mark.parametrize(
     ("annotation", "value"),
     [
         (Person, {"name": "", "age": 5, "home": {"city": "x", "founded": None}, "tags": []}),
-        (Tree, {"name": "a", "children": [{"name": "b", "children": []}]}),
-        (dict[str, Any], {"a": 1.5, "b": ["x", None], "c": True}),
+        (Person, {"name": "n" * 300, "age": 5, "home": {"city": "x"}, "tags": ["t" * 90] * 40}),
+        (Tree, {"name": "a", "children": [{"name": "b", "children": [{"name": "c"}]}]}),
+        (dict[str, Any], {"a": 1.5, "b": ["x", None, {"d": {}}], "c": True}),
+        (dict[str, str], {str(n): "v" * 200 for n in range(20)}),
+        (list[str], [f"month {n}" for n in range(12)]),
         (list[Mood], ["good", 2]),
-        (dict[Literal["a", "b"], int], {"a": 1}),
         (list[datetime.date], ["2024-02-29"]),
         (Optional[int], None),  # noqa: UP045
-        (Annotated[float, Field(gt=0, lt=1)], 0.25),
+        (Optional[str], "two\nlines " * 60),  # noqa: UP045
     ],
 )
-def test_values_of_the_schema_parse(annotation: Any, value: Any):
-    schema = {k: v for k, v in schema_of(annotation).items() if k != "x-guidance"}
-    jsonschema.validate(value, schema)
-    TypeAdapter(annotation).validate_python(field(annotation).parse(json.dumps(value)))
+def test_nothing_limits_what_the_type_does_not(annotation: Any, value: Any):
+    shape = field(annotation).shape
+    assert isinstance(shape.constraint, Lark)
+    matcher = BYTES.start(shape.constraint, " ", "x")
+    text = json.dumps(value, ensure_ascii=False)
+    for byte in f" {text}".encode():
+        matcher.consume(byte)
+    assert matcher.can_end(len(text.encode()) + 1)
+    TypeAdapter(annotation).validate_python(field(annotation).parse(text))
 
 
-def test_the_budget_covers_the_longest_value():
-    shape = field(Person).shape
-    assert shape.tokens is not None
-    longest = {
-        "name": "n" * 200,
-        "age": 130,
-        "home": {"city": "c" * 200, "founded": "2024-02-29"},
-        "tags": ["t" * 200] * 16,
-    }
-    schema = json.loads(shape.constraint.schema)
-    limit = schema["properties"]["tags"]
-    longest["tags"] = ["t" * limit["items"]["maxLength"]] * limit["maxItems"]
-    longest["name"] = "n" * schema["properties"]["name"]["maxLength"]
-    longest["home"]["city"] = "c" * schema["properties"]["home"]["properties"]["city"]["maxLength"]
-    keys = sum(len(key) for key in ("name", "age", "home", "city", "founded", "tags"))
-    assert len(json.dumps(longest)) - keys <= shape.tokens + 30
-
-
-def test_the_budget_covers_scripts_whose_characters_are_several_tokens():
+def test_a_bound_is_what_the_type_bounds():
     class Name(BaseModel):
         name: str = Field(max_length=16)
 
-    assert (field(Name).shape.tokens or 0) >= len('{"name": ""}') // 2 + 4 * 16
+    assert (field(Name).shape.tokens or 0) >= len('{"name": ""}') + 4 * 16
+    assert field(Person).shape.tokens is None
+    assert field(list[int]).shape.tokens is None
+    assert field(int).shape.is_small
 
 
-@pytest.mark.parametrize(
-    ("annotation", "says"),
-    [
-        (bytes, "bytes"),
-        (Callable[[], int], "Callable"),
-        (HttpUrl, "uri"),
-        (dict[int, str], "int"),
-        (Endless, "without end"),
-        (Annotated[str, Field(pattern=r"(?=a)b")], "looks around"),
-        (re.Pattern, "regex"),
-    ],
-)
-def test_a_type_that_cannot_be_constrained_is_named(annotation: Any, says: str):
-    with pytest.raises(UnsupportedType, match=says) as caught:
-        field(annotation, "when").constraint({})
-    assert "'when'" in str(caught.value)
+def test_a_picture_of_the_values():
+    assert field(Person).shape.sketch == (
+        '{"name": text, "age": integer, "home": {"city": text, "founded": date or null}, '
+        '"tags": [text, ...]}'
+    )
+    assert field(Tree).shape.sketch == '{"name": text, "children": [..., ...]}'
+    assert field(dict[str, int]).shape.sketch == "{text: integer}"
+
+
+def test_a_type_without_finite_values_is_named():
+    with pytest.raises(UnsupportedType, match="without end"):
+        field(Endless).constraint({})
 
 
 def test_quotes_come_from_their_field():
@@ -233,21 +242,45 @@ def test_quotes_come_from_their_field():
 
 
 @pytest.mark.parametrize(
-    ("annotation", "text", "value"),
+    ("annotation", "text"),
     [
-        (list[int], "[1, 2, 3", [1, 2]),
-        (list[str], '["ab", "c', ["ab", "c"]),
-        (dict[str, Any], '{"a": 1, "b": {"c"', {"a": 1, "b": {}}),
-        (int, "12", 12),
+        (list[int], "[1, 2, 3"),
+        (list[str], '["ab", "c'),
+        (Person, '{"name": "Ada'),
+        (int, "12"),
+        (Literal["a", "ab"], "a"),
+        (Annotated[str, Field(max_length=9)], "abc"),
     ],
 )
-def test_a_value_that_was_cut_is_closed(annotation: Any, text: str, value: Any):
-    assert field(annotation).read(Fill(text, "length")) == value
-
-
-def test_a_cut_value_without_its_fields_says_to_raise_max_tokens():
+def test_a_value_that_was_cut_is_an_error_that_names_the_limit(annotation: Any, text: str):
     with pytest.raises(ParseError, match="max_tokens"):
-        field(Person).read(Fill('{"name": "Ada', "length"))
+        field(annotation).read(Fill(text, "length"))
+
+
+def test_free_text_that_was_cut_stays():
+    assert field(str).read(Fill("and so", "length")) == "and so"
+
+
+def test_a_key_that_stands_there_twice_is_an_error():
+    assert field(dict[str, int]).parse('{"a": 1, "a": 1}') == {"a": 1}
+    with pytest.raises(ParseError, match="'a' stands there twice"):
+        field(dict[str, int]).parse('{"a": 1, "a": 2}')
+
+
+@pytest.mark.parametrize(
+    "text", ["x = 1\ny = 2", "```python\nx = 1\ny = 2\n```", "```\nx = 1\ny = 2"]
+)
+def test_code_is_text_without_its_fence(text: str):
+    typed = field(dspy.Code["python"])
+    assert typed.constraint({}) is None
+    assert typed.shape.kind == "code"
+    assert typed.read(Fill(text, "stop")).code == "x = 1\ny = 2"
+
+
+def test_reasoning_is_text():
+    typed = field(dspy.Reasoning)
+    assert typed.constraint({}) is None
+    assert typed.read(Fill(" because\n\nso ", "stop")).content == "because\n\nso"
 
 
 def test_wrong_text_is_a_parse_error():

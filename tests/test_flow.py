@@ -364,8 +364,8 @@ def test_random_text_under_constraints_always_parses():
     lm = pf.load("fake", engine=engine)
     predict = pf.Predict(
         "q -> level: Literal['low', 'high'], year: int, share: float(ge=0, le=1), day: date, "
-        "tags: list[str](max_length=3), extra: dict[str, int], note: str(max_length=12)",
-        max_tokens=8,
+        "tags: list[str(max_length=9)](max_length=3), extra: dict[Literal['a', 'b'], int], "
+        "note: str(max_length=12)",
         layout="completion",
     )
     results = run_many(predict, [{"q": str(n)} for n in range(12)], lm=lm)

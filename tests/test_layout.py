@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,33 @@ def test_the_program_writes_labels_and_the_model_fills_slots():
     assert level.constraint == Choice(("low", "high"))
     assert isinstance(page.constraint, Regex)
     assert {slot.lead for slot in slots(parts)} == {" "}
-    assert "\nLevel:" in answer.stop
-    assert "\nQuestion:" in answer.stop
+    assert answer.stop == ("\nLevel:", "\nPage:")
+    assert answer.needs_text
+
+
+def test_only_a_label_that_can_still_follow_ends_free_text():
+    spec = signature("title, year -> plan, card, shelf")
+    given = {"title": "T", "year": 1, "plan": "P"}
+    card, shelf = slots(rendered(spec, given))
+    assert card.stop == ("\nShelf:",)
+    assert shelf.stop == ()
+    [plan] = slots(rendered(spec, {"title": "T", "year": 1}, until="plan"))
+    assert plan.stop == ()
+
+
+def test_free_text_without_its_own_label():
+    spec = signature("q -> answer, level: Literal['low', 'high']")
+    fills = {"answer": Fill("\nAnswer: 42\nAnswer: 43", "stop"), "level": Fill("low", "constraint")}
+    assert layout.read(spec, Completion(fills=fills))["answer"] == "42\nAnswer: 43"
+
+
+def test_small_values_have_their_own_bound_and_others_take_what_was_chosen():
+    spec = signature("q -> day: date, texts: list[str], short: list[int](max_length=3), free")
+    found = slots(rendered(spec, {"q": ""}))
+    assert [slot.max_tokens for slot in found][1:] == [4096, 137, 256]
+    assert [slot.fits for slot in found] == [False, True, True, False]
+    assert found[0].max_tokens < 32
+    assert [slot.max_tokens for slot in slots(rendered(spec, {"q": ""}, max_tokens=40))][1] == 40
 
 
 def test_only_the_scaffold_is_trusted():
@@ -150,7 +175,7 @@ def test_a_long_output_stays_where_its_slot_was():
 def test_missing_inputs_and_types_are_named():
     with pytest.raises(UnknownField, match="question"):
         rendered(inputs={"passage": "x"})
-    spec = signature("a -> blob: Blob", types={"Blob": bytes})
+    spec = signature("a -> blob: Blob", types={"Blob": Callable[[], int]})
     with pytest.raises(UnsupportedType, match="'blob'"):
         rendered(spec, {"a": "x"})
 
@@ -214,54 +239,6 @@ FILLED = "{% for f in outputs %}{{ f.label }} {{ f.value }}{% endfor %}"
 def test_a_wrong_layout_says_what_is_wrong(tmp_path: Path, template: str, says: str):
     with pytest.raises(TemplateError, match=says):
         rendered(layout=write(tmp_path, template))
-
-
-def test_a_layout_of_ones_own_writes_what_the_bundled_one_does(tmp_path: Path):
-    """Text for text, with demos, typed outputs and a given output, in its limited process."""
-    demos = [{**INPUTS, "answer": "A", "level": "low", "page": 3}]
-    for name in ("chat", "completion"):
-        mine = tmp_path / f"{name}-mine.jinja"
-        mine.write_text((layout.FOLDER / f"{name}.jinja").read_text())
-        for inputs in (INPUTS, {**INPUTS, "answer": "a\nb"}):
-            for shown in ((), demos):
-                bundled = rendered(inputs=inputs, demos=shown, layout=name)
-                assert rendered(inputs=inputs, demos=shown, layout=mine) == bundled
-
-
-def test_only_strangers_are_rendered_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(layout, "render_limited", lambda job: pytest.fail("not here"))
-    rendered()
-    rendered(layout=layout.FOLDER / "chat.jinja")
-    inside = tmp_path / "chat.jinja"
-    inside.write_text("{{ 9**9 }}")
-    with pytest.raises(pytest.fail.Exception, match="not here"):
-        rendered(layout=inside)
-
-
-@pytest.mark.parametrize(
-    ("template", "line"),
-    [
-        ("\n{{ 9**(9**9) }}", 2),
-        ("{% for i in range(10**9) %}{% endfor %}", 1),
-        ("{{ 'x' * 10**10 }}", 1),
-        ("{% macro f() %}{{ f() }}{% endmacro %}\n{{ f() }}", 1),
-        ("\n\n{{ ''.__class__.__mro__ }}", 3),
-        ("{{ inputs.append(1) }}", 1),
-        ("{{ inputs[0].update(value='x') }}", 1),
-    ],
-)
-def test_a_hostile_layout_is_an_error_with_its_line(tmp_path: Path, template: str, line: int):
-    path = tmp_path / "hostile.jinja"
-    path.write_text(template)
-    with pytest.raises(TemplateError, match=re.escape(f"layout {path}:{line}: ")):
-        rendered(layout=path)
-
-
-def test_a_forged_marker_is_refused(tmp_path: Path):
-    path = tmp_path / "forged.jinja"
-    path.write_text("{{ turn('x').replace('turn:x', '999') }}{{ outputs[0].value }}")
-    with pytest.raises(TemplateError, match="changes a value"):
-        rendered(layout=path)
 
 
 def test_an_unknown_layout_names_the_bundled_ones():

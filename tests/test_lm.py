@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,7 +294,7 @@ def test_an_output_that_cannot_be_constrained_is_named_through_dspy():
 
     class Blob(dspy.Signature):
         text: str = dspy.InputField()
-        blob: bytes = dspy.OutputField()
+        blob: re.Pattern = dspy.OutputField()
 
     with (
         dspy.context(lm=lm, adapter=pf.SlotAdapter()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import re
 import time
 from collections import OrderedDict
@@ -52,16 +53,23 @@ _REMEDIES: dict[type, str] = {
 
 
 def grammar(constraint: Constraint, lead: str) -> str:
-    """Return the Lark grammar of ``lead`` followed by ``constraint``.
+    """Return the grammar of ``lead`` followed by ``constraint``, as llguidance takes it.
 
     Raises ConstraintError for a schema, pattern or list of options outside the limits.
     """
-    start = f"{_quoted(lead)} body" if lead else "body"
+    text = _lark(constraint, lead)
+    if isinstance(constraint, Lark) and lead:
+        body = {"name": "body", "lark_grammar": text}
+        return json.dumps({"grammars": [{"lark_grammar": f"start: {_quoted(lead)} @body"}, body]})
+    made: str = llguidance.LLMatcher.grammar_from_lark(text)
+    return made
+
+
+def _lark(constraint: Constraint, lead: str) -> str:
     if isinstance(constraint, Lark):
         _check_size(constraint.grammar, MAX_BYTES)
-        if lead:
-            raise ConstraintError("a Lark constraint writes its own lead: give the slot lead=''")
         return constraint.grammar
+    start = f"{_quoted(lead)} body" if lead else "body"
     return f"start: {start}\n{_body(constraint)}\n"
 
 
@@ -347,7 +355,7 @@ class Constraints:
         key = (constraint, lead)
         compiled = self._compiled.get(key)
         if compiled is None:
-            text = llguidance.LLMatcher.grammar_from_lark(grammar(constraint, lead))
+            text = grammar(constraint, lead)
             compiled = llguidance.LLMatcher(self._tokenizer, text, log_level=0)
             if compiled.is_error():
                 raise ConstraintError(_refusal(type(constraint), compiled.get_error()))
@@ -356,6 +364,43 @@ class Constraints:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
         return compiled
+
+
+class Walks:
+    """Random walks through constraints, byte by byte: what a model without any sense writes."""
+
+    def __init__(self, seed: int = 0) -> None:
+        """Start from ``seed``."""
+        self._random = random.Random(seed)
+        self._constraints = Constraints(byte_tokenizer(), 257)
+
+    def text(self, constraint: Constraint, most: int = 400) -> str:
+        """Return a text of the constraint; after ``most`` bytes it ends as soon as it can.
+
+        Raises ConstraintError, and ConstraintDeadEnd where it finds no end.
+        """
+        matcher = self._constraints.start(constraint, "", "walk")
+        written = bytearray()
+        while not matcher.must_end() and len(written) < 40 * most:
+            ending = len(written) >= most
+            if matcher.can_end(len(written)) and (ending or self._random.random() < 0.3):
+                break
+            matcher.consume(step := self._step(matcher.allowed(), ending))
+            written.append(step)
+        if not matcher.can_end(len(written)):
+            raise ConstraintDeadEnd(f"no end after {len(written):,} bytes")
+        return written.decode()
+
+    def _step(self, allowed: NDArray[np.bool_], ending: bool) -> int:
+        """Return a byte: often one that closes something, seldom one beyond ASCII."""
+        choices = np.flatnonzero(allowed[:256])
+        closing = [byte for byte in choices if byte in b'"]} ']
+        if closing and self._random.random() < (0.9 if ending else 0.25):
+            return int(self._random.choice(closing))
+        plain = [byte for byte in choices if 32 <= byte < 127]
+        if plain and self._random.random() < 0.9:
+            return int(self._random.choice(plain))
+        return int(self._random.choice(choices))
 
 
 class _ByteVocabulary:

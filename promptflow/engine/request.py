@@ -144,6 +144,7 @@ class Slot:
     removed, once and exactly, where the model wrote it. ``logprobs`` counts the alternatives
     reported for each sampled token: None is off, 0 is the chosen token alone. ``ignore_eos`` keeps
     the model from ending the slot while it could go on. ``beam`` searches instead of sampling.
+    Where a slot ``needs_text``, a stop string counts only after something that is not blank.
 
     ``max_tokens`` is a bound, and no cells are set aside for it. Where the context has no room for
     that many after the request's texts and other slots, the request is refused; unless the slot
@@ -163,6 +164,7 @@ class Slot:
     beam: Beam | None = None
     fits: bool = False
     least: int = 1
+    needs_text: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a slot that could not end, and a search that samples."""
@@ -410,12 +412,6 @@ class TextEngine(Protocol):
 
     def stats(self) -> Stats:
         """Return the totals so far."""
-
-    def renew(self, *, exact: bool = False) -> bool:
-        """Forget all that was seen, so that answers depend on what follows; False while busy.
-
-        ``exact``: what follows is answered from the requests alone, in any process.
-        """
 
     def close(self) -> None:
         """Stop the engine; idempotent."""

@@ -183,6 +183,7 @@ class Filling:
             at
             for stop in self._stops
             if (at := self.text.find(stop, max(0, len(self.text) - fresh - len(stop) + 1))) >= 0
+            and (not self.slot.needs_text or self.text[:at].strip())
         ]
         if ends:
             self._end("stop", min(ends))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from promptflow.fields import Confined
 
 
 def confined(signature: Any, field: str, options: Sequence[str]) -> Any:
@@ -14,10 +14,4 @@ def confined(signature: Any, field: str, options: Sequence[str]) -> Any:
     For one call: ``predict.call(signature=confined(...), ...)``. The options decide which tokens
     are allowed and are not shown in the prompt, so calls with other options share its prefix.
     """
-    pattern = "|".join(_literal(option) for option in options)
-    return signature.with_updated_fields(field, type_=Annotated[str, Field(pattern=pattern)])
-
-
-def _literal(text: str) -> str:
-    """Return the regex of one text, free of what llguidance or ``fields`` read otherwise."""
-    return "".join(c if c.isalnum() or c == " " else f"\\x{{{ord(c):x}}}" for c in text)
+    return signature.with_updated_fields(field, type_=Annotated[str, Confined(tuple(options))])
