@@ -16,9 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from promptflow.engine.request import (
     Choice,
     Completion,
@@ -31,6 +28,14 @@ from promptflow.engine.request import (
 )
 from promptflow.errors import TemplateError, UnknownField
 from promptflow.fields import Shape, TypedField, to_text
+from promptflow.sandbox import (
+    MAX_SOURCE,
+    Job,
+    Rendered,
+    RenderFailed,
+    render_here,
+    render_limited,
+)
 from promptflow.signatures import (
     begins_with_default,
     description_of,
@@ -136,12 +141,12 @@ class _Turn:
 
 @dataclass(slots=True)
 class _Markers:
-    """Markers and what each stands for."""
+    """Markers and what each stands for; that of a turn names its role."""
 
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
-    meanings: list[str | _Turn | Slot] = field(default_factory=list)
+    meanings: list[str | Slot] = field(default_factory=list)
 
-    def mark(self, meaning: str | _Turn | Slot) -> str:
+    def mark(self, meaning: str | Slot) -> str:
         """Return a fresh marker."""
         self.meanings.append(meaning)
         return f"\x00{self.secret}.{len(self.meanings) - 1}\x00"
@@ -149,11 +154,13 @@ class _Markers:
     def split(self, text: str, layout: str) -> Iterator[str | _Turn | Slot]:
         """Return the text with what its markers mean. Raises TemplateError for a wrong use."""
         counts = [0] * len(self.meanings)
-        for number, piece in enumerate(re.split(f"\x00{self.secret}\\.(\\d+)\x00", text)):
-            if number % 2:
+        for number, piece in enumerate(re.split(f"\x00{self.secret}\\.([^\x00]*)\x00", text)):
+            if number % 2 and piece.startswith("turn:"):
+                yield _Turn(piece.removeprefix("turn:"))
+            elif number % 2 and piece.isdecimal() and int(piece) < len(counts):
                 counts[int(piece)] += 1
                 yield self.meanings[int(piece)]
-            elif self.secret in piece:
+            elif number % 2 or self.secret in piece:
                 raise TemplateError(
                     f"layout {layout!r} changes a value; write {{{{ field.value }}}}"
                 )
@@ -202,11 +209,10 @@ def render(
         "outputs": tuple(slots.field(name, info) for name, info in written),
         "fields": tuple(_described(name, info) for name, info in outputs),
         "reasons": bool(REASONING & set(names)),
-        "turn": lambda role: markers.mark(_Turn(role)),
     }
-    text, stop = _rendered(layout, made)
-    pieces = list(markers.split(text, layout))
-    return _assembled(pieces, scaffold, stop, layout)
+    done = _rendered(layout, made, markers.secret)
+    pieces = list(markers.split(done.text, layout))
+    return _assembled(pieces, scaffold, done.stop, layout)
 
 
 def read(signature: Any, completion: Completion) -> dict[str, Any]:
@@ -390,25 +396,40 @@ def _without_results(value: Any) -> Any:
     return value.model_copy(update={RESULTS: None})
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-_ENVIRONMENT.globals.clear()
-
-
 @functools.lru_cache(maxsize=64)
-def _template(path: Path, mtime_ns: int) -> jinja2.Template:
-    return _ENVIRONMENT.from_string(path.read_text(encoding="utf-8"))
-
-
-def _rendered(layout: str, context: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Return the text of a layout and the stops that it sets."""
-    path = find_layout(layout)
+def _source(path: Path, mtime_ns: int, size: int) -> str:
+    if size > MAX_SOURCE:
+        raise TemplateError(f"layout {path}: {size:,} bytes are over {MAX_SOURCE:,}")
     try:
-        module = _template(path, path.stat().st_mtime_ns).make_module(dict(context))
-        return str(module), tuple(getattr(module, "stop", ()))
-    except (jinja2.TemplateError, TypeError, ValueError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"layout {path}: it cannot be read as UTF-8: {error}") from error
+
+
+def _rendered(layout: str, seen: Mapping[str, Any], secret: str) -> Rendered:
+    """Return the text of a layout and the stops that it sets.
+
+    A layout that is not of this package is a program from a stranger: it runs under limits.
+    """
+    path = find_layout(layout)
+    status = path.stat()
+    source = _source(path, status.st_mtime_ns, status.st_size)
+    try:
+        if path.resolve().parent == FOLDER:
+            return render_here(Job("layout", source, seen, secret))
+        return render_limited(Job("layout", source, _as_data(seen), secret))
+    except RenderFailed as error:
+        where = f"{path}:{error.line}" if error.line else str(path)
         raise TemplateError(f"layout {where}: {error}") from error
+
+
+def _as_data(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a template sees as JSON data."""
+    shown = {}
+    for name, value in seen.items():
+        several = isinstance(value, list | tuple)
+        shown[name] = [asdict(one) for one in value] if several else value
+    return shown
 
 
 def _assembled(

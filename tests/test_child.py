@@ -14,14 +14,13 @@ def test_a_module_runs_from_any_folder_with_this_package(tmp_path: Path):
     (tmp_path / "promptflow" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder')")
     done = subprocess.run(
-        child.command("promptflow.engine.template"),
-        input=b'{"template": "{{ 1 + 1 }}"}',
+        [*child.command("promptflow"), "--version"],
         cwd=tmp_path,
         env=child.environment(),
         capture_output=True,
         check=True,
     )
-    assert done.stdout == b"2"
+    assert done.stdout.startswith(b"promptflow ")
 
 
 def test_the_environment_is_passed_on(monkeypatch):

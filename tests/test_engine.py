@@ -797,3 +797,66 @@ def test_a_model_may_run_in_this_process(tmp_path):
     )
     assert done.stdout.startswith("0 ['"), done.stderr
     assert done.returncode == 0, done.stderr
+
+
+# Renewed
+
+
+def test_a_renewed_engine_has_seen_nothing(fake):
+    first = fake.generate([ask("the same question again")])[0]
+    again = fake.generate([ask("the same question again")])[0]
+    assert again.usage.reused > 0 == first.usage.reused
+    assert fake.renew()
+    renewed = fake.generate([ask("the same question again")])[0]
+    assert (renewed.usage, renewed.text("a")) == (first.usage, first.text("a"))
+    assert (fake.renewals, fake.stats().restarts) == (1, 0)
+    assert fake.stats().requests == 3
+
+
+def test_an_engine_that_has_done_nothing_is_not_renewed(fake):
+    for _ in range(3):
+        assert fake.renew()
+        assert fake.count([Text("some words")]) > 0
+    assert fake.renewals == 0
+    fake.generate([ask()])
+    assert fake.renew()
+    assert fake.renew()
+    fake.generate([ask()])
+    assert fake.renewals == 1
+
+
+def test_an_engine_at_work_is_not_renewed(fake):
+    future = fake.submit(long())
+    assert not fake.renew()
+    assert future.cancel()
+    assert fake.generate([ask()])[0].text("a")
+
+
+def test_an_exact_engine_gives_equal_batches_whole(fake):
+    """More requests than may wait go in blocks: none follows when the clock says so."""
+    with Engine(FakeModel(), EngineOptions(max_waiting=4, max_running=2)) as engine:
+        requests = [ask(f"question {n % 3}") for n in range(11)]
+        expected = texts(engine.generate(requests))
+        assert engine.renew(exact=True)
+        told = []
+        found = engine.generate(requests, told.append)
+        assert texts(found) == expected
+        assert told == list(range(1, 12))
+        usages = [completion.usage for completion in found]
+        for _ in range(3):
+            assert engine.renew(exact=True)
+            assert [c.usage for c in engine.generate(requests)] == usages
+
+
+def test_a_renewed_child_answers_and_reads_no_prefix_where_it_is_exact():
+    with Engine(MODEL, EngineOptions(context=1024)) as engine:
+        text = "Kept on disk: " + " ".join(f"word {n}" for n in range(60))
+        engine.keep([Text(text)])
+        reused = []
+        for exact in (False, True, False):
+            assert engine.renew(exact=exact)
+            reused.append(engine.generate([ask(text)])[0].usage.reused)
+        assert reused[1] == 0
+        assert min(reused[0], reused[2]) > 60
+        assert engine.renewals == 3
+        assert engine.stats().restarts == 0

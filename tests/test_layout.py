@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,54 @@ FILLED = "{% for f in outputs %}{{ f.label }} {{ f.value }}{% endfor %}"
 def test_a_wrong_layout_says_what_is_wrong(tmp_path: Path, template: str, says: str):
     with pytest.raises(TemplateError, match=says):
         rendered(layout=write(tmp_path, template))
+
+
+def test_a_layout_of_ones_own_writes_what_the_bundled_one_does(tmp_path: Path):
+    """Text for text, with demos, typed outputs and a given output, in its limited process."""
+    demos = [{**INPUTS, "answer": "A", "level": "low", "page": 3}]
+    for name in ("chat", "completion"):
+        mine = tmp_path / f"{name}-mine.jinja"
+        mine.write_text((layout.FOLDER / f"{name}.jinja").read_text())
+        for inputs in (INPUTS, {**INPUTS, "answer": "a\nb"}):
+            for shown in ((), demos):
+                bundled = rendered(inputs=inputs, demos=shown, layout=name)
+                assert rendered(inputs=inputs, demos=shown, layout=mine) == bundled
+
+
+def test_only_strangers_are_rendered_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layout, "render_limited", lambda job: pytest.fail("not here"))
+    rendered()
+    rendered(layout=layout.FOLDER / "chat.jinja")
+    inside = tmp_path / "chat.jinja"
+    inside.write_text("{{ 9**9 }}")
+    with pytest.raises(pytest.fail.Exception, match="not here"):
+        rendered(layout=inside)
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        ("\n{{ 9**(9**9) }}", 2),
+        ("{% for i in range(10**9) %}{% endfor %}", 1),
+        ("{{ 'x' * 10**10 }}", 1),
+        ("{% macro f() %}{{ f() }}{% endmacro %}\n{{ f() }}", 1),
+        ("\n\n{{ ''.__class__.__mro__ }}", 3),
+        ("{{ inputs.append(1) }}", 1),
+        ("{{ inputs[0].update(value='x') }}", 1),
+    ],
+)
+def test_a_hostile_layout_is_an_error_with_its_line(tmp_path: Path, template: str, line: int):
+    path = tmp_path / "hostile.jinja"
+    path.write_text(template)
+    with pytest.raises(TemplateError, match=re.escape(f"layout {path}:{line}: ")):
+        rendered(layout=path)
+
+
+def test_a_forged_marker_is_refused(tmp_path: Path):
+    path = tmp_path / "forged.jinja"
+    path.write_text("{{ turn('x').replace('turn:x', '999') }}{{ outputs[0].value }}")
+    with pytest.raises(TemplateError, match="changes a value"):
+        rendered(layout=path)
 
 
 def test_an_unknown_layout_names_the_bundled_ones():

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import contextlib
 
-import jinja2
 import pytest
 
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.template import MAX_OUTPUT, render as in_sandbox, scaffold
+from promptflow.engine.template import scaffold
 from promptflow.errors import TemplateError
+from promptflow.sandbox import MAX_OUTPUT, Job, RenderFailed, render_here
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -66,6 +66,20 @@ def test_what_real_templates_use_is_there():
     assert last == "0113" + "20</s>[1, 2]False"
 
 
+def test_marks_for_those_who_train_are_rendered_without():
+    """As SmolLM3's template and others have them around what the assistant wrote."""
+    marked = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages %}{%- generation -%}"
+    ).replace("{% endfor %}", "{%- endgeneration %}{% endfor %}")
+    roles = ("system", "user", "assistant", "user")
+    assert "generation %}" in marked
+    assert render(marked, roles) == render(CHATML, roles)
+
+
+def test_repetition_is_bounded_not_forbidden():
+    assert render("{{ '=' * 20 }}{{ messages[0].content }}{{ 2 ** 10 }}") == ("=" * 20, "1024")
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -92,7 +106,7 @@ def test_contents_cannot_be_told_from_each_other():
     "template",
     [
         "{{ 9**(9**9) }}",
-        "{{ 9**9**9**9 }}",
+        "{{ 9**(9**9**9) }}",
         "{{ 'a' * 10**9 }}",
         "{{ 'a' * 1000000000 }}",
         "{{ [0] * 1000000000 }}",
@@ -165,15 +179,15 @@ def test_output_is_bounded():
 )
 def test_a_template_reaches_nothing_outside(payload):
     """In this process, since nothing here runs for long; forbidden attributes may be undefined."""
-    job = {"template": payload, "messages": [{"role": "user", "content": "c"}], "bos_token": ""}
+    context = {"messages": [{"role": "user", "content": "c"}], "bos_token": ""}
     text = ""
-    with contextlib.suppress(jinja2.TemplateError, TypeError, IndexError):
-        text = in_sandbox(job)
+    with contextlib.suppress(RenderFailed):
+        text = render_here(Job("chat", payload, context)).text
     assert text in ("", "[Undefined]")
 
 
 def test_a_long_template_is_refused_and_none_says_what_to_do():
-    with pytest.raises(TemplateError, match="a template of"):
+    with pytest.raises(TemplateError, match="300,025 characters are over"):
         render("{{ messages[0].content }}" + " " * 300_000)
     with pytest.raises(TemplateError, match="layout='completion'"):
         render("")

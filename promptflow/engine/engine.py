@@ -10,10 +10,12 @@ import atexit
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,9 @@ class Engine:
         self._host: Host | None = None
         self._past = Stats()  # of workers that have died
         self._latest = Stats()  # of the one that runs, as it last said
+        self._exact = self._used = self._retired = False
+        self.renewals = 0
+        self.renewal_seconds = 0.0
         self._scaffolds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._model = None if isinstance(model, str | Path) else model
         path = model if isinstance(model, str | Path) else None
@@ -87,14 +92,17 @@ class Engine:
 
     def _start(self) -> Host:
         """Start a worker. The lock is held."""
+        prefixes = self._settings["prefixes"]
+        settings = {**self._settings, "prefixes": prefixes and not self._exact}
         if self._model is not None:
-            host: Host = ThreadHost(self._settings, self._model)
+            host: Host = ThreadHost(settings, self._model)
         else:
             # What has crashed once is not tried again: later workers start with what survived.
-            host, self._settings = launch(self._settings)
+            host, settings = launch(settings)
+            self._settings = {**settings, "prefixes": prefixes}
             if not self.options.isolate:
                 host.close()  # it has shown that loading ends well
-                host = ThreadHost(self._settings)
+                host = ThreadHost(settings)
         threads = self._settings["load"]["threads"]
         self.info = ModelInfo(**{**describe(host.ready), "threads": threads})
         self._host = host
@@ -104,8 +112,9 @@ class Engine:
     def _lost(self, host: Host, error: EngineLost) -> None:
         """Fail what had started, and give what had not to a new worker."""
         with self._lock:
-            if self._host is host:
-                self._host = None
+            if self._host is not host and not self._closed:
+                return  # renew has ended it: nobody's loss
+            self._host = None
             if self._closed:
                 self._tickets.fail(EngineLost("the engine was closed"))
                 return
@@ -125,10 +134,36 @@ class Engine:
         """Return the worker's host, started anew if it died. The lock is held."""
         if self._closed:
             raise EngineLost("the engine was closed: make a new one")
-        if self._host is None:
+        if self._host is None and self._retired:
+            begun, self._retired = time.perf_counter(), False
+            self._start()
+            self.renewals += 1
+            self.renewal_seconds += time.perf_counter() - begun
+        elif self._host is None:
             self._restarts += 1
-            return self._start()
+            self._start()
+        assert self._host is not None
         return self._host
+
+    def renew(self, *, exact: bool = False) -> bool:
+        """End the worker; the next request starts one that has seen nothing.
+
+        Until the next ``renew``, an ``exact`` one answers from the requests alone: equal batches in
+        equal order give equal text in any process, since no prefix is read from disk and no batch
+        is mixed with another. Returns False, and does nothing, while requests are under way.
+        """
+        self._check_process()
+        with self._lock:
+            if self._tickets.is_busy:
+                return False
+            if self._closed or (exact == self._exact and not self._used):
+                return True
+            self._exact, self._used = exact, False
+            if self._host is not None:
+                self._past, self._latest = self._past + self._latest, Stats()
+                ended, self._host, self._retired = self._host, None, True
+                ended.close()
+        return True
 
     def close(self) -> None:
         """Stop the engine; whatever still runs ends with EngineLost. Idempotent."""
@@ -171,6 +206,7 @@ class Engine:
         self._check_process()
         with self._lock:
             host = self._running()
+            self._used = self._used or any("job" in message for message in messages)
             issued = self._tickets.issue(messages, on_delta)
             self._send_due(host)
             if self._tickets.in_line:
@@ -266,7 +302,13 @@ class Engine:
         ended so far. Ctrl-C cancels what is unfinished.
         """
         messages = [submission(request) for request in requests]
-        return [_completion(o) for o in self._gather(messages, on_done)] if messages else []
+        # What does not fit into the line follows when others have begun: the clock says when.
+        size = self.options.max_waiting if self._exact else max(1, len(messages))
+        outcomes: list[Any] = []
+        for start in range(0, len(messages), size):
+            told = None if on_done is None else partial(_told, on_done, start)
+            outcomes += self._gather(messages[start : start + size], told)
+        return [_completion(outcome) for outcome in outcomes]
 
     async def agenerate(self, requests: Sequence[Request]) -> list[Completion]:
         """Do what ``generate`` does without blocking the event loop.
@@ -364,6 +406,10 @@ class Engine:
         """Return the process number of the child, 0 where there is none."""
         host = self._host
         return 0 if host is None else host.pid
+
+
+def _told(on_done: Callable[[int], None], before: int, done: int) -> None:
+    on_done(before + done)
 
 
 def _outcome(data: Any) -> Outcome | EngineError:

@@ -103,6 +103,10 @@ class ScriptedEngine:
         )
         return Completion(fills, usage)
 
+    def renew(self, *, exact: bool = False) -> bool:
+        """Do nothing: answers follow from the requests."""
+        return True
+
     def submit(self, request: Request) -> Future[Completion]:
         """Answer at once."""
         future: Future[Completion] = Future()

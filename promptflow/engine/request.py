@@ -413,5 +413,11 @@ class TextEngine(Protocol):
     def stats(self) -> Stats:
         """Return the totals so far."""
 
+    def renew(self, *, exact: bool = False) -> bool:
+        """Forget all that was seen, so that answers depend on what follows; False while busy.
+
+        ``exact``: what follows is answered from the requests alone, in any process.
+        """
+
     def close(self) -> None:
         """Stop the engine; idempotent."""

@@ -88,6 +88,11 @@ class Tickets:
         """Return about how many have not been sent; settled ones may be among them."""
         return len(self._line)
 
+    @property
+    def is_busy(self) -> bool:
+        """Return whether somebody waits for anything."""
+        return bool(self._open)
+
     def due(self) -> dict[int, Message]:
         """Take out of the line what is to be sent now."""
         due: dict[int, Message] = {}
