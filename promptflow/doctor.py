@@ -11,8 +11,7 @@ import platform
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +24,7 @@ from promptflow.engine.options import EngineOptions
 from promptflow.engine.request import Request, Sampling, Slot, Text
 from promptflow.engine.tuned import BRANCHES, Choices, Tuned, recall
 from promptflow.errors import PromptflowError
+from promptflow.progress import status
 from promptflow.storage import cache_dir
 
 if TYPE_CHECKING:
@@ -125,7 +125,10 @@ class Report:
                 ("1 branch", f"{speed.alone:.0f} tokens/s"),
                 (f"{speed.branches} branches", f"{speed.together:.0f} tokens/s"),
             ]
-        rows += [("faiss", self.faiss or "failed"), ("embedder", self.embedder or "not here")]
+        rows += [
+            ("faiss", self.faiss or "failed"),
+            ("embedder", self.embedder or "see the warning"),
+        ]
         for name, folder in self.folders.items():
             rows.append((name, f"{folder.path} ({folder.size / 1e6:,.1f} MB)"))
         return rows
@@ -173,19 +176,19 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
         folders=_folders(),
     )
     warnings = _load_warnings(report.threads)
-    with status(progress) as say:
-        say("embedder and FAISS")
+    with status(progress) as show:
+        show("embedder and FAISS")
         faiss, embedder, faults = check_retrieval()
         warnings += faults
         report = replace(report, faiss=faiss, embedder=embedder)
         try:
-            say("loading the model")
+            show("loading the model")
             start = perf_counter()
             engine = Engine(model or first_here())
             try:
                 load = _load(engine, engine.options, perf_counter() - start)
                 threads = replace(report.threads, used=engine.info.threads)
-                say(f"prefill, 1 branch, {BRANCHES} branches")
+                show(f"prefill, 1 branch, {BRANCHES} branches")
                 report = replace(report, load=load, threads=threads, speed=measure(engine))
                 if not load.survives:
                     warnings.append(_advice(load))
@@ -285,18 +288,6 @@ def _folders() -> dict[str, Folder]:
     below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     named = {"cache": root, **{f"cache: {path.name}": path for path in below}}
     return {name: Folder(str(path), folder_size(path)) for name, path in named.items()}
-
-
-@contextmanager
-def status(shown: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that shows what is being done; silent where stderr is no terminal."""
-    if not (shown and sys.stderr.isatty()):
-        yield lambda what: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda what: status.update(what)
 
 
 def check_retrieval() -> tuple[str | None, str | None, list[str]]:

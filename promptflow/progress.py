@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from promptflow.terminal import visible
 
 
 class Show(Protocol):
@@ -51,8 +53,8 @@ def bars(shown: bool = True, *, in_bytes: bool = False) -> Iterator[Show]:
 
         def show(title: str, done: float, total: float, note: str = "") -> None:
             if title not in tasks:
-                tasks[title] = drawn.add_task(title, total=total)
-            text = f"{title} {note}".strip()
+                tasks[title] = drawn.add_task("", total=total)
+            text = visible(f"{title} {note}".strip(), in_line=True)
             drawn.update(tasks[title], completed=min(done, total), description=text)
 
         yield show
@@ -66,3 +68,16 @@ def bar(
     with bars(shown, in_bytes=in_bytes) as show:
         show(title, 0, total)
         yield lambda done, note="": show(title, done, total, note)
+
+
+@contextmanager
+def status(shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """Give a function that says what is being done."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda what: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as drawn:
+        yield lambda what: drawn.update(Text(visible(what, in_line=True)))

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "promptflow"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "child", "sandbox", "storage", "progress"},
+    {"errors", "child", "sandbox", "storage", "terminal", "progress"},
     {"engine", "signatures", "catalog", "download", "gguf"},
     {"fields", "grammar", "patterns", "ranges", "schema"},
     {"layout"},
@@ -44,6 +44,7 @@ OWNERS = {
     "jinja2": {"sandbox.py", "report/html.py"},
     "platformdirs": {"storage/files.py", "catalog.py"},
     "typer": {"cli/"},
+    "rich": {"progress.py", "cli/console.py"},
 }
 """The files, or folders, that may import a dependency."""
 
@@ -115,7 +116,7 @@ def test_imports_point_down_the_layers():
 
 def test_engine_and_retrieval_know_no_programs():
     """Retrieval stands beside modules: it may use what is below them, and no flow."""
-    allowed = {"errors", "child", "sandbox", "storage", "progress", "catalog"}
+    allowed = {"errors", "child", "sandbox", "storage", "terminal", "progress", "catalog"}
     offenders(
         [
             f"{name(path)} imports {module}"
@@ -232,6 +233,48 @@ def test_what_counts_as_writing(code: str, writes: bool):
     call = ast.parse(code, mode="eval").body
     assert isinstance(call, ast.Call)
     assert _writes(call) is writes
+
+
+def _prints(node: ast.AST) -> bool:
+    """Whether a call writes text to a stream that may be a terminal; bytes are no text."""
+    if not isinstance(node, ast.Call):
+        return False
+    called = node.func
+    if isinstance(called, ast.Name):
+        return called.id in {"print", "input", "pprint", "echo"}
+    if not isinstance(called, ast.Attribute):
+        return False
+    owner = ast.unparse(called.value)
+    return called.attr in {"echo", "secho", "print_exc", "print_exception"} or (
+        called.attr in {"write", "writelines"} and owner in {"sys.stdout", "sys.stderr"}
+    )
+
+
+def test_only_the_terminal_prints():
+    """What a model or a document wrote could command a terminal: terminal.say shows it."""
+    offenders(
+        [
+            f"{name(path)}:{node.lineno}: {ast.unparse(node)[:80]}"
+            for path in FILES
+            for node in ast.walk(tree(path))
+            if _prints(node)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "prints"),
+    [
+        ("print(x)", True),
+        ("typer.echo(x)", True),
+        ("sys.stderr.write(x)", True),
+        ("sys.stdout.buffer.write(x)", False),
+        ("stream.write(x)", False),
+        ("say(x)", False),
+    ],
+)
+def test_what_counts_as_printing(code: str, prints: bool):
+    assert _prints(ast.parse(code, mode="eval").body) is prints
 
 
 def test_functions_are_short():

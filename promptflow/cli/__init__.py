@@ -14,7 +14,15 @@ from typing import Annotated
 import typer
 
 from promptflow.cli import library, programs
-from promptflow.cli.console import Json, commands, print_json, print_rows
+from promptflow.cli.console import (
+    Json,
+    commands,
+    print_json,
+    print_rows,
+    say_traceback,
+    show_all_visibly,
+)
+from promptflow.terminal import say
 
 app = commands(help="Prompt programs and grounded question answering on local models.")
 
@@ -23,7 +31,7 @@ def _version(asked: bool) -> None:
     if asked:
         from promptflow import __version__
 
-        print(f"promptflow {__version__}")
+        say(f"promptflow {__version__}")
         raise typer.Exit
 
 
@@ -66,20 +74,21 @@ def doctor(
 
     llama.cpp and processor, threads and load, speed, FAISS, embedder, cache folders.
     """
-    from promptflow.doctor import diagnose, first_here, status
+    from promptflow.doctor import diagnose, first_here
+    from promptflow.progress import status
 
     if tune:
         from promptflow.tune import tune as find_fastest
 
-        with status(shown=True) as say:
-            find_fastest(model or first_here(), lambda what: say(f"measuring {what}"))
+        with status() as show:
+            find_fastest(model or first_here(), lambda what: show(f"measuring {what}"))
     report = diagnose(model)
     if as_json:
         print_json(dataclasses.asdict(report))
     else:
         print_rows(["check", "result"], report.rows())
         for warning in report.warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            say(f"warning: {warning}", error=True)
 
 
 app.command()(programs.ask)
@@ -94,4 +103,9 @@ app.add_typer(library.signatures, name="signatures")
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="promptflow")
+    show_all_visibly()
+    try:
+        app(prog_name="promptflow")
+    except Exception as error:
+        say_traceback(error)
+        raise SystemExit(1) from None

@@ -11,6 +11,7 @@ import typer
 
 from promptflow.cli.console import Json, commands, print_json, print_rows
 from promptflow.errors import PromptflowError, StoreError
+from promptflow.terminal import say, visible
 
 if TYPE_CHECKING:
     from promptflow.retrieval.search import Mode
@@ -57,7 +58,7 @@ def models_get(names: Annotated[list[str], typer.Argument()]) -> None:
     from promptflow import catalog
 
     for name in names:
-        print(catalog.fetch(name))
+        say(catalog.fetch(name))
 
 
 @models.command("path")
@@ -68,7 +69,7 @@ def models_path(name: str) -> None:
     """
     from promptflow import catalog
 
-    print(catalog.locate(name))
+    say(catalog.locate(name))
 
 
 @models.command("verify")
@@ -83,10 +84,10 @@ def models_verify(names: Annotated[list[str] | None, typer.Argument()] = None) -
     for name in names or [model.name for model in catalog.listing() if model.present]:
         try:
             catalog.verify(name)
-            print(f"{name}: as published")
+            say(f"{name}: as published")
         except PromptflowError as error:
             damaged = True
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {error}", error=True)
     if damaged:
         raise typer.Exit(2)
 
@@ -124,9 +125,9 @@ def models_requantize(
     print_rows(["", made.before.name, *([made.after.name] if made.after else [])], made.rows())
     if made.after is None:
         tried = ", ".join(f"{k} {v.together:.0f}" for k, v in made.tried.items())
-        print(f"nothing made: {name} is the fastest here ({BRANCHES} branches, tokens/s: {tried})")
+        say(f"nothing made: {name} is the fastest here ({BRANCHES} branches, tokens/s: {tried})")
     else:
-        print(f"{made.after.path}\nuse it by its name, {made.after.name}")
+        say(f"{made.after.path}\nuse it by its name, {made.after.name}")
 
 
 @index.command("list")
@@ -162,13 +163,13 @@ def index_build(
         print_json(built)
         return
     done = "up to date" if built["unchanged"] else f"built in {built['seconds']:.1f} s"
-    print(f"{built['name']}: {done}, {built['documents']} documents, {built['chunks']} chunks")
+    say(f"{built['name']}: {done}, {built['documents']} documents, {built['chunks']} chunks")
     _print_rejected(built["rejected"])
 
 
 def _print_rejected(rejected: Sequence[Mapping[str, str]]) -> None:
     for one in rejected:
-        typer.echo(f"not read: {one['path']}: {one['reason']}", err=True)
+        say(f"not read: {visible(one['path'], in_line=True)}: {one['reason']}", error=True)
 
 
 @index.command("info")
@@ -202,8 +203,8 @@ def index_search(
         print_json(passages)
         return
     for p in passages:
-        print(f"{p['score']:.3f}  {p['document']}:{p['start']}-{p['end']}")
-        print(f"       {' '.join(p['text'].split())[:200]}")
+        say(f"{p['score']:.3f}  {visible(p['document'], in_line=True)}:{p['start']}-{p['end']}")
+        say(f"       {' '.join(p['text'].split())[:200]}")
 
 
 @index.command("verify")
@@ -219,11 +220,11 @@ def index_verify(name: Name, as_json: Json = False) -> None:
         print_json(found)
     else:
         state = "intact" if found["ok"] else "damaged"
-        print(f"{found['name']}: {state}, {found['documents']} documents, {found['chunks']} chunks")
+        say(f"{found['name']}: {state}, {found['documents']} documents, {found['chunks']} chunks")
         for note in found["notes"]:
-            typer.echo(f"note: {note}", err=True)
+            say(f"note: {note}", error=True)
         for problem in found["problems"]:
-            typer.echo(f"error: {problem}", err=True)
+            say(f"error: {problem}", error=True)
     if not found["ok"]:
         raise typer.Exit(2)
 
@@ -244,7 +245,7 @@ def signatures_show(name: str) -> None:
     """Print a signature document."""
     from promptflow.storage import find_document
 
-    print(find_document("signatures", name).read_text(encoding="utf-8"), end="")
+    say(find_document("signatures", name).read_text(encoding="utf-8"), end="")
 
 
 @signatures.command("copy")
@@ -260,4 +261,4 @@ def signatures_copy(name: str) -> None:
     if target.exists():
         raise StoreError(f"{target} is there already; edit it, or remove it to copy {name} again")
     write_text(target, source.read_text(encoding="utf-8"))
-    print(target)
+    say(target)

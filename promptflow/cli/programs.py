@@ -12,6 +12,7 @@ import typer
 
 from promptflow.cli.console import Json, print_json
 from promptflow.errors import BudgetExceeded, DataError, PromptflowError
+from promptflow.terminal import say, visible
 
 if TYPE_CHECKING:
     from promptflow.engine.request import Usage
@@ -68,7 +69,7 @@ def ask(
     seconds = round(time.perf_counter() - start, 3)
     for question, answer in zip(questions, answers, strict=True):
         if isinstance(answer, PromptflowError):
-            typer.echo(f"error: {question}: {answer}", err=True)
+            say(f"error: {question}: {answer}", error=True)
         elif as_json:
             print_json(_cited(answer, seconds))
         else:
@@ -95,13 +96,14 @@ def _tokens(usage: Usage) -> dict[str, int]:
 
 
 def _print_cited(question: str, record: dict[str, Any], reason: str) -> None:
-    print(f"\n{question}\n  {record['answer']}")
+    say(f"\n{question}\n  {record['answer']}")
     for c in record["citations"]:
-        print(f'    {c["document"]}:{c["start"]}-{c["end"]}  "{" ".join(c["quote"].split())}"')
+        place = f"{visible(c['document'], in_line=True)}:{c['start']}-{c['end']}"
+        say(f'    {place}  "{" ".join(c["quote"].split())}"')
     found = "quotes checked" if record["verified"] else "NOT VERIFIED"
     found = f"abstained: {reason}" if record["abstained"] else found
     counts = ", ".join(f"{n} {name}" for name, n in record["tokens"].items())
-    print(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
+    say(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
 
 
 def _ready(model: str, program: str, force: bool) -> tuple[Any, Any]:
@@ -168,7 +170,7 @@ def run(
     else:
         for name, value in fields.items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            print(f"{name}: {shown}")
+            say(f"{name}: {shown}")
 
 
 def show(
@@ -189,7 +191,7 @@ def show(
             predictor.show(lm=lm, **{n: given[n] for n in given if n in wanted})
         else:
             missing = ", ".join(sorted(wanted - set(given)))
-            print(f"{name}: needs {missing}; give them with --input to see its prompt")
+            say(f"{name}: needs {missing}; give them with --input to see its prompt")
 
 
 def evaluate(
@@ -226,9 +228,9 @@ def evaluate(
     if as_json:
         print_json(result.to_json())
     else:
-        print(f"{metric} {_score(result)}")
+        say(f"{metric} {_score(result)}")
         left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
-        print(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
+        say(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
 
 
 def _score(result: Evaluation) -> str:
@@ -291,12 +293,12 @@ def optimize(
         budget=_budget(budget),
         seed=seed,
         journal=out / "journal.sqlite",
-        announce=lambda plan: typer.echo(str(plan), err=True),
+        announce=lambda plan: say(str(plan), error=True),
     )
     save_program(result.program, out / "program", lock={"data": result.about["data"]})
     write_json(out / "result.json", result.to_json())
     write_report(out / "report.html", result)
-    print(f"start  {_score(result.start)}")
-    print(f"winner {_score(result.winner)}")
-    print(result.reason)
-    print(f"program {out / 'program'}, report {out / 'report.html'}")
+    say(f"start  {_score(result.start)}")
+    say(f"winner {_score(result.winner)}")
+    say(result.reason)
+    say(f"program {out / 'program'}, report {out / 'report.html'}")

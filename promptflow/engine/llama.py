@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from llama_cpp import llama_cpp as c
 from promptflow.engine import constraint
 from promptflow.engine.request import ModelInfo
 from promptflow.errors import ModelInvalid
+from promptflow.terminal import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +295,7 @@ def log_to_stderr(warnings_only: bool = True) -> None:
         # GGML_LOG_LEVEL_WARN is 3, ERROR 4; 5 continues the line before.
         if not warnings_only or level in (3, 4):
             with contextlib.suppress(ValueError, OSError):
-                sys.stderr.write(text.decode("utf-8", "replace"))
+                say(text.decode("utf-8", "replace"), end="", error=True)
 
     callback = c.llama_log_callback(write)
     _kept.append(callback)  # ctypes does not keep it alive

@@ -27,6 +27,7 @@ from promptflow.engine.model import Model
 from promptflow.engine.request import Completion, Part, Request, Slot, Text
 from promptflow.engine.wire import from_wire, to_wire
 from promptflow.errors import EngineError, ModelInvalid, PromptflowError
+from promptflow.terminal import say
 
 Emit = Callable[[Message], None]
 ORPHAN_SECONDS = 2.0  # how often a child looks whether its parent still lives
@@ -101,7 +102,7 @@ class Worker:
         except PromptflowError as error:
             self._finish([(key, Completion(error=error))])
         except Exception as error:
-            traceback.print_exc()
+            say(traceback.format_exc(), end="", error=True)
             wrapped = EngineError(f"the engine cannot take it: {type(error).__name__}: {error}")
             self._finish([(key, Completion(error=wrapped))])
 

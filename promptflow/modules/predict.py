@@ -17,6 +17,7 @@ from promptflow.layout import Decoding
 from promptflow.lm import prompt_text, seed_of
 from promptflow.lm.options import KNOWN, REFUSED
 from promptflow.signatures import document_of
+from promptflow.terminal import say, visible
 
 EQUAL, VARIED = 0.15, 0.7
 """Up to which temperature several samples are all but equal, as in DSPy, and what they get then."""
@@ -157,13 +158,10 @@ class Predict(dspy.Predict):
 
 
 def _print(text: str, tokens: Sequence[str]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(text)
-    console.print("")
-    console.print("|".join(token.replace("\n", "\\n") for token in tokens))
-    console.print(f"{len(tokens)} prompt tokens")
+    say(text)
+    say()
+    say("|".join(visible(token, in_line=True) for token in tokens))
+    say(f"{len(tokens)} prompt tokens")
 
 
 def _merged(predictions: Sequence[Prediction]) -> Prediction:

@@ -1,0 +1,40 @@
+"""Text for people: what a model or a document wrote is shown to a terminal, never obeyed by it.
+
+A terminal takes some characters for commands: to move, to hide, to rename, to paste. Whoever reads
+an answer, a file's name or an error did not ask for them, and a pipe may end at a terminal too.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+# C0 but tab and newline, DEL, C1, marks that reorder text, separators of lines and paragraphs, the
+# byte order mark, and halves of characters, which no encoding writes. Joiners of letters and emoji
+# stay: text needs them.
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: object, *, in_line: bool = False) -> str:
+    """Return ``str(text)`` with control characters as escapes, ends of lines too ``in_line``."""
+    shown = HIDDEN.sub(_escape, str(text).replace("\r\n", "\n"))
+    return shown.replace("\n", "\\n").replace("\t", "\\t") if in_line else shown
+
+
+def visible_json(text: str) -> str:
+    """Return JSON with control characters as its own escapes, which read back as they were."""
+    return HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
+    """Write visible text to stdout, or to stderr where ``error``."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(visible(text) + end)
+    stream.flush()
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
