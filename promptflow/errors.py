@@ -59,6 +59,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class PromptflowError(Exception):
     """Any error that promptflow raises on purpose."""
 
+    usage: Any = None
+    """Tokens of the call that ended in it, a ``Usage``, where they are known."""
+
 
 class ModelError(PromptflowError):
     """A model file or its source is at fault."""

@@ -48,11 +48,11 @@ FOLDER = Path(__file__).resolve().parent / "layouts"
 REASONING = frozenset({"reasoning", "rationale"})
 """Outputs with a budget of their own, ``reasoning_tokens``."""
 
-MAX_TOKENS = 256
-"""Tokens of a slot where nobody chose, and of reasoning likewise."""
+MAX_TOKENS = 4096
+"""Tokens of an output that nothing limits where nobody chose, as far as the context goes."""
 
-TYPED_TOKENS = 4096
-"""Tokens of a typed value that nothing limits where nobody chose, as far as the context goes."""
+LEAST = 32
+"""Tokens that such a text must have room for, so that reasoning does not leave it without any."""
 
 Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
@@ -277,28 +277,29 @@ class _Slots:
         chosen = self.decoding
         if chosen.weigh and isinstance(constraint, Choice):
             constraint = replace(constraint, weighed=True)
+        free = shape.written == "free"
+        own = chosen.reasoning_tokens if name in REASONING else chosen.max_tokens
+        is_open = free and own is None
         slot = Slot(
             name,
             constraint,
-            max_tokens=self._tokens(name, shape),
+            max_tokens=self._tokens(shape, own),
             stop=() if constraint else (*self._stops(name, shape), *(chosen.stop or ())),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
-            fits=shape.written != "free" and not shape.is_small,
+            fits=is_open or not (free or shape.is_small),
+            least=LEAST if is_open else 1,
             needs_text=constraint is None,
         )
         return _field(name, info, slot, self.markers, shape)
 
-    def _tokens(self, name: str, shape: Shape) -> int:
-        """Return the bound of a slot: a small value has its own, others share what was chosen."""
+    def _tokens(self, shape: Shape, own: int | None) -> int:
+        """Return the bound of a slot: a small value has its own, others take what was chosen."""
         if shape.tokens is not None and shape.is_small:
             return shape.tokens
-        chosen = self.decoding.max_tokens
-        if name in REASONING:
-            return self.decoding.reasoning_tokens or MAX_TOKENS
         if shape.written == "free":
-            return chosen or MAX_TOKENS
-        return min(chosen or TYPED_TOKENS, shape.tokens or TYPED_TOKENS)
+            return own or MAX_TOKENS
+        return min(own or MAX_TOKENS, shape.tokens or MAX_TOKENS)
 
     def _stops(self, name: str, shape: Shape) -> tuple[str, ...]:
         """Return what ends free text: the label of an output that follows, or code's fence."""

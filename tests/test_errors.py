@@ -37,7 +37,7 @@ def program() -> Any:
         (lambda o: pf.Sampling(**o), "temperatur", "temperature"),
         (lambda o: pf.EngineOptions(**o), "contxt", "context"),
         (lambda o: pf.load("none", **o), "option", "options"),
-        (lambda o: pf.configure(**o), "llm", "lm"),
+        (lambda o: pf.configure("openai/gpt-4o-mini", **o), "temprature", "temperature"),
         (lambda o: pf.run_many(program(), [], **o), "progres", "progress"),
         (lambda o: pf.evaluate(program(), [], "f1", **o), "journl", "journal"),
         (lambda o: pf.optimize(program(), [], [], "f1", **o), "budgt", "budget"),

@@ -297,7 +297,8 @@ def test_what_a_call_leaves_out_comes_from_predictor_then_lm():
 
     run(Hot(), lm=warm)
     assert [slot.sampling.temperature for slot in asked] == [0.0, 0.9, 0.2, 1.5]
-    assert [slot.max_tokens for slot in asked] == [256, 7, 5, 3]
+    assert [slot.max_tokens for slot in asked] == [4096, 7, 5, 3]
+    assert [slot.fits for slot in asked] == [True, False, False, False]
 
 
 def test_a_predictor_keeps_its_own_lm():

@@ -78,8 +78,8 @@ def test_free_text_without_its_own_label():
 def test_small_values_have_their_own_bound_and_others_take_what_was_chosen():
     spec = signature("q -> day: date, texts: list[str], short: list[int](max_length=3), free")
     found = slots(rendered(spec, {"q": ""}))
-    assert [slot.max_tokens for slot in found][1:] == [4096, 137, 256]
-    assert [slot.fits for slot in found] == [False, True, True, False]
+    assert [slot.max_tokens for slot in found][1:] == [4096, 137, 4096]
+    assert [slot.fits for slot in found] == [False, True, True, True]
     assert found[0].max_tokens < 32
     assert [slot.max_tokens for slot in slots(rendered(spec, {"q": ""}, max_tokens=40))][1] == 40
 

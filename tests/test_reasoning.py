@@ -88,7 +88,7 @@ def test_predictors_and_settings_are_found():
     module = pf.ZeroShotCoT("question -> answer", reasoning_tokens=12)
     assert [name for name, _ in module.named_predictors()] == ["reason", "extract"]
     assert module.settings() == {"reasoning_tokens": 12, "triggers": "zero_shot_cot"}
-    assert pf.ChainOfThought("question -> answer").settings() == {"reasoning_tokens": 256}
+    assert pf.ChainOfThought("question -> answer").settings() == {}
 
 
 def test_optimizers_fill_both_stages():

@@ -16,8 +16,8 @@ from typing import Any
 import dspy
 
 import promptflow
-from promptflow.errors import ProgramError
 from promptflow.evaluation.metrics import Metric
+from promptflow.lm import lm_of
 from promptflow.program.identity import hash_of
 from promptflow.storage import sha256_bytes, sha256_of
 
@@ -37,10 +37,7 @@ def metric_name(metric: Metric) -> str:
 
 def language_model(lm: Any) -> Any:
     """Return ``lm`` or the configured one. Raises ProgramError if there is none."""
-    lm = lm or dspy.settings.lm
-    if lm is None:
-        raise ProgramError("no model is configured: call pf.configure('NAME') or pass lm=")
-    return lm
+    return lm_of(lm or dspy.settings.lm)
 
 
 def model_identity(lm: Any) -> str:

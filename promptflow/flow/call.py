@@ -15,7 +15,7 @@ import dspy
 
 from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Request, Slot, TextEngine, Usage
-from promptflow.errors import EngineError, ProgramError, PromptflowError
+from promptflow.errors import PromptflowError
 from promptflow.lm import (
     Told,
     Turns,
@@ -23,12 +23,14 @@ from promptflow.lm import (
     audiences,
     decoding_of,
     generate,
+    lm_of,
     refuse_unknown,
     seed_of,
     trace_call,
     with_history,
     written_text,
 )
+from promptflow.lm.remote import Answer, Question, ask
 
 _UNCHOSEN = layout.Decoding()
 
@@ -56,15 +58,15 @@ class Call:
     def complete(self, lm: Any, *path: int) -> Call:
         """Return the call with everything chosen; ``path`` is where its seed comes from."""
         own = self.predictor
-        lm = self.lm or getattr(own, "lm", None) or lm
-        if lm is None:
-            raise ProgramError("no model is configured: call pf.configure('NAME') or pass lm=")
+        lm = lm_of(self.lm or getattr(own, "lm", None) or lm)
         defaults = getattr(lm, "kwargs", {})
         options = {**defaults, **getattr(own, "config", {})}
         asked = {**options, **self.config}
-        if hasattr(lm, "text_engine"):
+        chosen = self.decoding.over(getattr(own, "decoding", _UNCHOSEN))
+        is_local = hasattr(lm, "text_engine")
+        if is_local:
             refuse_unknown(asked, lm.model, typed=True)
-        chosen = self.decoding.over(getattr(own, "decoding", _UNCHOSEN)).over(decoding_of(options))
+            chosen = chosen.over(decoding_of(options))
         if _wants_another(defaults, own) and not chosen.weigh:
             chosen = decoding_of({"temperature": defaults["temperature"]}, chosen)
         seed = self.seed
@@ -72,7 +74,7 @@ class Call:
             seed = seed_of(asked.get("seed"), asked.get("rollout_id"), *path)
         return replace(
             self,
-            decoding=decoding_of(self.config, chosen),
+            decoding=decoding_of(self.config, chosen) if is_local else chosen,
             seed=seed,
             lm=lm,
             signature=self.signature or own.signature,
@@ -161,25 +163,30 @@ def answer(
     """Answer complete calls in one batch an engine; what failed is an error in its place."""
     answers: list[Any] = [None] * len(calls)
     batches: dict[int, tuple[TextEngine, list[_Asked]]] = {}
+    remote: dict[int, Question] = {}
     for place, call in enumerate(calls):
         engine = getattr(call.lm, "text_engine", None)
         try:
             if engine is None:
-                answers[place] = _elsewhere(call)
+                remote[place] = Question.of(call)
             else:
                 asked = _Asked.of(place, call)
                 batches.setdefault(id(engine), (engine, []))[1].append(asked)
-                continue
+            continue
         except PromptflowError as error:
             answers[place] = error
         if on_done is not None:
             on_done(place)
     for engine, batch in batches.values():
         model = batch[0].call.lm.model
-        heard = audiences([(asked.call.predictor, asked.request) for asked in batch], model)
+        loud = [n for n, asked in enumerate(batch) if not asked.call.sampled]
+        asking = [(batch[n].call.predictor, batch[n].request) for n in loud]
+        heard = {loud[n]: audience for n, audience in audiences(asking, model).items()}
         completions = generate(engine, [asked.request for asked in batch], heard, on_done)
         for asked, completion in zip(batch, completions, strict=True):
             answers[asked.place] = asked.answered(completion)
+    for place, given in zip(remote, ask(list(remote.values()), on_done), strict=True):
+        answers[place] = _told(calls[place], given)
     return answers
 
 
@@ -229,6 +236,7 @@ class _Asked:
             values = layout.read(call.signature, completion)
         except PromptflowError as error:
             failed = as_dspys(error, call.lm.model, call.signature, text)
+            failed.usage = completion.usage
             step.end(exception=failed)
             return failed
         step.end(values)
@@ -253,18 +261,13 @@ def _options(call: Call, request: Request) -> dict[str, Any]:
     return {**chosen.pop("sampling", {}), **chosen, "seed": request.seed}
 
 
-def _elsewhere(call: Call) -> Prediction:
-    """Ask an LM that is not ours, through DSPy's own adapter for it."""
-    chosen = call.decoding.sampling
-    try:
-        plain = dspy.Predict.forward(
-            call.predictor,
-            lm=call.lm,
-            signature=call.signature,
-            demos=list(call.demos or ()),
-            config={} if chosen is None else {"temperature": chosen.temperature},
-            **call.inputs,
-        )
-    except Exception as error:
-        raise EngineError(f"{call.lm.model}: {type(error).__name__}: {error}") from error
-    return Prediction.of(plain)
+def _told(call: Call, given: Answer | PromptflowError) -> Prediction | PromptflowError:
+    """Return what a remote model answered as a prediction."""
+    if isinstance(given, PromptflowError):
+        return given
+    values = dict(given.values)
+    prediction: Prediction = Prediction.from_completions([values], signature=call.signature)
+    prediction._fills, prediction._usage = given.fills, given.usage
+    prediction.set_lm_usage(dict(given.lm_usage))
+    trace_call(call.predictor, call.inputs, prediction)
+    return prediction

@@ -12,7 +12,7 @@ import dspy
 from promptflow.engine.request import Usage
 from promptflow.errors import ProgramError, PromptflowError, names_options
 from promptflow.flow.call import Attempts, Call, Prediction, answer
-from promptflow.lm import usage_of
+from promptflow.lm import lm_of, usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
 
@@ -156,8 +156,9 @@ class _Running:
         calls = self.calls or []
         self.asked = True
         for call, given in zip(calls, answers, strict=True):
-            if isinstance(given, Prediction):
+            if given.usage is not None:
                 self.usage += given.usage
+            if isinstance(given, Prediction):
                 self.trace.append((call.predictor, call.inputs, given))
         self._advance(answers)
 
@@ -174,6 +175,8 @@ class _Running:
             self.calls, self.result = None, self._finished(stop.value)
         except Exception as error:
             self.calls, self.result = None, error
+            if isinstance(error, PromptflowError):
+                error.usage = self.usage
 
     def _finished(self, value: Any) -> Any:
         if not isinstance(value, dspy.Prediction):
@@ -223,6 +226,7 @@ def _results(
     progress: Callable[[int, int], None] | None,
 ) -> list[Any]:
     lm = lm or dspy.settings.lm
+    lm = lm and lm_of(lm)
     with dspy.context(lm=lm):
         running = _begun(list(flows), progress)
         done = step = 0

@@ -3,7 +3,7 @@
 from promptflow.lm.adapter import SlotAdapter, configure, with_history
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences, generate
-from promptflow.lm.local import LocalLM, load
+from promptflow.lm.local import LocalLM, is_local, lm_of, load
 from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import (
     Turns,
@@ -27,6 +27,8 @@ __all__ = [
     "configure",
     "decoding_of",
     "generate",
+    "is_local",
+    "lm_of",
     "load",
     "prompt_text",
     "refuse_unknown",

@@ -15,12 +15,12 @@ from dspy.clients._deprecation import adapter_message_call
 
 from promptflow import layout
 from promptflow.engine.request import Request
-from promptflow.errors import ParseError, names_options
+from promptflow.errors import ParseError, UnsupportedOption
 from promptflow.fields import to_text
 from promptflow.lm.chat import FILLING, Filling
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences
-from promptflow.lm.local import LocalLM, load
+from promptflow.lm.local import LocalLM, lm_of, load
 from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import Turns, decoding_of, seed_of, written_text
 from promptflow.lm.told import Step
@@ -233,14 +233,20 @@ def with_history(
     return signature, turns, values
 
 
-@names_options
-def configure(lm: LocalLM | str | Path, *, trust: bool = False) -> LocalLM:
-    """Make a model and ``SlotAdapter`` DSPy's defaults, and return the LM.
+def configure(lm: dspy.BaseLM | str | Path, *, trust: bool = False, **settings: Any) -> dspy.BaseLM:
+    """Make a model DSPy's default, and return its LM; ``settings`` are the LM's: see ``load``.
 
-    ``trust`` lets ./models.toml give a known name to another model: see ``catalog.models``.
-    DSPy's disk cache is switched off: it pickles, and it cannot tell engines apart.
+    For a local one ``SlotAdapter`` becomes the default too, and DSPy's disk cache is switched off:
+    it pickles, and it cannot tell engines apart. ``trust`` lets ./models.toml give a known name to
+    another model: see ``catalog.models``.
     """
-    chosen = lm if isinstance(lm, LocalLM) else load(lm, trust=trust)
+    named = isinstance(lm, str | Path)
+    chosen = load(lm, trust=trust, **settings) if named else lm_of(lm)
+    if settings and not named:
+        raise UnsupportedOption(f"configure: give {', '.join(settings)} to the LM itself")
+    if not isinstance(chosen, LocalLM):
+        dspy.configure(lm=chosen)
+        return chosen
     dspy.configure_cache(enable_disk_cache=False)
     dspy.configure(lm=chosen, adapter=SlotAdapter())
     return chosen

@@ -17,9 +17,10 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.options import DEFAULTS
 from promptflow.engine.request import TextEngine
-from promptflow.errors import names_options
+from promptflow.errors import ProgramError, UnsupportedOption
 from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
 from promptflow.lm.options import refuse_unknown
+from promptflow.lm.remote import check_options, provider_of
 
 
 class LocalLM(dspy.LM):
@@ -116,7 +117,7 @@ class LocalLM(dspy.LM):
 
         DSPy loads a program's LM once for each predictor, and ``get_lm`` wants them to be the same.
         """
-        loaded = load(state["source"], options=EngineOptions(**state["options"]))
+        loaded: LocalLM = load(state["source"], options=EngineOptions(**state["options"]))
         given = {**state["kwargs"], **{name: state[name] for name in _KEPT if name in state}}
         settings = json.dumps(given, sort_keys=True)
         with _loading:
@@ -131,24 +132,63 @@ _REFUSED = ("min_p", "repetition_penalty", "typical_p")
 _OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
 
 _loaded: dict[tuple[str, EngineOptions, bool], LocalLM] = {}
+_remote: dict[str, dspy.LM] = {}
 _loading = threading.Lock()
 
 
-@names_options
 def load(
     model: str | Path,
     *,
-    options: EngineOptions = DEFAULTS,
+    options: EngineOptions | Mapping[str, Any] = DEFAULTS,
     engine: TextEngine | None = None,
     trust: bool = False,
-) -> LocalLM:
-    """Return the LM of a catalogue name or of a GGUF file; equal arguments share one engine.
+    **settings: Any,
+) -> dspy.LM:
+    """Return the LM of a catalogue name or a GGUF file, or the ``dspy.LM`` of a provider's model.
 
-    ``engine`` takes the place of loading. ``trust`` as for ``Engine``. Raises ModelNotFound and
-    ModelInvalid.
+    ``openai/gpt-4o-mini`` and its like are a provider's where no file has that name. Equal
+    arguments share one engine. ``settings`` are the LM's own options: ``temperature``,
+    ``api_base``, ... ``engine`` takes the place of loading. ``trust`` as for ``Engine``. Raises
+    ModelNotFound, ModelInvalid, UnknownOption and UnsupportedOption.
     """
+    check_options("load", settings, ("options", "engine", "trust", *_SETTINGS))
+    chosen = options if isinstance(options, EngineOptions) else EngineOptions(**options)
+    if engine is None and provider_of(model):
+        if chosen != DEFAULTS:
+            raise UnsupportedOption(f"{model}: a remote model has no engine; leave out options=")
+        return dspy.LM(str(model), **settings)
+    refuse_unknown(settings, str(model), beside=_SETTINGS)
     if engine is not None:
-        return LocalLM(engine, source=str(model))
+        return LocalLM(engine, source=str(model), **settings)
+    held = _held(model, chosen, trust)
+    return held.copy(**settings) if settings else held
+
+
+def is_local(model: Any) -> bool:
+    """Say whether an LM, or the one of that name, runs on an engine of ours."""
+    return model is not None and hasattr(lm_of(model), "text_engine")
+
+
+def lm_of(model: Any) -> Any:
+    """Return the LM that ``model`` is or names. Raises ProgramError where it is neither."""
+    if isinstance(model, str | Path):
+        if not provider_of(model):
+            return load(model)
+        with _loading:
+            if str(model) not in _remote:
+                _remote[str(model)] = load(model)
+            return _remote[str(model)]
+    if isinstance(model, dspy.BaseLM):
+        return model
+    if model is None:
+        raise ProgramError("no model is configured: call pf.configure('NAME') or pass lm=")
+    raise ProgramError(
+        f"a {type(model).__name__} is no model: give a name, a path, or a dspy.LM such as "
+        "pf.load('NAME')"
+    )
+
+
+def _held(model: str | Path, options: EngineOptions, trust: bool) -> LocalLM:
     path = Path(model).expanduser()
     key = (str(path.resolve()) if path.exists() else str(model), options, trust)
     with _loading:

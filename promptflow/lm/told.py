@@ -38,7 +38,7 @@ class Step:
             *(dspy.settings.get("callbacks") or []),
             *(getattr(instance, "callbacks", None) or []),
         ]
-        with _inside(under):
+        with inside(under):
             self._tell("start", instance=instance, inputs=dict(inputs))
 
     def end(self, outputs: Any = None, exception: BaseException | None = None) -> None:
@@ -54,7 +54,7 @@ class Step:
 
 
 @contextlib.contextmanager
-def _inside(step: Step | None) -> Iterator[None]:
+def inside(step: Step | None) -> Iterator[None]:
     """Have DSPy take ``step`` for the one that it is in."""
     if step is None:
         yield

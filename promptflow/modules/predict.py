@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dspy
-from dspy.clients.backend_selection import CLIENT_KEYS
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import UnknownField, UnknownOption
+from promptflow.errors import UnknownField
 from promptflow.flow import Call, Flow, Prediction, answered, request_of
 from promptflow.layout import Decoding
 from promptflow.lm import prompt_text, seed_of
-from promptflow.lm.options import KNOWN, REFUSED
+from promptflow.lm.remote import check_options, seeded_option
 from promptflow.signatures import document_of
 from promptflow.terminal import say, visible
 
 EQUAL, VARIED = 0.15, 0.7
 """Up to which temperature several samples are all but equal, as in DSPy, and what they get then."""
 
-_OWN = ("callbacks", "demos", "layout", "reasoning_tokens", "sampling", "until", "weigh")
-_PROVIDERS = (
-    *CLIENT_KEYS,
-    "allowed_openai_params",
-    "drop_params",
-    "extra_body",
-    "modalities",
-    "num_retries",
-    "organization",
-    "project",
-    "stream_options",
-)
-"""What DSPy passes to a provider, beside the options that our own models have a word for."""
-
-
-def check_options(where: str, options: Iterable[str], others: Iterable[str] = ()) -> None:
-    """Raise UnknownOption for options that no model has; ``others`` are known too.
-
-    What a model knows and cannot honour, it refuses when it is asked.
-    """
-    known = {*KNOWN, *REFUSED, *_PROVIDERS, *_OWN, *others}
-    if unknown := [name for name in options if name not in known]:
-        raise UnknownOption.of(where, unknown, known)
+OWN = ("callbacks", "demos", "layout", "reasoning_tokens", "sampling", "until", "weigh")
 
 
 class Predict(dspy.Predict):
@@ -73,7 +50,7 @@ class Predict(dspy.Predict):
         weigh: bool = False,
         **config: Any,
     ) -> None:
-        check_options(type(self).__name__, config)
+        check_options(type(self).__name__, config, OWN)
         document = document_of(signature)
         super().__init__(document.signature, **config)
         self.demos = [dspy.Example(**demo) for demo in (*document.demos, *demos)]
@@ -134,7 +111,10 @@ class Predict(dspy.Predict):
         if sampling is None or sampling.temperature <= EQUAL:
             call = replace(call, config={**call.config, "temperature": VARIED})
         seeds = [None if call.seed is None else seed_of(call.seed, k) for k in range(n)]
-        predictions = yield [replace(call, seed=seed) for seed in seeds]
+        predictions = yield [
+            replace(call, seed=seed, config={**call.config, **seeded_option(asked, k)})
+            for k, seed in enumerate(seeds)
+        ]
         return _merged(predictions)
 
     def forward(self, /, **inputs: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 import dspy
 
 from promptflow.flow import Flow, Module
-from promptflow.modules.predict import Predict, check_options
+from promptflow.lm.remote import check_options
+from promptflow.modules.predict import OWN, Predict
 from promptflow.signatures import document_of, label_of, plain_label, read_document
 
 REASONING = "reasoning"
@@ -18,8 +19,9 @@ REASONING = "reasoning"
 class ChainOfThought(Module):
     """Reason, then fill the typed outputs, in one call (Wei et al., 2022, arXiv:2201.11903).
 
-    The reasoning ends after ``reasoning_tokens``, at the next label, or at the end of the turn;
-    the outputs follow in any case. Demos may carry ``reasoning``.
+    The reasoning ends at the next label, at the end of the turn, or after ``reasoning_tokens``:
+    left out, 4096, and what the context leaves. The outputs follow in any case, and
+    ``Prediction.cut`` tells of a chain that ended at its limit. Demos may carry ``reasoning``.
 
     >>> [*ChainOfThought("question -> answer: int").predict.signature.output_fields]
     ['reasoning', 'answer']
@@ -29,12 +31,12 @@ class ChainOfThought(Module):
         self,
         signature: str | Path | type[Any],
         *,
-        reasoning_tokens: int = 256,
+        reasoning_tokens: int | None = None,
         demos: Sequence[Mapping[str, Any]] = (),
         **options: Any,
     ) -> None:
         super().__init__()
-        check_options("ChainOfThought", options)
+        check_options("ChainOfThought", options, OWN)
         document = document_of(signature)
         self.predict = Predict(
             _reasoned(document.signature),
@@ -49,7 +51,8 @@ class ChainOfThought(Module):
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings as JSON data, without the predictor."""
-        return {"reasoning_tokens": self.predict.decoding.reasoning_tokens}
+        tokens = self.predict.decoding.reasoning_tokens
+        return {} if tokens is None else {"reasoning_tokens": tokens}
 
     def show(self, **inputs: Any) -> str:
         """Print the exact prompt, token by token, and return its text."""
@@ -68,12 +71,12 @@ class ZeroShotCoT(Module):
         self,
         signature: str | Path | type[Any],
         *,
-        reasoning_tokens: int = 256,
+        reasoning_tokens: int | None = None,
         triggers: str | Path = "zero_shot_cot",
         **options: Any,
     ) -> None:
         super().__init__()
-        check_options("ZeroShotCoT", options, ["triggers"])
+        check_options("ZeroShotCoT", options, (*OWN, "triggers"))
         document = document_of(signature)
         made = _triggered(_reasoned(document.signature), triggers)
         shared = {"layout": document.layout, "demos": document.demos, **options}
@@ -92,7 +95,8 @@ class ZeroShotCoT(Module):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings as JSON data, without the predictors."""
         tokens = self.reason.decoding.reasoning_tokens
-        return {"reasoning_tokens": tokens, "triggers": self.triggers}
+        chosen = {} if tokens is None else {"reasoning_tokens": tokens}
+        return {**chosen, "triggers": self.triggers}
 
     def show(self, **inputs: Any) -> str:
         """Print the exact prompt of the first stage, token by token, and return its text."""

@@ -15,20 +15,29 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+import dspy
 from pydantic import BaseModel
 
 from promptflow.errors import ProgramError, PromptflowError, UnknownField, names_options
 from promptflow.flow import Call, Flow, Module, Prediction, changed, together
-from promptflow.lm import seed_of
+from promptflow.lm import is_local, seed_of
 
 Weighting = Literal["count", "logprob"]
 Reward = Callable[[Mapping[str, Any], Prediction], float]
 
 
-def sample_of(module: Any, inputs: Mapping[str, Any], number: int, temperature: float) -> Flow:
+def sample_of(
+    module: Any,
+    inputs: Mapping[str, Any],
+    number: int,
+    temperature: float,
+    *,
+    weighed: bool = False,
+) -> Flow:
     """Return the flow of ``module`` for sample ``number``, every call at ``temperature``.
 
-    Raises ProgramError where it has no flow.
+    ``weighed`` asks for the log-probabilities that ``mean_logprob`` needs. Raises ProgramError
+    where the module has no flow.
     """
     if not hasattr(module, "flow"):
         raise ProgramError(
@@ -38,6 +47,8 @@ def sample_of(module: Any, inputs: Mapping[str, Any], number: int, temperature: 
 
     def heated(call: Call, step: int, position: int) -> Call:
         config = {**call.config, "temperature": temperature}
+        if weighed and not is_local(call.lm or call.predictor.lm or dspy.settings.lm):
+            config["logprobs"] = True  # what our own engine tells in any case
         # What was seeded for one call alone would give as many equal samples.
         seed = None if call.seed is None else seed_of(call.seed, number)
         return dataclasses.replace(call, config=config, seed=seed, sampled=True)
@@ -203,11 +214,12 @@ class SelfConsistency(Module):
         """
         samples: list[Prediction] = []
         errors: list[PromptflowError] = []
-        drawn = 0
+        drawn, weighed = 0, self.vote == "logprob"
         while drawn < self.n:
             size = min(self.batch or self.n, self.n - drawn)
             flows = [
-                sample_of(self.module, inputs, drawn + k, self.temperature) for k in range(size)
+                sample_of(self.module, inputs, drawn + k, self.temperature, weighed=weighed)
+                for k in range(size)
             ]
             drawn += size
             for result in (yield from together(flows)):
@@ -272,11 +284,12 @@ class BestOf(Module):
         """
         scored: list[tuple[bool, float, Prediction]] = []
         errors: list[PromptflowError] = []
-        drawn = 0
+        drawn, weighed = 0, self.reward == "logprob"
         while drawn < self.n and not self._satisfied(scored):
             size = min(self.batch or self.n, self.n - drawn)
             flows = [
-                sample_of(self.module, inputs, drawn + k, self.temperature) for k in range(size)
+                sample_of(self.module, inputs, drawn + k, self.temperature, weighed=weighed)
+                for k in range(size)
             ]
             drawn += size
             for result in (yield from together(flows)):
