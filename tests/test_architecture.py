@@ -39,6 +39,7 @@ OWNERS = {
     "semchunk": {"retrieval/chunk.py"},
     "pypdf": {"retrieval/parser.py"},
     "tomli_w": {"storage/toml.py"},
+    "charset_normalizer": {"evaluation/encodings.py"},
     "lazy_loader": {"__init__.py"},
     "huggingface_hub": {"download.py"},
     "jinja2": {"sandbox.py", "report/html.py"},

@@ -44,6 +44,16 @@ Force = Annotated[
     typer.Option("--force", help="Take a saved program though its model or index differs now."),
 ]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
+Column = Annotated[
+    list[str],
+    typer.Option("--column", help="A column's name for the program: 'question text=question'."),
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="The encoding of the data, where it cannot be found: cp1252.")
+]
+Key = Annotated[
+    str | None, typer.Option(help="The list of examples where JSON holds several: train.")
+]
 Metric = Annotated[str, typer.Option(help="A metric's name, module:function or file.py:function.")]
 
 
@@ -196,9 +206,13 @@ def show(
 
 def evaluate(
     program: Program,
-    data: Annotated[Path, typer.Argument(help="A .jsonl, .json or .csv file of examples.")],
+    data: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv or .tsv file of examples.")],
+    *,
     metric: Metric = "f1",
     model: Model = DEFAULT_MODEL,
+    column: Column = [],  # noqa: B006
+    encoding: Encoding = None,
+    key: Key = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
@@ -216,7 +230,8 @@ def evaluate(
     from promptflow.evaluation.evaluate import evaluate
 
     lm, resolved = _ready(model, program, force)
-    examples = read_examples(data, resolved)
+    how = _reading(column, encoding, key)
+    examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
     result = evaluate(resolved, examples, metric, lm=lm, seed=seed, journal=journal)
     if out is not None:
@@ -231,6 +246,19 @@ def evaluate(
         say(f"{metric} {_score(result)}")
         left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
         say(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
+
+
+def _reading(column: Sequence[str], encoding: str | None, key: str | None) -> dict[str, Any]:
+    """Return how data is read, from the options that say so."""
+    columns = {}
+    for pair in column:
+        name, sign, field = pair.rpartition("=")
+        if not (sign and name and field):
+            raise DataError(
+                f"--column {pair!r}: expected COLUMN=FIELD, as in 'question text=question'"
+            )
+        columns[name] = field
+    return {"columns": columns, "encoding": encoding, "key": key}
 
 
 def _score(result: Evaluation) -> str:
@@ -259,11 +287,15 @@ def _budget(text: str) -> Budget:
 def optimize(
     program: Program,
     train: Annotated[Path, typer.Argument(help="Examples to search on.")],
+    *,
     dev: Annotated[
         Path | None, typer.Option(help="Held-out examples; else a seeded part of TRAIN.")
     ] = None,
     metric: Metric = "f1",
     model: Model = DEFAULT_MODEL,
+    column: Column = [],  # noqa: B006
+    encoding: Encoding = None,
+    key: Key = None,
     budget: Annotated[
         str, typer.Option(help="calls=N, tokens=N, seconds=N, or several with commas between.")
     ] = "calls=300",
@@ -283,11 +315,12 @@ def optimize(
     from promptflow.report import write_report
     from promptflow.storage import write_json
 
+    how = _reading(column, encoding, key)
     lm, resolved = _ready(model, program, force=False)
     result = optimize(
         resolved,
-        read_examples(train, resolved),
-        None if dev is None else read_examples(dev, resolved),
+        read_examples(train, resolved, **how),
+        None if dev is None else read_examples(dev, resolved, **how),
         metric,
         lm=lm,
         budget=_budget(budget),

@@ -6,9 +6,8 @@ from promptflow.evaluation.evaluate import (
     Evaluation,
     compare,
     evaluate,
-    input_fields,
-    read_examples,
 )
+from promptflow.evaluation.inputs import input_fields, read_examples
 from promptflow.evaluation.metrics import (
     METRICS,
     Metric,

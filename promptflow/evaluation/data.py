@@ -1,12 +1,11 @@
-"""Evaluation data: JSON Lines, JSON and CSV files as ``dspy.Example``, and seeded splits."""
+"""Evaluation data: JSON, JSON Lines, CSV and TSV files as ``dspy.Example``, and seeded splits."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,109 +13,142 @@ import dspy
 import numpy as np
 
 from promptflow.errors import DataError
+from promptflow.evaluation.encodings import decoded
+from promptflow.evaluation.objects import object_rows
+from promptflow.evaluation.tables import table_rows
 
 GOLD = ("answer", "answers", "target", "label", "labels", "output", "gold", "documents", "id")
 """Fields that are not inputs unless they are named as such."""
 
+_OBJECTS = (".jsonl", ".ndjson", ".json")
+_TABLES = (".csv", ".tsv", ".tab")
+_ELSEWHERE = {
+    ".parquet": "pandas.read_parquet(FILE).to_json('data.jsonl', orient='records', lines=True)",
+    ".arrow": "datasets.Dataset.from_file(FILE).to_json('data.jsonl')",
+    ".xlsx": "save it as CSV UTF-8 in the spreadsheet",
+    ".xls": "save it as CSV UTF-8 in the spreadsheet",
+    ".ods": "save it as CSV in the spreadsheet",
+    ".zip": "unpack it",
+}
+
 T = TypeVar("T")
 
 
-def load_data(path: str | Path, inputs: Iterable[str] | None = None) -> list[dspy.Example]:
-    """Read examples from a .jsonl, .json or .csv file, which may be gzipped.
+def load_data(
+    path: str | Path,
+    inputs: Iterable[str] | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    key: str | None = None,
+) -> list[dspy.Example]:
+    """Read examples from a .json, .jsonl, .csv or .tsv file, which may be gzipped.
 
-    JSON holds a list of objects, or an object whose ``data``, ``examples`` or ``rows`` is one;
-    SQuAD's articles become rows with title, passage, question and answers.
-    ``inputs`` names the input fields; without it they are all but ``GOLD``. Raises DataError with
-    the line that cannot be read.
+    ``inputs`` names the input fields; without it they are all but ``GOLD``. ``columns`` gives
+    columns of the file other names: ``{"question text": "question"}``. ``encoding`` is found where
+    it is not told, or refused where it is in doubt. ``key`` names the list of examples where JSON
+    holds several, such as train and test.
+
+    JSON may be objects one a line, a list, a list under ``data``, ``examples``, ``rows`` or
+    ``instances``, columns, or a page of the datasets server; SQuAD's articles become rows with
+    title, passage, question and answers. Tables are parted by commas, semicolons, tabs or bars.
+    Raises DataError with the line or row that cannot be read.
     """
     path = Path(path)
-    rows = _rows(path)
-    if rows and isinstance(rows[0], Mapping) and "paragraphs" in rows[0]:
-        rows = list(_squad(path, rows))
-    if not rows:
-        raise DataError(f"{path}: holds no examples")
     chosen = None if inputs is None else list(inputs)
+    rows = load_rows(path, columns=columns, encoding=encoding, key=key)
     return [_example(path, number, row, chosen) for number, row in enumerate(rows, 1)]
 
 
-def _rows(path: Path) -> list[Any]:
-    kinds = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv}
+def load_rows(
+    path: Path, *, columns: Mapping[str, str] | None, encoding: str | None, key: str | None
+) -> list[dict[str, Any]]:
+    """Read the rows of a file as ``load_data`` does, at least one. Raises DataError."""
+    rows = [_checked(path, n, row) for n, row in enumerate(_rows(path, encoding, key), 1)]
+    if not rows:
+        raise DataError(f"{path}: holds no examples")
+    return _renamed(path, rows, columns) if columns else rows
+
+
+def _rows(path: Path, encoding: str | None, key: str | None) -> list[Any]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     zipped = suffixes[-1:] == [".gz"]
-    kind = (suffixes[:-1] if zipped else suffixes)[-1:]
-    if not kind or kind[0] not in kinds:
-        raise DataError(f"{path}: expected a .jsonl, .json or .csv file, also with .gz")
+    kind = (suffixes[:-1] if zipped else suffixes)[-1:] or [""]
+    if kind[0] not in (*_OBJECTS, *_TABLES):
+        how = _ELSEWHERE.get(kind[0])
+        raise DataError(
+            f"{path}: expected a .json, .jsonl, .csv or .tsv file, also with .gz"
+            + (f"; to convert: {how}" if how else "")
+        )
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if zipped else data).decode("utf-8-sig")
+        data = gzip.decompress(data) if zipped or data.startswith(b"\x1f\x8b") else data
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    return kinds[kind[0]](path, text)
+    text = decoded(data, path, encoding)
+    _check_content(path, text, kind[0])
+    if kind[0] in _OBJECTS:
+        return object_rows(path, text, key)
+    if key is not None:
+        raise DataError(f"{path}: a table has no key {key!r}; leave the key out")
+    return list(table_rows(path, text))
 
 
-def _json_lines(path: Path, text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error})") from error
-    return rows
+def _check_content(path: Path, text: str, suffix: str) -> None:
+    """Refuse what is often found under the name of data, and is none."""
+    start = text[:200].lstrip().lower()
+    if start.startswith(("<!doctype", "<html", "<?xml")):
+        raise DataError(f"{path}: is a web page, not data; download the file itself")
+    if start.startswith("version https://git-lfs"):
+        raise DataError(f"{path}: is a pointer of Git LFS, not data; run git lfs pull")
+    if suffix in _TABLES and re.match(r'\[?\s*\{\s*"', start):
+        raise DataError(f"{path}: holds JSON; name it .json or .jsonl")
 
 
-def _json(path: Path, text: str) -> list[Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if isinstance(data, Mapping):
-        data = next((data[key] for key in ("data", "examples", "rows") if key in data), data)
-    if not isinstance(data, list):
-        raise DataError(
-            f"{path}: expected a list of objects, or one under 'data', 'examples' or 'rows'; "
-            f"found {type(data).__name__}"
-        )
-    return data
-
-
-def _squad(path: Path, articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    try:
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    yield {
-                        "title": article["title"],
-                        "passage": paragraph["context"],
-                        "question": asked["question"],
-                        "answers": [answer["text"] for answer in asked["answers"]],
-                    }
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: has paragraphs, and is not as SQuAD is: no {error}") from error
-
-
-def _csv(path: Path, text: str) -> list[Any]:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    try:
-        rows: list[dict[str, Any]] = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise DataError(
-                f"{path}, row {number}: expected {len(reader.fieldnames or ())} columns "
-                f"({', '.join(reader.fieldnames or ())})"
-            )
-    return rows
-
-
-def _example(path: Path, number: int, row: Any, inputs: list[str] | None) -> dspy.Example:
+def _checked(path: Path, number: int, row: Any) -> dict[str, Any]:
     if not isinstance(row, Mapping) or not row:
         raise DataError(
             f"{path}, example {number}: expected an object with fields, got {row!r:.60}"
         )
+    hidden = [name for name in row if name.startswith("dspy_")]
+    if hidden:
+        raise DataError(
+            f"{path}, example {number}: DSPy hides fields that begin with dspy_; give "
+            f"{hidden[0]!r} another name"
+        )
+    return dict(row)
+
+
+def _renamed(
+    path: Path, rows: Sequence[dict[str, Any]], columns: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Give columns their new names. Raises DataError for a column in no row, or a name twice."""
+    there = dict.fromkeys(name for row in rows for name in row)
+    for column, name in columns.items():
+        if column not in there:
+            raise DataError(
+                f"{path}: no column {column!r} to call {name!r}; there are "
+                + ", ".join(map(repr, there))
+            )
+    renamed = []
+    for number, row in enumerate(rows, 1):
+        made = {columns.get(name, name): value for name, value in row.items()}
+        if len(made) < len(row):
+            names = [columns.get(name, name) for name in row]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(
+                f"{path}, example {number}: two columns would be called {twice!r}; give the "
+                "other one another name too"
+            )
+        renamed.append(made)
+    return renamed
+
+
+def _example(
+    path: Path, number: int, row: dict[str, Any], inputs: list[str] | None
+) -> dspy.Example:
     if inputs is None:
         inputs = [name for name in row if name not in GOLD]
     missing = [name for name in inputs if name not in row]
@@ -128,7 +160,8 @@ def _example(path: Path, number: int, row: Any, inputs: list[str] | None) -> dsp
         raise DataError(
             f"{path}, example {number}: no input field among {', '.join(row)}; pass inputs=[...]"
         )
-    return dspy.Example(**row).with_inputs(*inputs)
+    # As one dictionary: a column may be called base, which is an argument of Example's own.
+    return dspy.Example(row).with_inputs(*inputs)
 
 
 def split(data: Sequence[T], shares: Sequence[float], seed: int = 0) -> list[list[T]]:

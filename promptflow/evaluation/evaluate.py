@@ -20,7 +20,6 @@ import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import DataError, names_options
-from promptflow.evaluation.data import load_data
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -28,6 +27,7 @@ from promptflow.evaluation.identity import (
     model_identity,
     versions,
 )
+from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.metrics import Metric, find_metric, has_gold, no_gold
 from promptflow.evaluation.scoring import (
     CHUNK,
@@ -290,30 +290,3 @@ def compare_scores(a: dict[int, float], b: dict[int, float], *, seed: int = 0) -
         wins=sum(x > y for x, y in pairs),
         losses=sum(x < y for x, y in pairs),
     )
-
-
-def output_types(program: Any) -> dict[str, Any] | None:
-    """Return the types of the fields that a library's module puts out; None for others."""
-    if type(program).__module__.partition(".")[0] not in ("promptflow", "dspy"):
-        return None
-    signatures = [predictor.signature for _, predictor in program.named_predictors()]
-    return {n: f.annotation for s in signatures for n, f in s.output_fields.items()} or None
-
-
-def input_fields(program: Any) -> list[str] | None:
-    """Return the fields that a program takes from outside, or None if it has no predictor.
-
-    They are the inputs of its predictors that none of them puts out.
-    """
-    signatures = [predictor.signature for _, predictor in program.named_predictors()]
-    made = {name for signature in signatures for name in signature.output_fields}
-    asked = [name for signature in signatures for name in signature.input_fields]
-    return [name for name in dict.fromkeys(asked) if name not in made] or None
-
-
-def read_examples(path: str | Path, program: Any) -> list[dspy.Example]:
-    """Read the examples of a file with the inputs that ``program`` takes, as far as it has them."""
-    examples = load_data(path)
-    wanted = input_fields(program) or []
-    names = [name for name in wanted if name in examples[0]]
-    return [example.with_inputs(*names) for example in examples] if names else examples

@@ -23,7 +23,6 @@ from promptflow.evaluation.evaluate import (
     Evaluation,
     describe,
     none_graded,
-    output_types,
     summarize,
 )
 from promptflow.evaluation.identity import (
@@ -33,6 +32,7 @@ from promptflow.evaluation.identity import (
     model_identity,
     versions,
 )
+from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.metrics import Metric, find_metric, has_gold
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition

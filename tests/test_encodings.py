@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from promptflow.errors import DataError
+from promptflow.evaluation.encodings import decoded
+
+FILE = Path("data.csv")
+KOREAN = [
+    "한국의 수도는 어디인가요?",
+    "서울",
+    "홍길동전의 저자는?",
+    "허균",
+    "대한민국",
+    "예",
+    "아니요",
+]
+JAPANESE = [
+    "日本の首都はどこですか",
+    "東京",
+    "富士山の高さは?",
+    "はい",
+    "いいえ",
+    "ラーメン",
+    "京都の金閣寺",
+]
+CHINESE = [
+    "中国的首都在哪里",
+    "北京",
+    "长江有多长",
+    "是",
+    "不是",
+    "红楼梦的作者是谁",
+    "曹雪芹",
+    "上海市",
+]
+TAIWANESE = ["台灣最高的山是哪一座", "玉山", "台北在哪裡", "是", "不是", "紅樓夢的作者是誰"]
+FRENCH = ["Où se trouve l\u2019Élysée ?", "à Paris", "Français", "élève", "ça va", "Noël", "cœur"]
+PORTUGUESE = ["São Paulo", "não", "coração", "ação", "você está em Lisboa", "pão", "João"]
+POLISH = ["Gdzie leży Łódź?", "żona", "Małgorzata", "święta", "Kraków", "źródło", "pięć"]
+RUSSIAN = ["Столица России?", "Москва", "да", "нет", "Петербург", "река Волга"]
+TURKISH = ["Türkiye'nin başkenti?", "üç", "şehir", "ağaç", "çocuk", "güneş", "\u0131ş\u0131k"]
+SETS = [
+    ("cp949", KOREAN),
+    ("cp932", JAPANESE),
+    ("euc_jp", JAPANESE),
+    ("gb18030", CHINESE),
+    ("big5", TAIWANESE),
+    ("cp1252", FRENCH),
+    ("mac_roman", FRENCH),
+    ("cp1252", PORTUGUESE),
+    ("cp1250", POLISH),
+    ("cp1251", RUSSIAN),
+    ("koi8_r", RUSSIAN),
+    ("cp1254", TURKISH),
+]
+
+
+@pytest.mark.parametrize(("encoding", "texts"), SETS)
+def test_a_file_is_read_as_it_was_written_or_refused(encoding, texts):
+    """Short and long tables: what cannot be told apart is an error, never another text."""
+    chance, read = random.Random(0), 0
+    for size in (1, 2, 4, 8, 30):
+        for _ in range(12):
+            lines = [f"{chance.choice(texts)},{chance.choice(texts)}" for _ in range(size)]
+            text = "\n".join(["question,answer", *lines, ""])
+            assert decoded(text.encode(encoding), FILE, encoding) == text
+            try:
+                found = decoded(text.encode(encoding), FILE)
+            except DataError:
+                continue
+            assert found == text
+            read += 1
+    if encoding in ("cp949", "cp932", "euc_jp", "gb18030", "big5"):
+        assert read >= 25
+
+
+def test_korean_of_a_spreadsheet_is_read_with_what_cp949_adds():
+    text = "질문,답\n펲시맨은 누구인가요?,똠방각하\n한국의 수도는 어디인가요?,서울\n"
+    assert decoded(text.encode("cp949"), FILE) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
+@pytest.mark.parametrize(
+    "text", ["question,answer\n서울,é\n", '{"q": "東京"}', "", "plain,ascii\n1,2\n"]
+)
+def test_unicode_is_told_by_its_mark_or_its_zeros(encoding, text):
+    assert decoded(text.encode(encoding), FILE) == text
+
+
+def test_text_of_japanese_mail_is_read():
+    assert decoded("質問,東京".encode("iso2022_jp"), FILE) == "質問,東京"
+
+
+def test_a_refusal_shows_what_the_file_may_say_and_what_to_type():
+    data = "q,a\nO que é ação?,São João\n".encode("cp1252")
+    with pytest.raises(DataError, match=r"line 2: .*cp1252: 'é ação\?,São João'.*--encoding"):
+        decoded(data, FILE)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("cp9949", "no encoding is called 'cp9949'"), ("utf-8", "line 2: cannot be read as utf-8")],
+)
+def test_an_encoding_that_is_told_wrong_is_named(encoding, message):
+    with pytest.raises(DataError, match=message):
+        decoded("q,a\nção,1\n".encode("cp1252"), FILE, encoding)
