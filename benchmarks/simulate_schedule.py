@@ -54,6 +54,8 @@ def simulate(batches: tuple[tuple[str, ...], ...], answer: int) -> dict[str, flo
             prompt = tokens_of(text, numbers)
             scheduler.submit(Task(number, prompt, len(prompt) + answer))
         while scheduler.waiting or scheduler.running:
+            while not scheduler.relieve()[0]:
+                scheduler.preempt(scheduler.first_to_go(scheduler.running))
             plan = scheduler.step()
             prefilled = sum(take for task, take in plan.rows if not task.written)
             found = (*price(plan, scheduler.cells.used), prefilled, 1, len(plan.rows))

@@ -6,6 +6,7 @@ import pytest
 
 from promptflow.engine.decoder import Decoder
 from promptflow.engine.fake import FakeModel
+from promptflow.engine.lengths import Lengths
 from promptflow.engine.request import Beam, Choice, Completion, Json, Request, Sampling, Slot, Text
 from promptflow.errors import (
     Cancelled,
@@ -132,6 +133,62 @@ def test_a_dead_end_fails_its_request_alone():
     outcomes = drain(decoder)
     assert isinstance(outcomes[0].error, ConstraintDeadEnd)
     assert outcomes[1].error is None
+
+
+def samples(count: int, **settings) -> list[Request]:
+    slot = Slot("a", sampling=Sampling(1.0, **settings.pop("sampling", {})), **settings)
+    return [Request((Text("a question of some length"), slot), seed) for seed in range(count)]
+
+
+def alone(request: Request, context: int) -> Completion:
+    decoder = Decoder(FakeModel(context=context))
+    decoder.submit(0, request)
+    return drain(decoder)[0]
+
+
+def test_samples_with_high_bounds_run_side_by_side():
+    """Twenty bounds of 4,096 tokens in a context of 8,192, and answers of a few dozen."""
+    ends = {"logit_bias": ((256, 4.0),)}
+    decoder = Decoder(FakeModel(context=8192), max_running=32)
+    together: set[int] = set()
+    for key, request in enumerate(samples(20, max_tokens=4096, sampling=ends)):
+        decoder.submit(key, request)
+    outcomes: dict[int, Completion] = {}
+    while decoder.busy:
+        outcomes |= dict(decoder.step())
+        together.add(len(decoder.scheduler.running))
+    assert max(together) == 20
+    assert decoder.stats().preempted == 0
+    assert {completion.fills["a"].finish for completion in outcomes.values()} == {"stop"}
+
+
+def test_samples_that_run_to_their_bounds_are_as_alone_and_computed_once_more_at_most():
+    """Two fit at a time. At a sixteenth of a context of 8,192 and bounds of 4,096."""
+    requests = samples(20, max_tokens=240, ignore_eos=True)
+    decoder = Decoder(FakeModel(context=512), max_running=32)
+    decoder.scheduler._lengths = Lengths(16)
+    for key, request in enumerate(requests):
+        decoder.submit(key, request)
+    outcomes = drain(decoder)
+    expected = [alone(request, 512) for request in requests]
+    assert [outcomes[key].fills for key in range(20)] == [one.fills for one in expected]
+    assert {completion.fills["a"].finish for completion in expected} == {"length"}
+    need = sum(one.usage.prompt + one.usage.generated for one in expected)
+    assert decoder.stats().preempted > 10
+    assert decoder.model.decoded_tokens <= 1.5 * need
+
+
+def test_drafts_take_only_cells_that_are_free():
+    fake, codes = FakeModel(context=48), []
+    decode = fake.decode
+    fake.decode = lambda *batch: codes.append(decode(*batch)) or codes[-1]
+    decoder = Decoder(fake, max_running=2, pass_rows=1000.0)
+    decoder.scheduler._lengths = Lengths(1)
+    for key, text in enumerate(("ab" * 10, "cd" * 10)):
+        decoder.submit(key, ask(text, max_tokens=20))
+    drain(decoder)
+    assert decoder.stats().drafted > 0
+    assert set(codes) == {0}, "the model never had to say that it has no room"
 
 
 def test_a_request_that_is_all_forced_is_answered_at_once():

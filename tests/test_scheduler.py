@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
+from promptflow.engine.lengths import Lengths
 from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, RENT
 from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, Scheduler
 from promptflow.engine.task import Copy, Drop, Plan, Task
@@ -11,11 +14,13 @@ TRUNK = list(range(100, 110))
 ROW = np.zeros(3, dtype=np.float32)
 
 
-def task(number: int, tokens: list[int], room: int = 5, **more: int) -> Task:
+def task(number: int, tokens: list[int], room: int = 5, **more: Any) -> Task:
     return Task(number, list(tokens), len(tokens) + room, **more)
 
 
 def step(scheduler: Scheduler) -> Plan:
+    while not scheduler.relieve()[0]:
+        scheduler.preempt(scheduler.first_to_go(scheduler.running))
     plan = scheduler.step()
     for one, take in plan.rows:
         scheduler.computed(one, take)
@@ -244,7 +249,7 @@ def test_sequence_numbers_held_by_finished_tasks_are_given_up_for_new_ones():
 
 def test_what_can_never_fit_is_handed_back():
     scheduler = Scheduler(20, 64, 8, 8)
-    kept, giant = task(0, [1, 2]), task(1, [3] * 10, room=11)
+    kept, giant = task(0, [1, 2]), task(1, [3] * 21, room=0)
     scheduler.submit(kept)
     step(scheduler)
     scheduler.submit(giant)
@@ -368,6 +373,121 @@ def test_every_task_is_admitted_in_the_end(prompts, cells, batch, sequences, run
                 scheduler.finish(one, keep=True)
     assert not scheduler.waiting
     assert not scheduler.running
+
+
+def answer_all(scheduler: Scheduler, ends: dict[Task, int], together: list[int]) -> int:
+    """Run tasks until each holds the tokens of its end; return how many were computed.
+
+    Adds to ``together`` how many sequences each step had.
+    """
+    computed = 0
+    for one in ends:
+        scheduler.submit(one)
+    for _ in range(100_000):
+        if not scheduler.waiting and not scheduler.running:
+            return computed
+        plan = step(scheduler)
+        assert plan.rows
+        assert not plan.hopeless
+        assert scheduler.cells.used <= scheduler.cells.capacity
+        together.append(len(plan.rows))
+        computed += sum(take for _, take in plan.rows)
+        for one in list(scheduler.running):
+            if not one.pending and len(one.tokens) < ends[one]:
+                one.tokens.append(-1 - len(one.tokens) - 1000 * one.number)
+            elif not one.pending:
+                scheduler.finish(one, keep=True)
+    raise AssertionError("it does not come to an end")
+
+
+def test_short_answers_with_high_bounds_run_side_by_side():
+    scheduler = Scheduler(8192, 512, 80, 32)
+    ends = {task(n, [*TRUNK * 10, n], room=4096): 150 + 7 * n for n in range(20)}
+    together: list[int] = []
+    assert answer_all(scheduler, ends, together) == 100 + sum(end - 100 for end in ends.values())
+    assert not any(one.preempted for one in ends)
+    assert together[1:40] == [20] * 39
+
+
+def test_answers_that_run_to_their_bounds_are_not_computed_again_and_again():
+    """Two fit at a time. At an eighth of a context of 8,192 and bounds of 4,096."""
+    scheduler = Scheduler(1024, 64, 80, 32)
+    scheduler._lengths = Lengths(32)
+    ends = {task(n, [*TRUNK, n], room=500): 511 for n in range(20)}
+    computed = answer_all(scheduler, ends, [])
+    assert 1.1 * 20 * 500 < computed < 1.4 * 20 * 500
+    assert sum(one.preempted for one in ends) == 18
+
+
+def test_answers_longer_than_was_likely_run_together_when_they_come_back():
+    scheduler = Scheduler(1024, 64, 80, 32)
+    scheduler._lengths = Lengths(1)
+    ends = {task(n, [*TRUNK, n], room=1000): 11 + 60 + n for n in range(20)}
+    assert answer_all(scheduler, ends, []) < 1.5 * 20 * 70
+    assert 0 < sum(one.preempted for one in ends) < 8
+
+
+def test_what_is_within_its_cells_stays_when_another_outgrows_its_own():
+    scheduler = Scheduler(100, 64, 8, 8)
+    scheduler._lengths = Lengths(10)
+    grows, other = task(0, [1] * 10, room=90), task(1, [2] * 10, room=60, kind="other")
+    scheduler._lengths.ended("other", 50)
+    for one in (grows, other):
+        scheduler.submit(one)
+    step(scheduler)
+    grows.tokens += [3] * 40
+    other.tokens += [4] * 39
+    step(scheduler)
+    assert scheduler.running == [grows, other]
+    other.tokens += [4] * 2
+    assert scheduler.first_to_go(scheduler.running) is grows
+    step(scheduler)
+    assert scheduler.running == [other]
+    assert grows.preempted == 1
+    young = task(2, [5] * 10, room=90)
+    scheduler.submit(young)
+    scheduler.finish(other, keep=False)
+    step(scheduler)
+    assert scheduler.running == [grows], "what comes back has cells for twice what it had written"
+    assert grows.likely == 10 + 2 * 40
+    scheduler.finish(grows, keep=False)
+    step(scheduler)
+    assert young.likely == 10 + 40, "and new ones of its kind for as much"
+
+
+def test_forks_of_a_search_are_likely_to_grow_as_it_is():
+    scheduler = Scheduler(200, 64, 8, 8)
+    scheduler._lengths = Lengths(20)
+    lead = task(0, TRUNK, room=90, forks=2, fork_limit=90)
+    scheduler.submit(lead)
+    step(scheduler)
+    assert scheduler._promised() == 3 * 20
+    child = Task(7, [*TRUNK, 1], 100)
+    scheduler.fork(lead, child, lead)
+    assert scheduler._promised() == 3 * 20
+
+
+answers = st.lists(
+    st.tuples(st.integers(1, 30), st.integers(0, 3), st.integers(1, 90), st.integers(0, 90)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(answers, st.sampled_from([125, 200, 400]), st.sampled_from([1, 8, 64]), st.integers(1, 32))
+def test_whatever_answers_come_to_they_end_and_little_is_computed_twice(
+    answers, cells, first, running
+):
+    scheduler = Scheduler(cells, 16, 40, running)
+    scheduler._lengths = Lengths(first)
+    ends = {}
+    for number, (prompt, kind, written, more) in enumerate(answers):
+        one = task(number, [kind] * prompt, room=written + more, kind=kind)
+        one.length_limit = min(one.length_limit, cells)
+        ends[one] = min(prompt + written, cells)
+    computed = answer_all(scheduler, ends, [])
+    assert computed <= 2.5 * sum(ends.values())
 
 
 def alone(scheduler: Scheduler, number: int, tokens: list[int]) -> int:

@@ -162,8 +162,9 @@ class Decoder:
     def step(self) -> list[Finished]:
         """Run one batch; return the jobs that it finished, errors included."""
         begun, elsewhere = time.perf_counter(), self._accounted()
+        finished = self._relieve()
         plan = self.scheduler.step()
-        finished = [self._no_room(task) for task in plan.hopeless]
+        finished += [self._no_room(task) for task in plan.hopeless]
         self._move(plan.moves)
         for task in plan.admitted:
             self._by_task[task.number].job.meter.take_over(task.computed)
@@ -192,7 +193,8 @@ class Decoder:
 
     def _draft(self, rows: Sequence[tuple[Task, int]]) -> None:
         """Let jobs that are about to sample guess what they will say, while the batch has room."""
-        room = min(self.model.batch, DRAFTED_ROWS) - sum(take for _, take in rows)
+        free = self.scheduler.cells.capacity - self.scheduler.cells.used
+        room = min(self.model.batch, DRAFTED_ROWS, free) - sum(take for _, take in rows)
         for task, take in rows:
             job = self._by_task[task.number].job
             if take == task.pending and isinstance(job, FillJob):
@@ -374,13 +376,25 @@ class Decoder:
         return finished
 
     def _make_room(self) -> list[Finished]:
-        """Give up cached prefixes, then the newest job, and at last one that was alone thrice."""
+        """Give up cached prefixes, then a job."""
         freed = self.scheduler.evict_all()
         self._move(freed)
-        if freed:
-            return []
-        running = dict.fromkeys(self._by_task[task.number] for task in self.scheduler.running)
-        entry = max(running, key=lambda entry: entry.job.task.number)
+        return [] if freed else self._send_back()
+
+    def _relieve(self) -> list[Finished]:
+        """Give up cached prefixes, then jobs, until what is known of the others has room."""
+        finished: list[Finished] = []
+        while True:
+            has_room, moves = self.scheduler.relieve()
+            self._move(moves)
+            if has_room:
+                return finished
+            finished += self._send_back()
+
+    def _send_back(self) -> list[Finished]:
+        """Preempt a job; fail one that was alone thrice."""
+        running = {self._by_task[task.number].job.task for task in self.scheduler.running}
+        entry = self._by_task[self.scheduler.first_to_go(running).number]
         self._preempt(entry)
         entry.cramped += len(running) == 1
         return [self._no_room(entry.job.task)] if entry.cramped > 2 else []

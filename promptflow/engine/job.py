@@ -84,7 +84,7 @@ class FillJob:
         self, slots: Sequence[Slot], texts: Sequence[list[int]], seed: int, tools: Tools
     ) -> None:
         """Prepare to fill ``slots``, each after the tokens of ``texts`` at its place."""
-        self.task = Task(0, [], 0)
+        self.task = Task(0, [], 0, kind=tuple((slot.name, slot.max_tokens) for slot in slots))
         self.meter = Meter()
         self.fills: dict[str, Fill] = {}
         self.prompt = sum(map(len, texts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from promptflow.engine.lengths import Lengths
 from promptflow.engine.prefix import CellLedger, PrefixTree
 from promptflow.engine.retention import Retention
 from promptflow.engine.task import Copy, Drop, Move, Plan, Task
@@ -39,6 +40,7 @@ class Scheduler:
         self._clock = 0
         self._retention = Retention()
         self._width = Width()
+        self._lengths = Lengths()
         self.tree = PrefixTree()
         self.cells = CellLedger(cells)
         # Attention reads every cell up to the highest used one, whoever holds it.
@@ -141,6 +143,7 @@ class Scheduler:
 
     def _start(self, task: Task, source: int, shared: int, plan: Plan) -> bool:
         """Give a task a sequence and its prefix; False where the cache has no room for it yet."""
+        task.likely = self._likely(task)
         if not self._make_room(task, source, shared, plan.moves):
             return False
         if not self._free:
@@ -172,12 +175,44 @@ class Scheduler:
         plan.admitted.append(task)
         return True
 
+    def _likely(self, task: Task) -> int:
+        """Return how many tokens a waiting task is likely to hold when it ends.
+
+        One that was sent back is likely to go on for as long again: so each is sent back a few
+        times at most, and what is computed again for it is at most twice what it comes to.
+        """
+        prompt = min(task.prompt, len(task.tokens))
+        again = 2 * (len(task.tokens) - prompt) if task.preempted else 0
+        return prompt + max(self._lengths.likely(task.kind), again)
+
+    def _promised(self) -> int:
+        """Return how many more cells running tasks are likely to take."""
+        return sum(task.promised(len(task.spares)) for task in self.running)
+
+    def relieve(self) -> tuple[bool, list[Move]]:
+        """Evict until all known tokens of running tasks have room; return whether they have."""
+        moves: list[Move] = []
+        pending = sum(task.pending for task in self.running)
+        while self.cells.used + pending > self.cells.capacity:
+            if not self._evict(moves):
+                return False, moves
+        return True, moves
+
+    @staticmethod
+    def first_to_go(tasks: Iterable[Task]) -> Task:
+        """Return the newest of the tasks that have outgrown their cells, else the newest of all.
+
+        So what is within the cells that were set aside for it stays, and the oldest comes to an
+        end.
+        """
+        return max(tasks, key=lambda task: (task.has_outgrown, task.number))
+
     def _make_room(self, task: Task, source: int, shared: int, moves: list[Move]) -> bool:
-        """Evict until ``task`` fits beside what running tasks may still need, if that is enough."""
-        promised = sum(other.promised for other in self.running)
-        most = task.length_limit + task.forks * task.fork_limit
-        wanted = min(most, self.cells.capacity) - shared
-        room = self.cells.capacity - promised - wanted
+        """Evict until ``task`` fits beside what running tasks are likely to take, if it can."""
+        # A search in what the context leaves takes all cells at most, whatever its forks may take.
+        most = max(len(task.tokens), self.cells.capacity)
+        wanted = min(task.promised(task.forks), most) - shared
+        room = self.cells.capacity - self._promised() - wanted
         while self.cells.used > room or len(self._free) <= task.forks:
             if self._evict(moves, keep=source):
                 continue
@@ -211,6 +246,7 @@ class Scheduler:
             child.sequence = lead.spares.pop()
             self._owners[child.sequence] = child
             self._indexed[child.sequence] = []
+            child.likely = lead.likely
             self.running.append(child)
         else:
             self.cells.drop(child.sequence)
@@ -263,6 +299,7 @@ class Scheduler:
         self.running.remove(task)
         if keep and task.length_limit > task.prompt:
             self._width.ended(task.written, task.length_limit - task.prompt)
+            self._lengths.ended(task.kind, task.written)
         self._free += task.spares
         task.spares = []
         sequence, task.sequence = task.sequence, -1
@@ -284,6 +321,8 @@ class Scheduler:
 
     def preempt(self, task: Task) -> list[Move]:
         """Send a running task back to the queue, to recompute what others do not hold."""
+        if task.has_outgrown:
+            self._lengths.outgrew(task.kind, task.written)
         moves = self.finish(task, keep=False)
         task.computed = 0
         task.preempted += 1
@@ -319,7 +358,7 @@ class Scheduler:
         Finished sequences but ``spare`` may be evicted. Return -1 where that is not enough.
         """
         moves: list[Move] = []
-        room = self.cells.capacity - sum(task.promised for task in self.running) - count
+        room = self.cells.capacity - self._promised() - count
         while self.cells.used > room or not self._free:
             if not self._evict(moves, keep=spare):
                 return -1, moves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from promptflow.engine.model import Model
 
 _NEVER = 1 << 40
+GROWTH = 16  # tokens that an answer longer than was likely is taken to go on for, or half of itself
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +20,8 @@ class Task:
     number: int
     tokens: list[int]
     length_limit: int  # tokens it may hold when it ends
+    kind: Hashable = None  # requests of one kind have answers of like lengths
+    likely: int = _NEVER  # tokens it is likely to hold when it ends: cells are set aside for them
     share_limit: int = _NEVER  # tokens that it may take from others
     forks: int = 0  # sequences that it may fork off, each for up to ``fork_limit`` more tokens
     fork_limit: int = 0
@@ -45,9 +48,22 @@ class Task:
         return max(0, len(self.tokens) - self.prompt)
 
     @property
-    def promised(self) -> int:
-        """Return how many more cells it may come to need, forks included."""
-        return self.length_limit - self.computed + len(self.spares) * self.fork_limit
+    def has_outgrown(self) -> bool:
+        """Return whether it holds more than was likely, and than cells were set aside for."""
+        return len(self.tokens) > self.likely
+
+    @property
+    def reach(self) -> int:
+        """Return how many tokens it is now likely to hold when it ends."""
+        likely = self.likely
+        if self.has_outgrown:
+            likely = len(self.tokens) + max(GROWTH, self.written // 2)
+        return min(self.length_limit, likely)
+
+    def promised(self, forks: int) -> int:
+        """Return how many more cells it is likely to take, those of ``forks`` to come included."""
+        answer = self.reach - min(self.prompt, len(self.tokens))
+        return self.reach - self.computed + forks * min(self.fork_limit, answer)
 
 
 @dataclass(frozen=True, slots=True)
