@@ -9,7 +9,7 @@ import pytest
 
 import promptflow as pf
 from promptflow.engine.fake import FakeModel, ScriptedEngine
-from promptflow.engine.request import Sampling, Slot, Usage
+from promptflow.engine.request import Sampling, Slot, Text, Usage
 from promptflow.errors import (
     ContextOverflow,
     EngineLost,
@@ -374,3 +374,67 @@ def test_random_text_under_constraints_always_parses():
     assert [r for r in results if isinstance(r, ParseError)] == []
     assert all(isinstance(r, Prediction) for r in results), results
     assert all(0 <= r.share <= 1 and len(r.tags) <= 3 for r in results)
+
+
+CHAIN = "question -> reasoning, answer"
+
+
+def cutting(engine_class: type = ScriptedEngine) -> pf.LocalLM:
+    """An LM whose reasoning ends at its limit where the question says so."""
+
+    class Cutting(engine_class):
+        def generate(self, requests, on_done=None):
+            done = super().generate(requests, on_done)
+            return [self.shortened(r, c) for r, c in zip(requests, done, strict=True)]
+
+        def shortened(self, request, completion):
+            said = "".join(part.text for part in request.parts if isinstance(part, Text))
+            if "long" not in said:
+                return completion
+            fills = {n: replace(f, finish="length") for n, f in completion.fills.items()}
+            return replace(completion, fills=fills)
+
+    return pf.load("cutting", engine=Cutting(lambda text, slot: "x"))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pf.Predict(CHAIN),
+        pf.Predict(CHAIN, n=2),
+        pf.ChainOfThought("question -> answer"),
+        pf.ZeroShotCoT("question -> answer"),
+        pf.SelfConsistency(pf.ChainOfThought("question -> answer"), n=3),
+        pf.BestOf(pf.SelfConsistency(pf.Predict(CHAIN), n=2), n=2, reward="first"),
+        dspy.Predict(CHAIN),
+        dspy.ChainOfThought("question -> answer"),
+    ],
+)
+def test_a_cut_answer_is_marked_however_deep_it_is(program: Any):
+    inputs = [{"question": "long"}, {"question": "short"}]
+    with dspy.context(adapter=pf.SlotAdapter()):
+        cut, whole = run_many(program, inputs, lm=cutting())
+    assert (cut.cut, whole.cut) == (True, False)
+    assert cut.extended(note=1).cut
+
+
+def test_a_tree_with_a_cut_thought_is_marked():
+    tree = pf.TreeOfThoughts(
+        "state, question -> thought", "state, question -> worth: float", depth=2, breadth=1
+    )
+    lm = cutting()
+    lm.text_engine._answer = lambda text, slot: "1.5" if slot.constraint else "x"
+    assert run(tree, lm=lm, question="long").cut
+    assert not run(tree, lm=lm, question="short").cut
+
+
+def test_failed_calls_cost_their_tokens():
+    def answer(text: str, slot: Slot) -> str:
+        return "no number"
+
+    lm, _ = scripted(answer)
+    predict = pf.Predict("question -> answer: int")
+    [result] = run_many(predict, [{"question": "a"}], lm=lm)
+    assert isinstance(result, ParseError)
+    assert result.usage.generated == 2  # words
+    assert result.usage.prompt > 1

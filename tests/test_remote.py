@@ -399,3 +399,20 @@ def test_an_lm_of_the_users_own_is_asked_for_every_sample():
     assert len(lm.calls) == 5
     assert len({call["rollout_id"] for call in lm.calls}) == 5
     assert len(prediction.votes) == 5
+
+
+@pytest.mark.parametrize("program", [pf.Predict(QA), dspy.Predict(QA)])
+def test_an_answer_that_the_provider_cut_is_marked_and_counted(provider: Provider, program: Any):
+    def reply(body: dict[str, Any], n: int) -> Any:
+        finish = "length" if "cut" in body["messages"][-1]["content"] else "stop"
+        message = {"role": "assistant", "content": written(answer="4")}
+        return {"message": message, "finish_reason": finish}
+
+    provider.reply = reply
+    data = [
+        dspy.Example(question=q, answer="4").with_inputs("question") for q in ("cut", "b", "cut")
+    ]
+    result = pf.evaluate(program, data, "exact_match", lm=provider.lm(), progress=False)
+    assert (result.cut, result.n) == (2, 3)
+    assert result.to_json()["cut"] == 2
+    assert [record.cut for record in result.records] == [True, False, True]

@@ -176,8 +176,10 @@ def run(
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
     if as_json:
-        print_json({**fields, "tokens": _tokens(prediction.usage)})
+        print_json({**fields, "tokens": _tokens(prediction.usage), "cut": prediction.cut})
     else:
+        if prediction.cut:
+            say("an answer ended at its token limit; raise max_tokens", error=True)
         for name, value in fields.items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             say(f"{name}: {shown}")
@@ -245,6 +247,7 @@ def evaluate(
     else:
         say(f"{metric} {_score(result)}")
         left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
+        left_out += f", {result.cut} cut at a token limit"
         say(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
 
 

@@ -49,7 +49,8 @@ class Evaluation:
     """A mean score with its 95 % interval, and what each run gave.
 
     ``n`` runs were scored; ``errors`` more were left out because the engine or the metric failed,
-    and ``ungraded`` examples because they have no gold value.
+    and ``ungraded`` examples because they have no gold value. In ``cut`` runs an answer, the
+    reasoning say, ended at its token limit.
     ``seconds`` is wall time, of resumed runs the time of both. ``about`` says what the score
     belongs to: model, metric, hashes of program and data, seed, versions.
     """
@@ -64,6 +65,7 @@ class Evaluation:
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
     ungraded: int = 0
+    cut: int = 0
 
     def to_json(self, *, records: bool = False) -> dict[str, Any]:
         """Return the evaluation as JSON data, with its records if asked."""
@@ -74,6 +76,7 @@ class Evaluation:
             "n": self.n,
             "errors": self.errors,
             "ungraded": self.ungraded,
+            "cut": self.cut,
             "tokens": asdict(self.usage),
             "seconds": round(self.seconds, 3),
             "about": self.about,
@@ -249,6 +252,7 @@ def summarize(records: Sequence[Record], seconds: float, about: dict[str, Any]) 
         n=interval.n,
         errors=sum(record.score is None and not record.ungraded for record in records),
         ungraded=sum(record.ungraded for record in records),
+        cut=sum(record.cut for record in records),
         records=tuple(records),
         usage=reduce(add, (record.usage for record in records), Usage()),
         seconds=seconds,

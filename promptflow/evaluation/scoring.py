@@ -63,7 +63,8 @@ class Record:
 
     ``score`` is None where ``error`` kept the run from being scored, or, without an error, where
     the example has no gold value; a wrong answer that could not be read has both. ``seconds`` is
-    the run's share of its batch's wall time.
+    the run's share of its batch's wall time, ``cut`` says that an answer on its way ended at its
+    token limit.
     """
 
     index: int
@@ -75,6 +76,7 @@ class Record:
     usage: Usage = field(default_factory=Usage)
     calls: int = 0
     seconds: float = 0.0
+    cut: bool = False
 
     @property
     def ungraded(self) -> bool:
@@ -170,9 +172,14 @@ def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds
     if isinstance(result, PromptflowError):
         wrong = isinstance(result, ParseError)
         record = replace(record, score=0.0 if wrong else None, error=_shown(result))
+        record = replace(record, usage=result.usage or Usage())
         return Outcome(record, failure=None if wrong else result)
     record = replace(
-        record, fields=plain(result), usage=result.usage, calls=max(1, len(result.trace))
+        record,
+        fields=plain(result),
+        usage=result.usage,
+        calls=max(1, len(result.trace)),
+        cut=result.cut,
     )
     try:
         score = float(metric(example, result, trace))

@@ -103,6 +103,7 @@ class Prediction(dspy.Prediction):
     _weighed: Mapping[str, Mapping[str, float]] = {}
     _usage: Usage = Usage()
     _trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
+    _cut: bool = False
 
     @property
     def fills(self) -> Mapping[str, Fill]:
@@ -124,6 +125,16 @@ class Prediction(dspy.Prediction):
         """Return each call that led here as (predictor, inputs, prediction), in order."""
         return self._trace
 
+    @property
+    def cut(self) -> bool:
+        """Say whether anything that led here ended at its token limit, not where it was complete.
+
+        Of samples, that any of them did.
+        """
+        fills = any(fill.finish == "length" for fill in self._fills.values())
+        inner = (one for _, _, one in self._trace if one is not self)
+        return self._cut or fills or any(getattr(one, "cut", None) is True for one in inner)
+
     @classmethod
     def of(cls, plain: dspy.Prediction) -> Prediction:
         """Return one of DSPy's predictions as ours."""
@@ -137,7 +148,7 @@ class Prediction(dspy.Prediction):
         """Return a copy with ``fields`` added, or in the place of those of the same name."""
         made = Prediction(**{**dict(self.items()), **fields})
         made._fills, made._weighed = self._fills, self._weighed
-        made._usage, made._trace = self._usage, self._trace
+        made._usage, made._trace, made._cut = self._usage, self._trace, self._cut
         return made
 
 

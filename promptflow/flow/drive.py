@@ -12,7 +12,7 @@ import dspy
 from promptflow.engine.request import Usage
 from promptflow.errors import ProgramError, PromptflowError, names_options
 from promptflow.flow.call import Attempts, Call, Prediction, answer
-from promptflow.lm import lm_of, usage_of
+from promptflow.lm import Seen, lm_of, usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
 
@@ -198,15 +198,16 @@ def _hand_out(waiting: Sequence[_Running], answers: Sequence[Any]) -> None:
 
 def _plain(module: Any, inputs: Mapping[str, Any]) -> Flow:
     """Call a module without a flow; its calls and tokens are those that DSPy saw."""
-    outer = dspy.settings.trace
-    with dspy.context(trace=[]), dspy.track_usage() as tracker:
+    outer, seen = dspy.settings.trace, Seen()
+    callers = [*(dspy.settings.caller_modules or []), seen]
+    with dspy.context(trace=[], caller_modules=callers), dspy.track_usage() as tracker:
         value = module(**inputs)
         steps = tuple(dspy.settings.trace)
     if outer is not None:
         outer.extend(steps)
     if isinstance(value, dspy.Prediction):
         value = Prediction.of(value)
-        value._usage, value._trace = usage_of(tracker), steps
+        value._usage, value._trace, value._cut = usage_of(tracker), steps, seen.cut
     return value
     yield  # what makes this a generator
 

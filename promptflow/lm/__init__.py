@@ -6,6 +6,7 @@ from promptflow.lm.listeners import audiences, generate
 from promptflow.lm.local import LocalLM, is_local, lm_of, load
 from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import (
+    Seen,
     Turns,
     decoding_of,
     prompt_text,
@@ -19,6 +20,7 @@ from promptflow.lm.told import Told
 
 __all__ = [
     "LocalLM",
+    "Seen",
     "SlotAdapter",
     "Told",
     "Turns",

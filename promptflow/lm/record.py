@@ -62,6 +62,35 @@ def usage_of(tracker: Any) -> Usage:
     return total
 
 
+class Seen:
+    """Stands among DSPy's calling modules, so that it gets the history of what they call."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def cut(self) -> bool:
+        """Say whether an answer ended at its limit."""
+        return any(finish_of(entry["response"]) == "length" for entry in self.history)
+
+
+def finish_of(response: Any) -> Any:
+    """Return why an answer ended, of any of the responses that DSPy keeps."""
+    if isinstance(response, Completion):
+        finishes = {fill.finish for fill in response.fills.values()}
+        return "length" if "length" in finishes else None
+    if isinstance(response, list | tuple):
+        finishes = {finish_of(one) for one in response}
+        return "length" if "length" in finishes else None
+    choices = part_of(response, "choices")
+    return part_of(choices[0] if choices else response, "finish_reason")
+
+
+def part_of(response: Any, name: str) -> Any:
+    """Return what an object or a mapping holds under a name."""
+    return response.get(name) if isinstance(response, Mapping) else getattr(response, name, None)
+
+
 def prompt_text(parts: Sequence[Part], fills: Mapping[str, Fill] | None = None) -> str:
     """Return the text of parts, slots as ``{name}`` or as what was filled in."""
     pieces = []

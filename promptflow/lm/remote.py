@@ -7,6 +7,7 @@ several samples, and calls run side by side. What DSPy cannot pass on is refused
 from __future__ import annotations
 
 import contextvars
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields
@@ -33,7 +34,7 @@ from promptflow.errors import (
 )
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.options import KNOWN, REFUSED
-from promptflow.lm.record import seed_of, usage_of
+from promptflow.lm.record import Seen, finish_of, part_of, seed_of, usage_of
 from promptflow.lm.told import Step, inside
 from promptflow.signatures import Quote
 
@@ -103,6 +104,8 @@ def provider_of(model: str | Path) -> str:
 
 
 def _litellms() -> Iterable[str]:
+    # Else it fetches a list of prices over the network when it is imported.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         import litellm
     except ImportError:
@@ -228,7 +231,7 @@ class Question:
         return answer
 
     def _asked(self, callers: Sequence[Any]) -> Answer | PromptflowError:
-        seen = _Seen()
+        seen = Seen()
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         context = {"caller_modules": [*callers, seen], **self._stream()}
         with dspy.context(**context), dspy.track_usage() as tracker:
@@ -248,7 +251,7 @@ class Question:
                 failed.__cause__ = error
             else:
                 usage, total = usage_of(tracker), tracker.get_total_tokens()
-                return Answer(values, seen.fills(), usage, total)
+                return Answer(values, _fills(seen), usage, total)
         failed.usage = usage_of(tracker)
         return failed
 
@@ -277,54 +280,36 @@ class Question:
         return held
 
 
-class _Seen:
-    """Stands among DSPy's calling modules, so that it gets the history of one call alone."""
-
-    def __init__(self) -> None:
-        self.history: list[dict[str, Any]] = []
-
-    def fills(self) -> dict[str, Fill]:
-        """Return the last answer as a fill; nothing where DSPy keeps no history."""
-        if not self.history:
-            return {}
-        entry = self.history[-1]
-        output = entry["outputs"][0] if entry["outputs"] else ""
-        text = output.get("text") if isinstance(output, Mapping) else output
-        tokens = _tokens(output.get("logprobs") if isinstance(output, Mapping) else None)
-        usage = entry.get("usage") or {}
-        return {
-            WHOLE: Fill(
-                text or "",
-                "length" if _finish(entry["response"]) == "length" else "stop",
-                generated=len(tokens) or usage.get("completion_tokens") or 0,
-                logprob=sum(token.logprob for token in tokens),
-                logprobs=tokens,
-            )
-        }
-
-
-def _finish(response: Any) -> Any:
-    """Return why an answer ended, of any of the responses that DSPy keeps."""
-    if isinstance(response, list | tuple):
-        return _finish(response[-1]) if response else None
-    choices = _part(response, "choices")
-    return _part(choices[0] if choices else response, "finish_reason")
-
-
-def _part(of: Any, name: str) -> Any:
-    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
+def _fills(seen: Seen) -> dict[str, Fill]:
+    """Return the last answer as a fill; nothing where DSPy keeps no history."""
+    if not seen.history:
+        return {}
+    entry = seen.history[-1]
+    output = entry["outputs"][0] if entry["outputs"] else ""
+    text = output.get("text") if isinstance(output, Mapping) else output
+    tokens = _tokens(output.get("logprobs") if isinstance(output, Mapping) else None)
+    usage = entry.get("usage") or {}
+    return {
+        WHOLE: Fill(
+            text or "",
+            "length" if finish_of(entry["response"]) == "length" else "stop",
+            generated=len(tokens) or usage.get("completion_tokens") or 0,
+            logprob=sum(token.logprob for token in tokens),
+            logprobs=tokens,
+        )
+    }
 
 
 def _tokens(logprobs: Any) -> tuple[TokenLogprob, ...]:
-    found = logprobs if isinstance(logprobs, list | tuple) else _part(logprobs, "content")
+    found = logprobs if isinstance(logprobs, list | tuple) else part_of(logprobs, "content")
     return tuple(
         TokenLogprob(
-            str(_part(one, "token")),
+            str(part_of(one, "token")),
             -1,
-            float(_part(one, "logprob")),
+            float(part_of(one, "logprob")),
             tuple(
-                (str(_part(t, "token")), float(_part(t, "logprob")))
-                for t in _part(one, "top_logprobs") or _part(one, "top") or ()
+                (str(part_of(t, "token")), float(part_of(t, "logprob")))
+                for t in part_of(one, "top_logprobs") or part_of(one, "top") or ()
             ),
         )
         for one in found or ()

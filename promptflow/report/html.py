@@ -54,7 +54,7 @@ def _evaluation_view(result: Evaluation) -> dict[str, Any]:
         "verdict": (
             f"{result.score:.3f} on {result.n} examples, 95 % interval {result.low:.3f} to "
             f"{result.high:.3f}; {result.errors} left out after errors, {result.ungraded} without "
-            "a gold value."
+            f"a gold value; {result.cut} with an answer that ended at its token limit."
         ),
         "about": _about(result.about),
         "bars": score_bars([("program", result)]),
