@@ -246,6 +246,8 @@ def evaluate(
         print_json(result.to_json())
     else:
         say(f"{metric} {_score(result)}")
+        if result.exactness:
+            say(result.exactness)
         left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
         left_out += f", {result.cut} cut at a token limit"
         say(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
@@ -337,4 +339,6 @@ def optimize(
     say(f"start  {_score(result.start)}")
     say(f"winner {_score(result.winner)}")
     say(result.reason)
+    if result.exactness:
+        say(result.exactness)
     say(f"program {out / 'program'}, report {out / 'report.html'}")

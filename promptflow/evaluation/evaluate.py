@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -20,6 +20,7 @@ import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import DataError, names_options
+from promptflow.evaluation.exact import Exact
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -52,7 +53,8 @@ class Evaluation:
     and ``ungraded`` examples because they have no gold value. In ``cut`` runs an answer, the
     reasoning say, ended at its token limit.
     ``seconds`` is wall time, of resumed runs the time of both. ``about`` says what the score
-    belongs to: model, metric, hashes of program and data, seed, versions.
+    belongs to: model, metric, hashes of program and data, seed, versions. ``exactness`` says what
+    it took that a killed run ends as this one, where a journal was kept.
     """
 
     score: float
@@ -66,6 +68,7 @@ class Evaluation:
     about: dict[str, Any] = field(default_factory=dict)
     ungraded: int = 0
     cut: int = 0
+    exactness: str = ""
 
     def to_json(self, *, records: bool = False) -> dict[str, Any]:
         """Return the evaluation as JSON data, with its records if asked."""
@@ -131,7 +134,8 @@ def evaluate(
     """Run ``program`` on every example and return the mean score with its interval.
 
     ``metric`` is a function or a name of ``METRICS``. ``journal`` keeps finished chunks: the same
-    call with the same journal continues. Raises the commonest failure's type when more than 2 % of
+    call with the same journal continues, and ends as it would have: each chunk begins with a fresh
+    engine. Raises the commonest failure's type when more than 2 % of
     the runs have no score, and DataError for no data. Examples without a gold value for the metric
     are left out and counted; DataError where all are.
     """
@@ -144,12 +148,14 @@ def evaluate(
     about = describe(program, data, metric, lm=lm, seed=seed)
     outcomes: list[Outcome] = []
     seconds = 0.0
-    with _opened(journal) as kept, bar("evaluate", len(data), progress) as advance:
+    exact = Exact(program, metric, language_model(lm))
+    with _opened(journal) as kept, exact, bar("evaluate", len(data), progress) as advance:
+        begin = None if kept is None else exact.begin
         for start in range(0, len(data), CHUNK):
             chunk = list(enumerate(data))[start : start + CHUNK]
             key = f"evaluate/{hash_of(about)}/{start}"
             known = {} if kept is None else (kept.get(key) or {})
-            found, spent = _chunk(program, chunk, metric, known, (lm, seed, advance))
+            found, spent = _chunk(program, chunk, metric, known, (lm, seed, advance, begin))
             seconds += spent
             outcomes += found
             done = [o.record for o in found if o.record.score is not None or o.record.ungraded]
@@ -160,7 +166,8 @@ def evaluate(
             check_excluded(outcomes, len(data), _remedy(kept))
     if outcomes and all(outcome.record.ungraded for outcome in outcomes):
         raise none_graded(data, outcomes[0].record.fields)
-    return summarize([outcome.record for outcome in outcomes], seconds, about)
+    result = summarize([outcome.record for outcome in outcomes], seconds, about)
+    return replace(result, exactness=str(exact))
 
 
 def _chunk(
@@ -168,10 +175,10 @@ def _chunk(
     chunk: Sequence[tuple[int, dspy.Example]],
     metric: Metric,
     known: dict[str, Any],
-    how: tuple[Any, int, Any],
+    how: tuple[Any, int, Any, Any],
 ) -> tuple[list[Outcome], float]:
     """Score what of a chunk is not known yet; return all of it and the seconds both times took."""
-    lm, seed, advance = how
+    lm, seed, advance, begin = how
     records = [Record.from_json(data) for data in known.get("records", ())]
     outcomes = {record.index: Outcome(record) for record in records}
     outputs = output_types(program)
@@ -183,6 +190,8 @@ def _chunk(
         return [outcomes[index] for index, _ in chunk], float(known.get("seconds", 0.0))
     first, count = chunk[0][0], len(jobs)
     began = time.perf_counter()
+    if begin is not None:
+        begin()
     fresh = score_jobs(
         [program],
         jobs,

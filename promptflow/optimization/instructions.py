@@ -14,9 +14,10 @@ import dspy
 import numpy as np
 
 from promptflow.engine.request import Sampling, Usage
-from promptflow.errors import PromptflowError
+from promptflow.errors import EngineError, PromptflowError
 from promptflow.evaluation.data import plain
 from promptflow.evaluation.normal import normalize
+from promptflow.evaluation.scoring import LASTING
 from promptflow.flow import run_many
 from promptflow.modules.predict import Predict
 from promptflow.optimization.study import Spent, Study
@@ -65,6 +66,9 @@ def propose(
     def work() -> tuple[Any, Spent]:
         began = time.perf_counter()
         answers = run_many(proposer, [inputs for _, inputs in asked], lm=lm, seed=seed)
+        for answer in answers:
+            if isinstance(answer, EngineError) and not isinstance(answer, LASTING):
+                raise answer  # of the engine, not of the proposals: the same run asks again
         texts = [None if isinstance(a, PromptflowError) else a.instruction for a in answers]
         usage = sum((a.usage for a in answers if not isinstance(a, PromptflowError)), Usage())
         tokens = usage.prefilled + usage.generated + usage.forced

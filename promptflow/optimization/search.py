@@ -25,6 +25,7 @@ from promptflow.evaluation.evaluate import (
     none_graded,
     summarize,
 )
+from promptflow.evaluation.exact import Exact
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -81,7 +82,7 @@ class Optimization:
 
     ``start`` and ``winner`` are scored on held-out data, the winner being the race's best
     even where it was not taken; ``reason`` says which and why. ``compiled`` is the table that its
-    documents get.
+    documents get. ``exactness`` says what it took that a killed run ends as this one.
     """
 
     program: Any
@@ -96,6 +97,7 @@ class Optimization:
     compiled: dict[str, Any]
     prompts: tuple[dict[str, str], dict[str, str]]
     about: dict[str, Any] = field(default_factory=dict)
+    exactness: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data, without the per-example records."""
@@ -153,19 +155,11 @@ def optimize(
     estimate = make_plan(sizes, search.candidates, search.bootstrap.limit, budget)
     if announce is not None:
         announce(estimate)
-    with dspy.context(lm=lm):
-        identity = program_identity(program)
-    fingerprint = {
-        "model": [model_identity(lm), hash_of(lm)],
-        "program": identity,
-        "train": data_hash(train),
-        "dev": None if dev is None else data_hash(dev),
-        "metric": [metric_name(metric), hash_of(metric)],
-        "settings": {"seed": seed, "budget": asdict(budget), **search.settings()},
-        "versions": versions(),
-    }
+    fingerprint = _fingerprint(program, train, dev, metric, lm)
+    fingerprint["settings"] = {"seed": seed, "budget": asdict(budget), **search.settings()}
     shown = bar("optimize", estimate.calls, progress)
-    with Study(journal, fingerprint, budget) as study, shown as advance:
+    exact = Exact(program, metric, lm)
+    with exact, Study(journal, fingerprint, budget, exact.begin) as study, shown as advance:
         scorer = Scorer(study, program, metric, lm, seed, estimate.calls, advance)
         challengers = _challengers(scorer, start, parts.pool, search, estimate)
         runs = study.affordable()
@@ -178,7 +172,28 @@ def optimize(
         # Examples outside, variants inside: a budget that ends early leaves whole pairs.
         pairs = [(variant, index) for index in range(count) for variant in (start, best)]
         scorer.score("held", parts.held, pairs)
-        return _result(scorer, (start, best), parts.held[:count], candidates, estimate)
+        result = _result(scorer, (start, best), parts.held[:count], candidates, estimate)
+    return replace(result, exactness=str(exact))
+
+
+def _fingerprint(
+    program: Any,
+    train: Sequence[dspy.Example],
+    dev: Sequence[dspy.Example] | None,
+    metric: Metric,
+    lm: Any,
+) -> dict[str, Any]:
+    """Return what a search depends on beside its settings, part by part."""
+    with dspy.context(lm=lm):
+        identity = program_identity(program)
+    return {
+        "model": [model_identity(lm), hash_of(lm)],
+        "program": identity,
+        "train": data_hash(train),
+        "dev": None if dev is None else data_hash(dev),
+        "metric": [metric_name(metric), hash_of(metric)],
+        "versions": versions(),
+    }
 
 
 def _graded(program: Any, metric: Metric, data: Sequence[dspy.Example]) -> Sequence[dspy.Example]:

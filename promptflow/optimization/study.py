@@ -69,14 +69,20 @@ class Study:
     """Replay finished steps from a journal, then do and journal new ones.
 
     ``fingerprint`` says what the run depends on, part by part. Without a ``path`` nothing is kept.
+    With one, ``before`` is called before the work of each step.
     Raises ResumeMismatch, naming the part, if the journal was written under another fingerprint,
     and StoreBusy if another process holds it.
     """
 
     def __init__(
-        self, path: str | Path | None, fingerprint: Mapping[str, Any], budget: Budget = UNLIMITED
+        self,
+        path: str | Path | None,
+        fingerprint: Mapping[str, Any],
+        budget: Budget = UNLIMITED,
+        before: Callable[[], None] | None = None,
     ) -> None:
         """Open the journal at ``path``, or make one."""
+        self._before = before if path is not None else None
         self.budget = budget
         self.spent = Spent()
         self.replayed = 0
@@ -117,6 +123,8 @@ class Study:
         key, asked = f"{self.number:06d}", hash_of([kind, request])
         entry = None if self._journal is None else self._journal.get(key)
         if entry is None:
+            if self._before is not None:
+                self._before()
             result, spent = work()
             entry = {"kind": kind, "request": asked, "result": result, "spent": asdict(spent)}
             entry = json.loads(json.dumps(entry))  # what a resumed run will read

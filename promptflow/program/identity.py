@@ -73,6 +73,14 @@ def program_identity(program: Any) -> str:
     return sha256_bytes(canonical(program_state(program)).encode())
 
 
+def engines_of(*values: Any) -> list[Any]:
+    """Return the engines of this process that programs, metrics and LMs ask, each once."""
+    description = _Description()
+    for value in values:
+        description.of(value)
+    return list(description.engines.values())
+
+
 def index_hash(index: Any) -> str:
     """Return a hash of what decides an index's content: documents, chunking and embedder."""
     manifest = index.manifest
@@ -100,11 +108,12 @@ class _Description:
     """One walk over a value. ``known`` keeps what is described, ``path`` what is being described.
 
     Equal values are described equally whether they are one object or two; a value inside itself is
-    described by how far up it stands.
+    described by how far up it stands. ``engines`` are those met on the way.
     """
 
     known: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     path: list[int] = field(default_factory=list)
+    engines: dict[int, Any] = field(default_factory=dict)
 
     def of(self, value: Any) -> Any:
         """Return the description of a value as JSON data."""
@@ -336,6 +345,7 @@ class _Description:
         engine = getattr(value, "text_engine", None)
         kwargs = {k: v for k, v in value.kwargs.items() if v is not None and "key" not in k}
         if engine is not None:
+            self.engines[id(engine)] = engine
             return {"<lm>": [engine.info.identity, engine.info.context, self.of(kwargs)]}
         described = [self.of(type(value)), value.model, self.of(kwargs)]
         if not type(value).__module__.startswith("dspy.clients."):
@@ -349,6 +359,7 @@ class _Description:
         if hasattr(value, "manifest") and hasattr(value, "store"):
             return {"<index>": index_hash(value)}
         if isinstance(info := getattr(value, "info", None), ModelInfo):
+            self.engines[id(value)] = value
             return {"<engine>": [info.identity, info.context]}
         described: dict[str, Any] = {"class": self.of(type(value))}
         if isinstance(value, threading.Thread | Executor | logging.Logger):
