@@ -19,6 +19,7 @@ from promptflow.errors import PromptflowError
 from promptflow.lm import (
     Told,
     Turns,
+    as_adapted,
     as_dspys,
     audiences,
     decoding_of,
@@ -215,9 +216,14 @@ class _Asked:
         """Make the prompt. Raises what the call may not ask for."""
         told = Told(call.predictor, call.lm, call.inputs)
         try:
-            step = told.formatting(call.signature, call.demos or (), call.inputs)
+            signature, demos, inputs = as_adapted(
+                call.lm, call.signature, call.demos or (), call.inputs
+            )
+            step = told.formatting(signature, demos, inputs)
             try:
-                request, messages = _prompted(call)
+                request, messages = _prompted(
+                    replace(call, signature=signature, demos=demos, inputs=inputs)
+                )
             except BaseException as error:
                 step.end(exception=error)
                 raise

@@ -1,6 +1,6 @@
 """Local models as DSPy language models: the only package that knows DSPy's LM contract."""
 
-from promptflow.lm.adapter import SlotAdapter, configure, with_history
+from promptflow.lm.adapter import SlotAdapter, as_adapted, configure, with_history
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences, generate
 from promptflow.lm.local import LocalLM, is_local, lm_of, load
@@ -24,6 +24,7 @@ __all__ = [
     "SlotAdapter",
     "Told",
     "Turns",
+    "as_adapted",
     "as_dspys",
     "audiences",
     "configure",

@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 from dspy.clients._deprecation import adapter_message_call
+from dspy.utils.callback import BaseCallback
 
 from promptflow import layout
 from promptflow.engine.request import Request
@@ -48,6 +49,8 @@ class SlotAdapter(dspy.ChatAdapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Fill the outputs of a signature, ``n`` times where ``lm_kwargs`` says so."""
+        if isinstance(lm, _Mirror):
+            raise _Seen(signature, demos, inputs)
         if not isinstance(lm, LocalLM):
             with _foreign():
                 plain: list[dict[str, Any]] = super().__call__(
@@ -149,6 +152,56 @@ class SlotAdapter(dspy.ChatAdapter):
             if name in inputs
         ]
         return "\n".join(text for text in (prefix, *lines, suffix) if text)
+
+
+def as_adapted(
+    lm: LocalLM, signature: Any, demos: Sequence[Any], inputs: Mapping[str, Any]
+) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:
+    """Return what the adapter in force makes of a call before it is written as a prompt.
+
+    Adapters that wrap another one change signature or inputs on the way: ``dspy.Refine`` gives its
+    advice so. Our modules write their prompts themselves, and ask here what was changed.
+    """
+    adapter = dspy.settings.adapter
+    if adapter is None or _writes_prompts(adapter):
+        return signature, demos, inputs
+    seen: list[_Seen] = []
+
+    class Watcher(BaseCallback):  # of DSPy's own adapters, which ask the LM with messages alone
+        def on_adapter_format_start(self, call_id: str, instance: Any, inputs: Any) -> None:
+            seen.append(_Seen(inputs["signature"], inputs["demos"], inputs["inputs"]))
+
+    mirror = _Mirror.__new__(_Mirror)
+    mirror.__dict__.update(lm.__dict__)
+    try:
+        with dspy.context(callbacks=[Watcher()]):
+            adapter(mirror, {}, signature, list(demos), dict(inputs))
+    except _Seen as error:
+        seen = seen or [error]
+    return (
+        (seen[0].signature, seen[0].demos, seen[0].inputs) if seen else (signature, demos, inputs)
+    )
+
+
+def _writes_prompts(adapter: Any) -> bool:
+    """Return whether an adapter is one that writes prompts, and wraps none."""
+    kind = type(adapter)
+    return kind is SlotAdapter or kind.__module__.startswith("dspy.adapters.")
+
+
+class _Seen(Exception):
+    """What reached the LM."""
+
+    def __init__(self, signature: Any = None, demos: Any = (), inputs: Any = None) -> None:
+        self.signature, self.demos, self.inputs = signature, demos, inputs
+
+
+class _Mirror(LocalLM):
+    """An LM that answers nothing: an adapter is asked what it would send."""
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Raise ``_Seen``."""
+        raise _Seen
 
 
 @dataclass(frozen=True, slots=True)
