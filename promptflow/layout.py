@@ -189,8 +189,8 @@ def render(
     """Return a prompt with slots for the outputs that ``inputs`` does not hold.
 
     The layout is chat and the sampling greedy where nobody chose. ``turns`` are what was said
-    before, after the demos; each holds some of the fields. Raises UnsupportedType, UnknownField and
-    TemplateError.
+    before, after the demos; each holds some of the fields, and then inputs may be missing. Raises
+    UnsupportedType, UnknownField and TemplateError.
     """
     layout, until = decoding.layout or CHAT, decoding.until
     markers = _Markers()
@@ -201,10 +201,11 @@ def render(
     written = outputs if until is None else outputs[: names.index(until) + 1]
     slots = _Slots(dict(written), inputs, decoding, markers)
     past, open_fields = _turns(signature, turns, markers)
+    asked = {n: f for n, f in signature.input_fields.items() if n in inputs or not turns}
     made = {
         "instructions": own_instructions(signature),
         "standard": begins_with_default(signature),
-        "inputs": (*open_fields, *_shown_fields(signature.input_fields, inputs, markers)),
+        "inputs": (*open_fields, *_shown_fields(asked, inputs, markers)),
         "demos": [*(d for demo in demos if (d := _demo(signature, demo, markers))), *past],
         "outputs": tuple(slots.field(name, info) for name, info in written),
         "fields": tuple(_described(name, info) for name, info in outputs),

@@ -17,6 +17,7 @@ from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Request, Slot, TextEngine, Usage
 from promptflow.errors import PromptflowError
 from promptflow.lm import (
+    Shown,
     Told,
     Turns,
     as_adapted,
@@ -28,7 +29,6 @@ from promptflow.lm import (
     refuse_unknown,
     seed_of,
     trace_call,
-    with_history,
     written_text,
 )
 from promptflow.lm.remote import Answer, Question, ask
@@ -158,15 +158,16 @@ def request_of(call: Call) -> Request:
     return _prompted(call)[0]
 
 
-def _prompted(call: Call) -> tuple[Request, list[dict[str, str]]]:
-    """Return the request, and its prompt as messages."""
+def _prompted(call: Call) -> tuple[Request, list[dict[str, str]], Shown]:
+    """Return the request, its prompt as messages, and what it shows of the call."""
     engine = call.lm.text_engine
     chosen = replace(call.decoding, layout=layout.layout_for(engine, call.decoding.layout))
-    given = {n: v for n, v in call.inputs.items() if n in call.signature.output_fields}
-    shown, turns, inputs = with_history(call.signature, call.inputs)
+    shown = Shown.of(call.signature, call.inputs)
     scaffold = Turns(engine.scaffold)
-    parts = layout.render(shown, call.demos or (), {**inputs, **given}, scaffold, chosen, turns)
-    return Request(parts, call.seed or 0), scaffold.messages(parts)
+    parts = layout.render(
+        shown.signature, call.demos or (), shown.inputs, scaffold, chosen, shown.turns
+    )
+    return Request(parts, call.seed or 0), scaffold.messages(parts), shown
 
 
 def answer(
@@ -209,6 +210,7 @@ class _Asked:
     place: int
     call: Call
     request: Request
+    shown: Shown
     told: Told
 
     @classmethod
@@ -221,7 +223,7 @@ class _Asked:
             )
             step = told.formatting(signature, demos, inputs)
             try:
-                request, messages = _prompted(
+                request, messages, shown = _prompted(
                     replace(call, signature=signature, demos=demos, inputs=inputs)
                 )
             except BaseException as error:
@@ -232,7 +234,7 @@ class _Asked:
         except BaseException as error:
             told.ended(error)
             raise
-        return cls(place, call, request, told)
+        return cls(place, call, request, shown, told)
 
     def answered(self, completion: Completion) -> Prediction | PromptflowError:
         """Return the prediction, or what went wrong."""
@@ -250,7 +252,7 @@ class _Asked:
         text = written_text(self.request, completion)
         step = told.parsing(call.signature, text)
         try:
-            values = layout.read(call.signature, completion)
+            values = self.shown.read(completion)
         except PromptflowError as error:
             failed = as_dspys(error, call.lm.model, call.signature, text)
             failed.usage = completion.usage

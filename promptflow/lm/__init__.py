@@ -1,6 +1,6 @@
 """Local models as DSPy language models: the only package that knows DSPy's LM contract."""
 
-from promptflow.lm.adapter import SlotAdapter, as_adapted, configure, with_history
+from promptflow.lm.adapter import SlotAdapter, as_adapted, configure
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences, generate
 from promptflow.lm.local import LocalLM, is_local, lm_of, load
@@ -16,11 +16,13 @@ from promptflow.lm.record import (
     usage_of,
     written_text,
 )
+from promptflow.lm.shown import Shown
 from promptflow.lm.told import Told
 
 __all__ = [
     "LocalLM",
     "Seen",
+    "Shown",
     "SlotAdapter",
     "Told",
     "Turns",
@@ -39,6 +41,5 @@ __all__ = [
     "seed_of",
     "trace_call",
     "usage_of",
-    "with_history",
     "written_text",
 ]

@@ -24,6 +24,7 @@ from promptflow.lm.listeners import audiences
 from promptflow.lm.local import LocalLM, lm_of, load
 from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import Turns, decoding_of, seed_of, written_text
+from promptflow.lm.shown import Shown
 from promptflow.lm.told import Step
 from promptflow.signatures import label_of
 
@@ -99,14 +100,16 @@ class SlotAdapter(dspy.ChatAdapter):
             chosen = replace(
                 decoding_of(config), layout=layout.layout_for(lm.text_engine, self.layout)
             )
-            shown, turns, values = with_history(signature, inputs)
+            shown = Shown.of(signature, inputs, lm_kwargs)
             scaffold = Turns(lm.text_engine.scaffold)
-            parts = layout.render(shown, demos, values, scaffold, chosen, turns)
+            parts = layout.render(
+                shown.signature, demos, shown.inputs, scaffold, chosen, shown.turns
+            )
             outputs.append(messages := scaffold.messages(parts))
         n = config.get("n") or 1
         seed = seed_of(config.get("seed"), config.get("rollout_id"))
         seeds = [seed] if n == 1 else [seed_of(seed, k) for k in range(n)]
-        return _Asked(signature, messages, options, [Request(parts, seed) for seed in seeds])
+        return _Asked(signature, shown, messages, options, [Request(parts, seed) for seed in seeds])
 
     def _values(
         self, lm: LocalLM, asked: _Asked, filling: Filling, outputs: Sequence[Any]
@@ -120,7 +123,7 @@ class SlotAdapter(dspy.ChatAdapter):
             given = {"signature": asked.signature, "completion": text}
             with _step("adapter_parse", self, given) as told:
                 try:
-                    values = layout.read(asked.signature, completion)
+                    values = asked.shown.read(completion)
                 except ParseError as error:
                     raise as_dspys(error, lm.model, asked.signature, text) from error
                 told.append(values)
@@ -209,6 +212,7 @@ class _Asked:
     """What an LM is asked, as DSPy's records show it and as the engine takes it."""
 
     signature: Any
+    shown: Shown
     messages: list[dict[str, str]]
     options: Mapping[str, Any]
     requests: Sequence[Request]
@@ -266,24 +270,6 @@ def _is_local() -> bool:
             if predictor.lm is not None:
                 return isinstance(predictor.lm, LocalLM)
     return isinstance(dspy.settings.lm, LocalLM)
-
-
-def with_history(
-    signature: Any, inputs: Mapping[str, Any]
-) -> tuple[Any, list[Mapping[str, Any]], dict[str, Any]]:
-    """Return the signature and inputs without a ``dspy.History``, and its messages as turns.
-
-    Inputs that are not given are left out of the signature, as DSPy's adapters leave them out.
-    """
-    values = {name: inputs[name] for name in signature.input_fields if name in inputs}
-    turns: list[Mapping[str, Any]] = []
-    for name, info in signature.input_fields.items():
-        if info.annotation is dspy.History:
-            past = values.pop(name, None)
-            turns += past.messages if past is not None else []
-        if name not in values:
-            signature = signature.delete(name)
-    return signature, turns, values
 
 
 def configure(lm: dspy.BaseLM | str | Path, *, trust: bool = False, **settings: Any) -> dspy.BaseLM:
