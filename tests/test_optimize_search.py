@@ -9,13 +9,14 @@ from pathlib import Path
 
 import dspy
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import BudgetExceeded, DataError, EngineLost, ResumeMismatch
 from promptflow.evaluation.metrics import exact_match
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
-from promptflow.optimization import Budget, Search, optimize
+from promptflow.optimization import Bootstrap, Budget, Search, optimize
 from promptflow.optimization.instructions import additions
 
 
@@ -188,6 +189,36 @@ def test_the_plan_is_told_first():
     result, _ = searched(answer, announce=announce, budget=Budget(calls=150))
     assert plans == [result.plan]
     assert result.plan.calls <= 150
+
+
+@given(
+    count=st.integers(12, 90),
+    held=st.none() | st.integers(4, 40),
+    candidates=st.integers(1, 14),
+    wanted=st.integers(1, 30),
+    budget=st.builds(
+        Budget, calls=st.none() | st.integers(16, 260), tokens=st.none() | st.integers(200, 9000)
+    ),
+    answer=st.sampled_from([learns, ignores]),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_search_runs_more_than_its_plan_says(count, held, candidates, wanted, budget, answer):
+    dev = None if held is None else doubles(200)[-held:]
+    result, engine = searched(
+        answer,
+        count,
+        dev,
+        budget=budget,
+        search=Search(candidates=candidates, bootstrap=Bootstrap(wanted=wanted, limit=wanted + 9)),
+    )
+    runs = sum(engine.batches)
+    assert runs == result.spent.calls <= result.plan.calls
+    assert budget.calls is None or result.plan.calls <= budget.calls
+    stats = engine.stats()
+    assert stats.prefilled + stats.generated == result.spent.tokens
+    if budget.tokens is not None:
+        batch = max(engine.batches) * max(len(text.split()) for text in engine.prompts)
+        assert result.spent.tokens <= budget.tokens + batch
 
 
 def test_proposed_instructions_join_the_race():

@@ -159,7 +159,8 @@ def optimize(
     fingerprint["settings"] = {"seed": seed, "budget": asdict(budget), **search.settings()}
     shown = bar("optimize", estimate.calls, progress)
     exact = Exact(program, metric, lm)
-    with exact, Study(journal, fingerprint, budget, exact.begin) as study, shown as advance:
+    most = estimate.calls
+    with exact, Study(journal, fingerprint, budget, exact.begin, most) as study, shown as advance:
         scorer = Scorer(study, program, metric, lm, seed, estimate.calls, advance)
         challengers = _challengers(scorer, start, parts.pool, search, estimate)
         runs = study.affordable()

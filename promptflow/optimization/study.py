@@ -28,9 +28,10 @@ FORMAT = 1
 class Budget:
     """What a search may spend; None is no limit.
 
-    ``calls`` counts runs of the program on one example (metric calls), ``tokens`` those computed
-    (prefilled, generated and forced; reused ones are free), ``seconds`` wall time. Calls are never
-    exceeded; tokens and seconds by one batch at most.
+    ``calls`` counts runs of the program on one example (metric calls); what the engine failed and
+    is tried again counts once. ``tokens`` counts those computed (prefilled, generated and forced;
+    reused ones are free), ``seconds`` wall time. Calls are never exceeded; tokens and seconds by
+    one batch at most.
     """
 
     calls: int | None = None
@@ -69,7 +70,8 @@ class Study:
     """Replay finished steps from a journal, then do and journal new ones.
 
     ``fingerprint`` says what the run depends on, part by part. Without a ``path`` nothing is kept.
-    With one, ``before`` is called before the work of each step.
+    With one, ``before`` is called before the work of each step. ``most`` is what a plan has said:
+    more runs are not affordable, whatever the budget.
     Raises ResumeMismatch, naming the part, if the journal was written under another fingerprint,
     and StoreBusy if another process holds it.
     """
@@ -80,9 +82,11 @@ class Study:
         fingerprint: Mapping[str, Any],
         budget: Budget = UNLIMITED,
         before: Callable[[], None] | None = None,
+        most: float = math.inf,
     ) -> None:
         """Open the journal at ``path``, or make one."""
         self._before = before if path is not None else None
+        self._most = most
         self.budget = budget
         self.spent = Spent()
         self.replayed = 0
@@ -149,9 +153,7 @@ class Study:
 
     def affordable(self) -> float:
         """Return how many more runs the budget pays for, by the mean cost of those so far."""
-        runs = math.inf
-        if self.budget.calls is not None:
-            runs = self.budget.calls - self.spent.calls
+        runs = min(self._most, self.budget.calls or math.inf) - self.spent.calls
         for name in ("tokens", "seconds"):
             limit, spent = getattr(self.budget, name), getattr(self.spent, name)
             if limit is not None and spent and self.spent.calls:
