@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import csv
+import datetime
+import enum
+import io
+import json
+
 import dspy
+import pydantic
 import pytest
 from conftest import SMOLLM
 
@@ -171,6 +178,60 @@ def test_data_without_any_gold_value_is_refused(program):
     with pytest.raises(DataError, match=r"none of 5 examples.*it has question, label.*--column"):
         evaluate(program, data, "f1", lm=LocalLM(engine))
     assert isinstance(program, Renamed) or engine.batches == []
+
+
+class Mood(enum.Enum):
+    HAPPY = "happy"
+    SAD = "very sad"
+
+
+class Item(pydantic.BaseModel):
+    name: str
+    count: int = 1
+
+
+KINDS = {
+    "mood": (Mood, ["happy", "SAD", "happy", "sad"], ["happy", "very sad", "happy", "happy"]),
+    "item": (Item, [{"name": "a"}, {"name": "b", "count": 2}], ['{"name": "a", "count": 1}'] * 2),
+    "tags": (list[str], [["a", "b"], []], ['["a", "b"]', '["a"]']),
+    "sure": (bool, [True, False, True], ["yes", "no", "no"]),
+    "price": (float, [3, 3.5, 1e-7], ["3.0", "3.5", "0.0000002"]),
+    "count": (int, [1000, -5], ["1000", "5"]),
+    "when": (datetime.date, ["2024-05-01", "2024-05-02"], ["2024-05-01", "2024-05-01"]),
+    "maybe": (int | None, [None, 3], ["null", "null"]),
+    "text": (str, ["Caf\u00e9", "35", "x"], ["Cafe\u0301.", "3.5", "X"]),
+    "pair": (tuple[int, int], [[1, 2], [3, 4]], ["[1, 2]", "[4, 5]"]),
+}
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "f1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_rows_give_the_same_score_from_every_file(tmp_path, kind, metric):
+    annotation, golds, said = KINDS[kind]
+    made = dspy.Signature("question -> answer")
+    program = Predict(made.with_updated_fields("answer", type_=annotation))
+    rows = [{"question": f"{number} ?", "answer": gold} for number, gold in enumerate(golds)]
+    texts = [
+        [g if isinstance(g, str) else "" if g is None else json.dumps(g) for g in (r["answer"],)]
+        for r in rows
+    ]
+    files = {"data.json": json.dumps(rows), "data.jsonl": "\n".join(map(json.dumps, rows))}
+    for name, mark in (("data.csv", ","), ("other.csv", ";"), ("data.tsv", "\t")):
+        out = io.StringIO()
+        writer = csv.writer(out, delimiter=mark)
+        writer.writerow(["question", "answer"])
+        writer.writerows([row["question"], *text] for row, text in zip(rows, texts, strict=True))
+        files[name] = out.getvalue()
+    lm = LocalLM(ScriptedEngine(lambda text, slot: said[number_in(text)]))
+    scores = {}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        result = evaluate(program, read_examples(tmp_path / name, program), metric, lm=lm)
+        assert result.ungraded == result.errors == 0
+        scores[name] = [record.score for record in result.records]
+    assert len(set(map(tuple, scores.values()))) == 1, scores
+    assert scores["data.csv"][0] == 1.0
+    assert scores["data.csv"][-1] < 1.0 or kind == "text"
 
 
 def test_a_journalled_evaluation_asks_nothing_again(tmp_path):

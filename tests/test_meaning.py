@@ -27,6 +27,11 @@ class Crossed(enum.Enum):
     B = "A"
 
 
+class Tuple(enum.Enum):
+    P = (1, 2)
+    Q = (3, 4)
+
+
 class Level(enum.IntEnum):
     LOW = 1
     HIGH = 2
@@ -153,7 +158,41 @@ SAME = [
     ("", "unknown"),
 ]
 
+SAME += [
+    (Point(1), "{'x': 1}"),
+    (Tuple.P, [1, 2]),
+    (Colour.DARK_BLUE, "dark-blue"),
+    ([Colour.RED, Colour.DARK_BLUE], "red, DARK BLUE"),
+    ([1, 2], "1;2"),
+    (Pair(1), "1, b"),
+    ([1000], "1,000"),
+    (100000, "100 000"),
+    (True, "1.0"),
+    (float("inf"), "Infinity"),
+    (1e22, "1" + "0" * 22),
+    ("\u00bd", "1/2"),
+    ("1/2", "0.5"),
+    ("5\u20ac", "\u20ac5"),
+    ("\u2764\ufe0f", "\u2764"),
+    ("**5**", 5),
+    (pydantic.SecretStr("x"), "x"),
+    (pydantic.AnyUrl("http://a.b/c"), "http://a.b/c"),
+    (dt.date(2024, 5, 1), "Wed, 1st May 2024"),
+]
+
 DIFFERENT = [
+    ([12], "1,2"),
+    ("1/2", "2/4"),
+    ("100 000", "100000"),
+    ("A+", "A-"),
+    ("A+", "A"),
+    ("C++", "C"),
+    ("O-", "O+"),
+    (float("inf"), "-inf"),
+    (pydantic.AnyUrl("http://a.b/c"), "http://ab/c"),
+    ("**-5**", "5"),
+    (1e22, 10**22 + 1),
+    (None, "N/A"),
     (Colour.RED, "blue"),
     (Colour.RED, ""),
     (Colour.RED, Colour.DARK_BLUE),

@@ -31,6 +31,8 @@ _ELSEWHERE = {
     ".zip": "unpack it",
 }
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 T = TypeVar("T")
 
 
@@ -118,7 +120,19 @@ def _checked(path: Path, number: int, row: Any) -> dict[str, Any]:
             f"{path}, example {number}: DSPy hides fields that begin with dspy_; give "
             f"{hidden[0]!r} another name"
         )
+    if torn := next((name for name, value in row.items() if _is_torn([name, value])), None):
+        raise DataError(
+            f"{path}, example {number}: the text of {torn!r} holds half a character (a surrogate)"
+        )
     return dict(row)
+
+
+def _is_torn(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and _SURROGATE.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(_is_torn([key, item]) for key, item in value.items())
+    return isinstance(value, list) and any(map(_is_torn, value))
 
 
 def _renamed(

@@ -15,6 +15,7 @@ import numbers
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet, Sized
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -153,7 +154,7 @@ def _member(kind: type[enum.Enum], given: Any) -> enum.Enum | None:
         text = given.strip().removeprefix(f"{kind.__name__}.")
         if text in members:
             return members[text]
-        folded = {m for n, m in members.items() if text.casefold() in _spellings(n, m)}
+        folded = {m for n, m in members.items() if _unspelled(text) in _spellings(n, m)}
         if folded:
             return folded.pop() if len(folded) == 1 else None
     found = {member for member in members.values() if same(member.value, given)}
@@ -161,7 +162,11 @@ def _member(kind: type[enum.Enum], given: Any) -> enum.Enum | None:
 
 
 def _spellings(name: str, member: enum.Enum) -> tuple[str, str]:
-    return name.casefold(), str(member.value).casefold()
+    return _unspelled(name), _unspelled(str(member.value))
+
+
+def _unspelled(text: str) -> str:
+    return re.sub(r"[\s_-]+", " ", text.strip()).casefold()
 
 
 def _nothing(one: Any, other: Any) -> bool | None:
@@ -183,7 +188,10 @@ def _bools(one: Any, other: Any) -> bool | None:
         return one is other
     if isinstance(other, str):
         text = other.strip().rstrip(".!").casefold()
-        return one if text in _YES else not one if text in _NO else None
+        if text in _YES or text in _NO:
+            return one is (text in _YES)
+        reading = read_number(text)  # 1.0, as pandas writes a column in which some are missing
+        return None if reading is None or reading.unit else reading.value == int(one)
     number = number_of(other)
     return None if number is None else number == int(one)
 
@@ -191,12 +199,21 @@ def _bools(one: Any, other: Any) -> bool | None:
 def _numeric(one: Any, other: Any) -> bool | None:
     number = number_of(one)
     if number is None:
-        return None
+        return _infinite(one, other)
     if isinstance(other, str):
         reading = read_number(other)
         return None if reading is None else reading.equals(number)
     second = number_of(other)
     return None if second is None else number == second
+
+
+def _infinite(one: Any, other: Any) -> bool | None:
+    if not isinstance(one, float | Decimal) or not isinstance(other, str | float | Decimal):
+        return None
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return None
 
 
 def _moments(one: Any, other: Any) -> bool | None:
@@ -232,8 +249,10 @@ def _parts(one: Any, other: Any) -> bool | None:
     fields = _fields(one)
     if not is_many(one) and fields is None:
         return None
-    if isinstance(other, str) and (other := parsed(other)) is None:
-        return None
+    if isinstance(other, str):
+        text, other = other, parsed(other)
+        if other is None:
+            return _listed(one, text)
     others = _fields(other)
     if fields is not None and others is not None:
         return _same_fields(one, other)
@@ -245,6 +264,14 @@ def _parts(one: Any, other: Any) -> bool | None:
     if is_many(one) and len(one) == 1 and others is None:
         return same(next(iter(one)), other)
     return None
+
+
+def _listed(items: Any, text: str) -> bool | None:
+    """Compare a list with text that may name its items with commas or semicolons between them."""
+    if not is_many(items):
+        return None
+    named = (re.split(f"{mark}|\n", text) for mark in (",", ";"))
+    return True if any(len(n) > 1 and _parts(items, n) for n in named) else None
 
 
 def _fields(value: Any) -> dict[Any, Any] | None:
@@ -374,9 +401,9 @@ def _same_text(one: str, other: str) -> bool:
 def _numbers(one: str, other: str) -> tuple[Reading, Reading] | None:
     """Return what two texts read as where both are numbers and nothing else."""
     first, second = read_number(one), read_number(other)
-    if first is None or second is None or not (first.canonical and second.canonical):
+    if first is None or second is None or not (first.sure and second.sure):
         return None
-    return first, second
+    return None if first.ratio and second.ratio else (first, second)
 
 
 def _f1(value: list[str], gold: list[str]) -> float:

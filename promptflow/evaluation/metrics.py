@@ -9,6 +9,7 @@ no gold value at all, ``NoGold`` is raised, and ``evaluate`` leaves the example 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -27,7 +28,7 @@ from promptflow.evaluation.meaning import (
     text_of,
 )
 from promptflow.evaluation.normal import normalize, stands_in
-from promptflow.evaluation.numerals import Number, number_of, numbers_in
+from promptflow.evaluation.numerals import Number, number_of, numbers_in, read_number
 from promptflow.program.resolve import find_code
 
 Metric = Callable[..., Any]
@@ -244,6 +245,7 @@ def _accepts(annotation: Any, value: Any) -> bool:
 
 def _alternatives(value: Any, gold: Any) -> list[Any]:
     """Return the gold values that a value is compared with, from the forms that data sets use."""
+    value = value.value if isinstance(value, enum.Enum) else value
     if isinstance(gold, str) and not is_many(value) and not has_fields(value):
         inner = parsed(gold)  # a list in the cell of a table
         return [gold] if inner is None else [gold, *_alternatives(value, inner)]
@@ -272,10 +274,11 @@ def final_number(value: Any) -> Number | None:
     """
     if (number := number_of(value)) is not None:
         return number
-    if not isinstance(value, str):
-        return None
-    _, mark, solution = value.rpartition("####")
-    found = numbers_in(solution if mark else value)
+    text = text_of(value)
+    if (whole := read_number(text)) is not None:
+        return whole.value
+    _, mark, solution = text.rpartition("####")
+    found = numbers_in(solution if mark else text)
     return found[0 if mark else -1] if found else None
 
 

@@ -1,8 +1,8 @@
 """Text in the form in which answers are compared: Unicode, case, punctuation, articles, words.
 
 SQuAD's rule (Rajpurkar and others, 2016, arXiv 1606.05250) for any script, with two differences.
-What stands between two digits stays, and so does a number's sign: 3.5 is not 35. And an answer that
-is an article or a sign alone, such as the option A, is not empty.
+What stands between two digits stays, and so do the signs of numbers and of grades: 3.5 is not 35,
+and A+ is not A-. An answer that is an article or a sign alone, such as the option A, is not empty.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ _LOOKS = (
 )
 _DASHES = "\u2010\u2011\u2012\u2013"
 _DASH = rf"{_DASHES}\-"
-_DIGITS = re.compile(
-    rf"(?:(?<![\w.)\]{_DASH}])(?P<sign>[{_DASH}])(?P<unit>[{_CURRENCY}]?))?"
+# A grade or its like (A+, O-, C#, C++), or a number with its sign: their marks are no punctuation.
+_MARKED = re.compile(
+    rf"(?P<grade>(?<!\w)[a-z]{{1,2}}(?:\+\+|[+#]|[{_DASH}])(?!\w))"
+    rf"|(?:(?<![\w.)\]{_DASH}])(?P<sign>[{_DASH}])(?P<unit>[{_CURRENCY}]?))?"
     rf"(?P<digits>\d+(?:\.\d+)?e[-+]?\d+(?!\w)|\d+(?:[.,:/{_DASH}]\d+)*|(?<![\w.])\.\d+)"
 )
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
-_KEPT = ".,:/-"  # stand in the private use area while other punctuation goes
+_KEPT = ".,:/-+#"  # stand in the private use area while other punctuation goes
 _HIDE = {ord(mark): 0xE000 + place for place, mark in enumerate(_KEPT)}
 _SHOW = {hidden: shown for shown, hidden in _HIDE.items()}
 
@@ -54,7 +56,7 @@ def normalize(text: str) -> str:
     """Return ``text`` without case, punctuation, articles, extra spaces and compatibility forms."""
     text = folded(text)
     text = unicodedata.normalize("NFC", text.casefold())
-    bare = _DIGITS.sub(_number_kept, text).translate(_UNPUNCTUATED).translate(_SHOW)
+    bare = _MARKED.sub(_kept, text).translate(_UNPUNCTUATED).translate(_SHOW)
     for form in (_ARTICLES.sub(" ", bare), bare, text):
         if shown := " ".join(form.split()):
             return shown
@@ -111,16 +113,18 @@ def _parted(text: str, place: int, *, left: bool) -> bool:
     return is_unspaced(inside) or is_unspaced(outside)
 
 
-def _number_kept(found: re.Match[str]) -> str:
-    digits = found["digits"]
+def _kept(found: re.Match[str]) -> str:
+    marked = found["grade"] or found["digits"]
     for dash in _DASHES:
-        digits = digits.replace(dash, "-")
-    if _GROUPED.fullmatch(digits):
-        digits = digits.replace(",", "")
-    if digits.startswith("."):
-        digits = f"0{digits}"
+        marked = marked.replace(dash, "-")
+    if found["grade"]:
+        return marked.translate(_HIDE)
+    if _GROUPED.fullmatch(marked):
+        marked = marked.replace(",", "")
+    if marked.startswith("."):
+        marked = f"0{marked}"
     sign = "-" if found["sign"] else ""
-    return (found["unit"] or "") + (sign + digits.replace("+", "")).translate(_HIDE)
+    return (found["unit"] or "") + (sign + marked.replace("+", "")).translate(_HIDE)
 
 
 class _Folded(dict[int, str]):
@@ -140,7 +144,7 @@ def _fold(char: str) -> str:
         return str(unicodedata.digit(char))
     if char in _AS:
         return _AS[char]
-    if kind == "Cf":
+    if kind == "Cf" or "\ufe00" <= char <= "\ufe0f":  # nothing, or how an emoji is drawn
         return ""
     if kind != "Zs" and unicodedata.decomposition(char).startswith(_LOOKS):
         return unicodedata.normalize("NFKC", char)

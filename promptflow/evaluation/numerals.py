@@ -29,7 +29,8 @@ _SCALES = _WORDS | _SIGNS
 _SINGLE = "".join(_SIGNS)
 
 _GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"
-_SPACED = r"\d{1,3}(?:[\u00a0\u2009\u202f'\u2019]\d{3})+|\d{1,3}(?: \d{3}){2,}"
+_PARTED = r"\d{1,3}(?:[\u00a0\u2009\u202f'\u2019]\d{3})+"
+_SPACED = r"\d{1,3}(?: \d{3})+"
 _EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+"
 _POWER = (
     r"(?:e(?P<e>[-+]?\d+)(?!\w)"
@@ -39,7 +40,7 @@ _SCALE = rf"(?:\s?(?P<scale>{'|'.join(_SCALES)})(?![a-z]))"
 _NAMELESS = re.sub("[?]P<[a-z]+>", "?:", f"{_POWER}?{_SCALE}")
 _WHOLE = re.compile(
     rf"(?P<sign>[-+]?)\s?(?P<before>{_CURRENCY}?)\s?(?P<inner>[-+]?)"
-    rf"(?P<body>{_EUROPEAN}|(?:{_GROUPS}|{_SPACED}|\d+)(?:\.\d*)?|\.\d+){_POWER}?{_SCALE}?"
+    rf"(?P<body>{_EUROPEAN}|(?:{_GROUPS}|{_PARTED}|{_SPACED}|\d+)(?:\.\d*)?|\.\d+){_POWER}?{_SCALE}?"
     rf"\s?(?P<after>[%‰]|{_CURRENCY}|percent)?\.?",
     re.IGNORECASE,
 )
@@ -49,14 +50,14 @@ _COUNTED = re.compile(
 )
 _COUNT = re.compile(rf"([\d,.]+)\s?([{_SINGLE}]+)")
 _NO_NUMBER = re.compile(
-    r"\d+(?::\d+)+|\d+(?:/\d+){2,}|\d+(?:\.\d+){2,}(?!,\d)|\d{4}-\d\d?-\d\d?(?!\d)"
+    r"\d+(?::\d+)+|\d+(?:/\d+){2,}|\d++(?:\.\d++){2,}+(?!,\d)|\d{4}-\d\d?-\d\d?(?!\d)"
 )
 # A minus is a sign only where no digit, letter or closing bracket stands before it: 5-3 holds 5, 3.
 _INSIDE = re.compile(
     rf"(?:(?<![\w.)\]])-?{_CURRENCY}?-?)?"
     r"(?:(?:\d{1,9} )?\d{1,9}/\d{1,9}(?![\d/])"
     rf"|(?:\d[\d,]*(?:\.\d+)?\s?[{_SINGLE}]+\s?)+(?:\d[\d,]*)?"
-    rf"|(?:{_EUROPEAN}|(?:{_GROUPS}|\d+)(?!,\d{{3}})(?:\.\d+)?){_NAMELESS}?|(?<![\w.])\.\d+)",
+    rf"|(?:{_EUROPEAN}|(?:{_GROUPS}|{_PARTED}|\d+)(?!,\d{{3}})(?:\.\d+)?){_NAMELESS}?|(?<![\w.])\.\d+)",
     re.IGNORECASE,
 )
 _HIGH = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -68,12 +69,14 @@ _VULGAR = re.compile("(\\d?)\\s?([¼½¾⅐-⅞])")
 class Reading:
     """A number that a text is: its value, its unit (a currency sign, %, or none).
 
-    ``canonical`` is False of what is a number only where one is expected: 007, 1/2.
+    ``sure`` is False of what is a number only where one is expected: 007, 1 000. A ``ratio`` such
+    as 1/2 may be a date beside another.
     """
 
     value: Number
     unit: str = ""
-    canonical: bool = True
+    sure: bool = True
+    ratio: bool = False
 
     def equals(self, number: Number) -> bool:
         """Say whether a number without a unit is this one; 5 % is 5 or 0.05."""
@@ -98,7 +101,7 @@ def number_of(value: Any) -> Number | None:
 
 def read_number(text: str) -> Reading | None:
     """Return the number that all of ``text`` is, or None."""
-    text = _plain(text).strip()
+    given, text = text, _plain(text).strip()
     if not text or len(text) > 10_000:
         return None
     if (found := _WHOLE.fullmatch(text)) is not None:
@@ -106,7 +109,7 @@ def read_number(text: str) -> Reading | None:
     if (found := _RATIO.fullmatch(text)) is not None and int(found["under"]):
         over = int(found["whole"] or 0) * int(found["under"]) + int(found["over"])
         sign = -1 if found["sign"] == "-" else 1
-        return Reading(_ratio(sign * over, int(found["under"])), canonical=False)
+        return Reading(_ratio(sign * over, int(found["under"])), ratio="/" in given)
     if (found := _COUNTED.fullmatch(text)) is not None:
         return _counted(found)
     return None
@@ -146,8 +149,8 @@ def _whole(found: re.Match[str]) -> Reading | None:
     after = (found["after"] or "").lower().replace("percent", "%")
     if found["before"] and after:
         return None
-    zeros = re.match(r"0\d", body) is not None
-    return Reading(value, found["before"] or after, canonical=not zeros)
+    doubtful = re.match(r"0\d", body) or re.fullmatch(r"\d+ \d+", found["body"])
+    return Reading(value, found["before"] or after, sure=doubtful is None)
 
 
 def _counted(found: re.Match[str]) -> Reading | None:
