@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import dspy
 import pytest
+from pydantic import AfterValidator
 
 import promptflow as pf
 from promptflow.engine.fake import FakeModel, ScriptedEngine
@@ -17,6 +18,7 @@ from promptflow.errors import (
     ProgramError,
     PromptflowError,
     UnknownField,
+    ValueRefused,
 )
 from promptflow.flow import (
     Attempts,
@@ -438,3 +440,43 @@ def test_failed_calls_cost_their_tokens():
     assert isinstance(result, ParseError)
     assert result.usage.generated == 2  # words
     assert result.usage.prompt > 1
+
+
+def even(value: int) -> int:
+    if value % 2:
+        raise ValueError("odd")
+    return value
+
+
+class Count(dspy.Signature):
+    question: str = dspy.InputField()
+    answer: Annotated[int, AfterValidator(even)] = dspy.OutputField()
+
+
+def test_what_a_validator_refuses_is_asked_for_once_more():
+    written = iter(["3", "4", "3", "8", "5"])
+    temperatures = []
+    seeds = []
+
+    class Watched(ScriptedEngine):
+        def generate(self, requests, on_done=None):
+            seeds.append([request.seed for request in requests])
+            return super().generate(requests, on_done)
+
+    def answer(text: str, slot: Slot) -> str:
+        temperatures.append(slot.sampling.temperature)
+        return next(written)
+
+    engine = Watched(answer)
+    lm = pf.load("scripted", engine=engine)
+    first = run(pf.Predict(Count), lm=lm, question="a")
+    assert first.answer == 4
+    assert temperatures == [0.0, 0.7]
+    assert first.usage.generated == 2
+    assert seeds[0] != seeds[1]
+    refused, good = run_many(pf.Predict(Count), [{"question": "a"}, {"question": "b"}], lm=lm)
+    assert isinstance(refused, ValueRefused)
+    assert "asked for twice" in str(refused)
+    assert refused.usage.generated == 2
+    assert good.answer == 8
+    assert engine.batches == [1, 1, 2, 1]

@@ -220,3 +220,62 @@ def test_a_small_model_is_heard_while_it_writes(smollm: Engine):
     chunks = [chunk for _, chunk, _ in heard(values)]
     assert len(chunks) > 5
     assert "".join(chunks) == values[-1].story
+
+
+def taking_turns() -> pf.LocalLM:
+    """An LM that gives other answers one after the other."""
+    answers = iter(["losing", "winning", "winning", "losing again"] * 9)
+    said = {"reasoning": "so"}
+    engine = ScriptedEngine(lambda text, slot: said.get(slot.name) or next(answers))
+    return pf.load("turns", engine=engine)
+
+
+COT = pf.ChainOfThought("question -> answer")
+
+
+class Votes(pf.Module):
+    """Vote twice beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vote = pf.SelfConsistency(COT, n=3)
+
+    def flow(self, **inputs: Any) -> Any:
+        [first, _] = yield from pf.together(self.vote.flow(**inputs) for _ in range(2))
+        return pf.Prediction(answer=first.answer)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pf.SelfConsistency(COT, n=4),
+        pf.BestOf(COT, n=3, reward=lambda _, p: p.answer == "winning"),
+        pf.BestOf(pf.SelfConsistency(COT, n=3), n=2, reward="first"),
+    ],
+)
+def test_what_is_heard_of_samples_is_what_is_returned(program: Any, how: str):
+    with dspy.context(lm=taking_turns()):
+        values = listen(program, "answer", "reasoning", how=how)
+    said = [("reasoning", "so"), ("reasoning", ""), ("answer", "winning"), ("answer", "")]
+    assert values[-1].answer == "winning"
+    assert [(name, chunk) for name, chunk, _ in heard(values)] == said
+
+
+def test_votes_beside_each_other_are_each_heard_once():
+    with dspy.context(lm=taking_turns()):
+        values = listen(Votes(), "answer", how="again")
+    assert [chunk for _, chunk, _ in heard(values) if chunk] == ["winning", "losing again"]
+
+
+def test_without_listeners_the_chosen_sample_is_one_text():
+    with dspy.context(lm=taking_turns()):
+        values = listen(pf.SelfConsistency(COT, n=3))
+        alone = listen(COT)
+    texts = ["".join(text_of(chunk) for chunk in chunks[:-1]) for chunks in (values, alone)]
+    assert texts[0] == "so\nAnswer: winning"
+    assert texts[1].lstrip().startswith("so\nAnswer:")
+
+
+def text_of(chunk: Any) -> str:
+    return chunk.choices[0].delta.content or ""

@@ -4,6 +4,7 @@ import enum
 import math
 from collections.abc import Callable
 
+import dspy
 import pytest
 
 import promptflow as pf
@@ -326,3 +327,25 @@ def test_functions_are_settings_by_name() -> None:
     settings = BestOf(Predict("q -> answer"), reward=length, threshold=1.0).settings()
     assert settings["reward"] == {"code": f"{__name__}:length"}
     assert settings["threshold"] == 1.0
+
+
+def test_dspys_majority_votes_on_the_answer() -> None:
+    lm, _ = scripted(["b", "a", "a", "c", "b"] * 2)
+    vote = run(SelfConsistency(Predict("q -> answer"), n=5), lm=lm, q="?")
+    assert list(vote.keys())[-1] == "answer"
+    assert list(run(BestOf(Predict("q -> answer"), n=5), lm=lm, q="?").keys())[-1] == "answer"
+    assert dspy.majority(vote).answer == vote.answer == "b"
+    assert sorted(vote.completions.answer) == ["a", "a", "b", "b", "c"]
+    others = [Prediction(votes={}, failed=3, answer=text) for text in ("x", "y", "y")]
+    assert dspy.majority(others).answer == "y"
+
+
+def test_a_remote_model_without_probabilities_has_no_weighed_vote() -> None:
+    from promptflow.engine.request import Fill
+
+    silent = Prediction(answer="a")
+    silent._fills = {"": Fill("a", "stop", generated=3)}
+    outer = Prediction(answer="a")
+    outer._trace = ((None, {}, silent),)
+    with pytest.raises(ProgramError, match="log-probabilities"):
+        mean_logprob(outer)

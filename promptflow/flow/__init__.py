@@ -5,7 +5,7 @@ result. Many flows advance in lockstep: the calls that all of them wait for go t
 batch, so the composition of a batch follows from the inputs and the seed alone.
 """
 
-from promptflow.flow.call import Attempts, Call, Prediction, answer, request_of
+from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, request_of
 from promptflow.flow.drive import (
     Flow,
     Module,
@@ -21,6 +21,7 @@ from promptflow.flow.drive import (
 __all__ = [
     "Attempts",
     "Call",
+    "Chosen",
     "Flow",
     "Module",
     "Prediction",

@@ -14,8 +14,8 @@ from typing import Any
 import dspy
 
 from promptflow import layout
-from promptflow.engine.request import Completion, Fill, Request, Slot, TextEngine, Usage
-from promptflow.errors import PromptflowError
+from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, TextEngine, Usage
+from promptflow.errors import PromptflowError, ValueRefused
 from promptflow.lm import (
     Shown,
     Told,
@@ -28,12 +28,15 @@ from promptflow.lm import (
     lm_of,
     refuse_unknown,
     seed_of,
+    tell,
     trace_call,
     written_text,
 )
 from promptflow.lm.remote import Answer, Question, ask
 
 _UNCHOSEN = layout.Decoding()
+AGAIN = 0.7
+"""Temperature of a greedy call that is made once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,20 @@ class Attempts(list[Call]):
     """Calls whose failures are sent back as values in their places, not thrown into the flow."""
 
 
+class Chosen(list[Call]):
+    """No calls: the sample that a flow returns is told to whoever listens, now that it is known."""
+
+    def __init__(self, sample: Prediction) -> None:
+        """Take the sample; its trace is what is told."""
+        super().__init__()
+        self.sample = sample
+
+    def tell(self) -> None:
+        """Send the sample's texts to their listeners."""
+        for predictor, _, prediction in self.sample._told or self.sample.trace:
+            tell(predictor, prediction)
+
+
 class Prediction(dspy.Prediction):
     """A ``dspy.Prediction`` that knows what the model wrote and what it cost."""
 
@@ -105,6 +122,7 @@ class Prediction(dspy.Prediction):
     _usage: Usage = Usage()
     _trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
     _cut: bool = False
+    _told: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()  # of samples, the one chosen
 
     @property
     def fills(self) -> Mapping[str, Fill]:
@@ -146,8 +164,13 @@ class Prediction(dspy.Prediction):
         return made
 
     def extended(self, **fields: Any) -> Prediction:
-        """Return a copy with ``fields`` added, or in the place of those of the same name."""
-        made = Prediction(**{**dict(self.items()), **fields})
+        """Return a copy with ``fields`` added, or in the place of those of the same name.
+
+        Those added come first: the last field stays the signature's own last, its answer.
+        """
+        own = dict(self.items())
+        added = {name: value for name, value in fields.items() if name not in own}
+        made = Prediction(**{**added, **own, **fields})
         made._fills, made._weighed = self._fills, self._weighed
         made._usage, made._trace, made._cut = self._usage, self._trace, self._cut
         return made
@@ -173,7 +196,36 @@ def _prompted(call: Call) -> tuple[Request, list[dict[str, str]], Shown]:
 def answer(
     calls: Sequence[Call], on_done: Callable[[int], None] | None = None
 ) -> list[Prediction | PromptflowError]:
-    """Answer complete calls in one batch an engine; what failed is an error in its place."""
+    """Answer complete calls in one batch an engine; what failed is an error in its place.
+
+    Where a validator of a type refuses a value, the call is made once more, from another seed.
+    """
+    answers = _answered(calls, on_done)
+    refused = {n: error for n, error in enumerate(answers) if isinstance(error, ValueRefused)}
+    again = _answered([_again(calls[n]) for n in refused], None) if refused else ()
+    for (place, error), second in zip(refused.items(), again, strict=True):
+        usage = (second.usage or Usage()) + (error.usage or Usage())
+        if isinstance(second, Prediction):
+            second._usage = usage
+        else:
+            vars(second)["usage"] = usage
+            second.args = (f"{second} (it was asked for twice)",)
+        answers[place] = second
+    return answers
+
+
+def _again(call: Call) -> Call:
+    """Return a call from another seed, and sampled: a greedy one would write the same again."""
+    sampling = call.decoding.sampling or Sampling()
+    if sampling.temperature == 0:
+        sampling = replace(sampling, temperature=AGAIN)
+    decoding = replace(call.decoding, sampling=sampling)
+    return replace(call, seed=seed_of(call.seed, "again"), decoding=decoding, sampled=True)
+
+
+def _answered(
+    calls: Sequence[Call], on_done: Callable[[int], None] | None
+) -> list[Prediction | PromptflowError]:
     answers: list[Any] = [None] * len(calls)
     batches: dict[int, tuple[TextEngine, list[_Asked]]] = {}
     remote: dict[int, Question] = {}

@@ -11,7 +11,7 @@ import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import ProgramError, PromptflowError, names_options
-from promptflow.flow.call import Attempts, Call, Prediction, answer
+from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer
 from promptflow.lm import Seen, lm_of, usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
@@ -103,16 +103,21 @@ def flow_of(module: Any, inputs: Mapping[str, Any]) -> Flow:
     return _plain(module, inputs)
 
 
-def changed(flow: Flow, change: Callable[[Call, int, int], Call]) -> Flow:
+def changed(flow: Flow, change: Callable[[Call, int, int], Call], *, quiet: bool = False) -> Flow:
     """Pass a flow through with each call replaced by ``change(call, step, position)``.
 
-    ``step`` counts the flow's lists of calls from 0, ``position`` the calls of a list.
+    ``step`` counts the flow's lists of calls from 0, ``position`` the calls of a list. Nobody is
+    told of samples that a ``quiet`` flow chooses.
     """
     answers: list[Any] | None = None
     error: Exception | None = None
     for step in itertools.count():
         try:
             calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
+            while isinstance(calls, Chosen):  # a step that asks nothing: the seeds stay as they are
+                if not quiet:
+                    yield calls
+                calls = flow.send([])
         except StopIteration as stop:
             return stop.value
         error = None
@@ -129,8 +134,13 @@ def together(flows: Iterable[Flow]) -> Generator[list[Call], list[Any], list[Any
     """
     running = [_Running(flow) for flow in flows]
     while waiting := [r for r in running if r.calls is not None]:
-        answers = yield Attempts(call for r in waiting for call in r.calls or ())
-        _hand_out(waiting, answers)
+        for r in waiting:
+            while isinstance(r.calls, Chosen):
+                yield r.calls
+                r.answer([])
+        if asking := [r for r in waiting if r.calls is not None]:
+            answers = yield Attempts(call for r in asking for call in r.calls or ())
+            _hand_out(asking, answers)
     for r in running:
         if isinstance(r.result, Exception) and not isinstance(r.result, PromptflowError):
             raise r.result
@@ -231,7 +241,7 @@ def _results(
     with dspy.context(lm=lm):
         running = _begun(list(flows), progress)
         done = step = 0
-        while waiting := [(n, r) for n, r in enumerate(running) if r.calls is not None]:
+        while waiting := [(n, r) for n, r in enumerate(running) if _waits(r)]:
             calls = [
                 _complete(call, lm, (seed, number, step, position))
                 for number, r in waiting
@@ -244,6 +254,14 @@ def _results(
             done += len(calls)
             step += 1
     return [r.result for r in running]
+
+
+def _waits(r: _Running) -> bool:
+    """Say whether a flow waits for answers, after telling of the samples that it chose."""
+    while isinstance(r.calls, Chosen):
+        r.calls.tell()
+        r.answer([])
+    return r.calls is not None
 
 
 def _complete(call: Call, lm: Any, path: tuple[int, ...]) -> Call | PromptflowError:

@@ -2,7 +2,7 @@
 
 from promptflow.lm.adapter import SlotAdapter, as_adapted, configure
 from promptflow.lm.faults import as_dspys
-from promptflow.lm.listeners import audiences, generate
+from promptflow.lm.listeners import audiences, generate, tell
 from promptflow.lm.local import LocalLM, is_local, lm_of, load
 from promptflow.lm.options import refuse_unknown
 from promptflow.lm.record import (
@@ -39,6 +39,7 @@ __all__ = [
     "refuse_unknown",
     "sampling_of",
     "seed_of",
+    "tell",
     "trace_call",
     "usage_of",
     "written_text",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import dspy
@@ -20,6 +20,8 @@ from dspy.streaming.messages import sync_send_to_stream
 
 from promptflow.engine.request import Completion, Request, Text, TextEngine
 from promptflow.engine.stream import Delta
+from promptflow.fields import to_text
+from promptflow.signatures import label_of
 
 
 class Audience(Protocol):
@@ -122,6 +124,33 @@ class _Everybody:
         elif delta.completion.error is not None:
             names = []
         return "".join(self._before.pop(name) for name in names)
+
+
+def tell(predictor: Any, prediction: Any) -> None:
+    """Send a finished prediction's outputs to who hears its predictor, each in one piece."""
+    send = dspy.settings.send_stream
+    if send is None:
+        return
+    outputs = predictor.signature.output_fields
+    values = {name: to_text(prediction[name]) for name in outputs if name in prediction}
+    if dspy.settings.stream_listeners:
+        heard = _Listeners(_listeners(predictor))
+        for name, text in values.items():
+            _send(send, heard.messages(Delta(name, text)))
+        _send(send, heard.messages(Delta("", "")))  # the last field ends
+        return
+    bridge = ListenerBridge("", id(predictor))
+    bridge.chunk(lm15.StreamStartEvent())
+    # The label before the first output is the program's, as when it is heard while it is written.
+    labels = ["", *(f"\n{label_of(outputs[name])} " for name in list(values)[1:])]
+    text = "".join(label + text for label, text in zip(labels, values.values(), strict=True))
+    _send(send, [bridge.chunk(lm15.StreamDeltaEvent(lm15.TextDelta(text)))])
+    _send(send, [bridge.chunk(lm15.StreamEndEvent(finish_reason="stop"))])
+
+
+def _send(send: Any, messages: Iterable[Any]) -> None:
+    for message in messages:
+        sync_send_to_stream(send, message)
 
 
 def generate(

@@ -19,8 +19,9 @@ import dspy
 from pydantic import BaseModel
 
 from promptflow.errors import ProgramError, PromptflowError, UnknownField, names_options
-from promptflow.flow import Call, Flow, Module, Prediction, changed, together
+from promptflow.flow import Call, Chosen, Flow, Module, Prediction, changed, together
 from promptflow.lm import is_local, seed_of
+from promptflow.lm.remote import WHOLE
 
 Weighting = Literal["count", "logprob"]
 Reward = Callable[[Mapping[str, Any], Prediction], float]
@@ -53,15 +54,22 @@ def sample_of(
         seed = None if call.seed is None else seed_of(call.seed, number)
         return dataclasses.replace(call, config=config, seed=seed, sampled=True)
 
-    return changed(module.flow(**inputs), heated)
+    return changed(module.flow(**inputs), heated, quiet=True)
 
 
 def mean_logprob(prediction: Prediction) -> float:
     """Return the mean natural-log probability of the tokens sampled on the way to ``prediction``.
 
     Under the model before temperature; over all calls of the flow; 0 where nothing was sampled.
+    Raises ProgramError where a remote model did not tell them.
     """
-    fills = [fill for _, _, answer in prediction.trace for fill in answer.fills.values()]
+    answers = [answer for _, _, answer in prediction.trace]
+    wholes = [answer.fills[WHOLE] for answer in answers if WHOLE in answer.fills]
+    if any(whole.text and not whole.logprobs for whole in wholes):
+        raise ProgramError(
+            "the model gives no log-probabilities: vote by 'count', or pass reward=a function"
+        )
+    fills = [fill for answer in answers for fill in answer.fills.values()]
     tokens = sum(fill.generated for fill in fills)
     return math.fsum(fill.logprob for fill in fills) / tokens if tokens else 0.0
 
@@ -232,12 +240,17 @@ class SelfConsistency(Module):
                 break
         if not samples:
             raise errors[0]
-        return samples[votes.first[votes.leader]].extended(
+        winner = samples[votes.first[votes.leader]]
+        yield Chosen(winner)
+        chosen = winner.extended(
             votes=votes.table(),
             agreement=votes.agreement,
             samples=drawn,
             failed=len(errors),
         )
+        chosen._completions = _completions(samples)
+        chosen._told = winner._told or winner.trace
+        return chosen
 
 
 class BestOf(Module):
@@ -301,7 +314,10 @@ class BestOf(Module):
         if not scored:
             raise errors[0]
         valid, reward, best = max(scored, key=lambda entry: entry[:2])
-        return best.extended(reward=reward, valid=valid, samples=drawn, failed=len(errors))
+        yield Chosen(best)
+        chosen = best.extended(reward=reward, valid=valid, samples=drawn, failed=len(errors))
+        chosen._told = best._told or best.trace
+        return chosen
 
     def _reward(self, inputs: Mapping[str, Any], prediction: Prediction) -> float:
         if callable(self.reward):
@@ -313,6 +329,13 @@ class BestOf(Module):
         if threshold is None:
             return False
         return any(valid and reward >= threshold for valid, reward, _ in scored)
+
+
+def _completions(samples: Sequence[Prediction]) -> Any:
+    """Return the samples as DSPy's completions, on which ``dspy.majority`` votes."""
+    if any(sample.keys() != samples[0].keys() for sample in samples):
+        return None
+    return Prediction.from_completions([dict(sample.items()) for sample in samples]).completions
 
 
 def _check_numbers(name: str, n: int, batch: int | None, temperature: float) -> None:
