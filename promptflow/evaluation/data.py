@@ -31,6 +31,14 @@ _ELSEWHERE = {
     ".zip": "unpack it",
 }
 
+_BINARY = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF",
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 T = TypeVar("T")
@@ -89,6 +97,8 @@ def _rows(path: Path, encoding: str | None, key: str | None) -> list[Any]:
         raise DataError(f"{path}: no such file") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+    if kind_of := next((what for mark, what in _BINARY.items() if data.startswith(mark)), None):
+        raise DataError(f"{path}: is {kind_of}, whatever its name; save it as CSV or JSON")
     text = decoded(data, path, encoding)
     _check_content(path, text, kind[0])
     if kind[0] in _OBJECTS:

@@ -84,12 +84,20 @@ def _guessed(data: bytes, path: Path, fault: UnicodeDecodeError) -> str:
         if all(other.chaos > best.chaos + _MARGIN for other in others):
             return _as_told(data, path, best.encoding)
     line = data[: fault.start].count(b"\n") + 1
-    shown = "; ".join(f"{match.encoding}: {_seen(match)!r}" for match in found[:6])
+    seen = {_name(match): _seen(match) for match in found[:6]}
+    shown = "; ".join(f"{name}: {words!r}" for name, words in seen.items())
+    first = next(iter(seen), "cp1252")
     raise DataError(
         f"{path}, line {line}: not UTF-8, and its encoding is in doubt. It may say "
-        f"{shown or data[fault.start : fault.start + 20]!r}. Name it: encoding='cp1252', "
-        "or --encoding cp1252"
+        f"{shown or repr(data[fault.start : fault.start + 20])}. Name it: encoding={first!r}, "
+        f"or --encoding {first}"
     ) from fault
+
+
+def _name(match: CharsetMatch) -> str:
+    """Return the name of a decoding, the commonest of those that say the same."""
+    same = {match.encoding, *match.could_be_from_charset}
+    return next((name for name in (*_EAST_ASIAN, *_SINGLE_BYTE) if name in same), match.encoding)
 
 
 def _seen(match: CharsetMatch) -> str:

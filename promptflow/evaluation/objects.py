@@ -86,7 +86,7 @@ def _of_object(path: Path, data: Mapping[str, Any], key: str | None) -> list[Any
     if isinstance(data.get("columns"), list) and isinstance(data.get("data"), list):  # pandas
         return [dict(zip(data["columns"], row, strict=False)) for row in data["data"]]
     lists = {name: item for name, item in data.items() if _is_table(name, item)}
-    named = [name for name in lists if name in _WRAPPERS] or [n for n in lists if len(data) == 1]
+    named = [name for name in lists if name in _WRAPPERS]
     named = named or [name for name in lists if len(lists) == 1 and name in _SPLITS]
     if len(named) == 1:
         chosen = lists[named[0]]
@@ -96,10 +96,13 @@ def _of_object(path: Path, data: Mapping[str, Any], key: str | None) -> list[Any
         first = next(iter(lists))
         raise DataError(
             f"{path}: which list holds the examples? There are {sizes}; name one: "
-            f"key={first!r}, or --key {first}"
+            f"key={first!r}, or --key {first}. An object that is itself an example stands in a list"
         )
     if empty := [name for name in _WRAPPERS if data.get(name) == []]:
         raise DataError(f"{path}: holds no examples: {empty[0]!r} is an empty list")
+    [inner, *others] = data.values() or [None]
+    if isinstance(inner, Mapping) and not others:
+        return _of_object(path, inner, None)
     return _of_columns(path, data)
 
 
@@ -148,7 +151,7 @@ def _squad(path: Path, articles: Iterable[Any]) -> Iterator[dict[str, Any]]:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:
                     yield {
-                        "title": article["title"],
+                        "title": article.get("title", ""),
                         "passage": paragraph["context"],
                         "question": asked["question"],
                         "answers": [answer["text"] for answer in asked["answers"]],
