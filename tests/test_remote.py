@@ -416,3 +416,8 @@ def test_an_answer_that_the_provider_cut_is_marked_and_counted(provider: Provide
     assert (result.cut, result.n) == (2, 3)
     assert result.to_json()["cut"] == 2
     assert [record.cut for record in result.records] == [True, False, True]
+
+
+def test_a_remote_models_prompt_is_not_shown(provider: Provider):
+    with pytest.raises(ProgramError, match="inspect_history"):
+        pf.Predict(QA).show(lm=provider.lm(), question="?")

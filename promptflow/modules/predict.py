@@ -10,10 +10,10 @@ from typing import Any
 import dspy
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import UnknownField
+from promptflow.errors import ProgramError, UnknownField
 from promptflow.flow import Call, Flow, Prediction, answered, request_of
 from promptflow.layout import Decoding
-from promptflow.lm import prompt_text, seed_of
+from promptflow.lm import is_local, prompt_text, seed_of
 from promptflow.lm.remote import check_options, seeded_option
 from promptflow.signatures import document_of
 from promptflow.terminal import say, visible
@@ -131,6 +131,11 @@ class Predict(dspy.Predict):
         Nothing is generated. Slots appear as ``{name}``.
         """
         call = self.call(**inputs).complete(lm or dspy.settings.lm)
+        if not is_local(call.lm):
+            raise ProgramError(
+                f"{call.lm.model}: DSPy's adapter makes a remote model's prompt; call the program, "
+                "then dspy.inspect_history()"
+            )
         parts = request_of(call).parts
         text = prompt_text(parts)
         _print(text, call.lm.text_engine.pieces(parts))
