@@ -1,5 +1,6 @@
 # make demo   from nothing to three cited answers
 # make test   from nothing to every check: ruff, mypy, pytest
+# make map    writes the list of files in docs/architecture.md from their first lines
 # make clean  removes what these made in this folder; fetched models stay in the user's cache
 #
 # A step that is done is skipped and says so. `make PYTHON=python3.12 demo` picks the interpreter.
@@ -17,7 +18,7 @@ QUESTIONS := "Who published self-consistency?" \
              "How does tree of thoughts search?"
 AMX_FLAGS := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 
-.PHONY: help demo test lint clean $(STEPS) demo-models test-models
+.PHONY: help demo test lint map clean $(STEPS) demo-models test-models
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +36,9 @@ test: environment torch llama project test-models lint
 lint: environment torch llama project
 	@echo "[ruff]" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "[mypy]" && $(BIN)/mypy
+
+map: environment
+	@$(BIN)/python tools/architecture.py
 
 clean:
 	rm -rf $(VENV) build dist runs indexes/*/built .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
-"""What the README and the guide say: the file map, the code, the commands, the links."""
+"""What the README and the guide say: the folders, the files, the code, the commands, the links."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -26,29 +27,34 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for kind, text in found if kind == language]
 
 
-def file_map() -> dict[str, str]:
-    """The README's annotated map: path -> comment; a folder's path ends with a slash.
+def test_the_readme_is_short():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
 
-    It is the fenced block in which ``promptflow/`` stands alone at the start of a line; two spaces
-    a level, then a name, then two or more spaces and a comment.
-    """
+
+def folders() -> dict[str, str]:
+    """The README's folders: path -> what is in it; two spaces a level, several names by commas."""
     every = [text for _, text in BLOCK.findall(README.read_text(encoding="utf-8"))]
-    maps = [text for text in every if re.search(r"^promptflow/(\s|$)", text, re.M)]
-    assert len(maps) == 1, "the README has one file map"
+    maps = [text for text in every if re.search(r"^promptflow/\s", text, re.M)]
+    assert len(maps) == 1, "the README has one list of folders"
     entries: dict[str, str] = {}
-    above: list[str] = []
     for line in maps[0].splitlines():
-        if not line.strip():
-            continue
-        level = (len(line) - len(line.lstrip())) // 2
-        name, _, comment = line.strip().partition("  ")
-        above[level:] = [name]
-        entries["".join(above)] = comment.strip()
+        names, _, about = line.strip().partition("  ")
+        for name in names.split(", "):
+            entries[("promptflow/" if line.startswith("  ") else "") + name] = about.strip()
     return entries
 
 
-def tracked() -> list[str]:
-    """Every file of the clone that git would keep, without hidden ones."""
+def test_the_folders_of_the_readme_are_there():
+    entries = folders()
+    assert 10 <= len(entries) <= 20
+    for name, about in entries.items():
+        assert name.endswith("/")
+        assert (ROOT / name).is_dir(), name
+        assert about, name
+
+
+def test_every_folder_at_the_top_is_in_the_readme():
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -56,32 +62,38 @@ def tracked() -> list[str]:
         text=True,
         check=True,
     ).stdout
-    names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-    return sorted(name for name in names if not name.startswith("."))
+    tops = {n.partition("/")[0] + "/" for n in listed.split("\0") if "/" in n and n[0] != "."}
+    assert tops - set(folders()) <= {"tools/"}
 
 
-def test_file_map_equals_the_tree():
-    """Every file is listed, or lies in a folder that is listed as a whole; nothing else is."""
-    entries = file_map()
-    whole = {
-        folder
-        for folder in entries
-        if folder.endswith("/") and not any(e != folder and e.startswith(folder) for e in entries)
-    }
-    files = tracked()
-    unlisted = [f for f in files if f not in entries and not f.startswith(tuple(whole))]
-    assert not unlisted
-    absent = [e for e in entries if not (ROOT / e).exists()]
-    assert not absent
+def test_the_map_of_files_is_what_the_files_say():
+    """``make map`` writes it."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "tools/architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = tool.PAGE.read_text(encoding="utf-8")
+    assert page == tool.rewritten(page), "run `make map`"
+    for path in tool.sources():
+        line = tool.first_line(path)
+        assert line, f"{path}: its first line says nothing"
+        assert line in page
 
 
-def test_file_map_lists_every_source_file_with_a_comment():
-    entries = file_map()
-    sources = [name for name in tracked() if name.startswith("promptflow/")]
-    missing = [n for n in sources if n.endswith(".py") and n not in entries]
-    assert not missing
-    silent = [name for name, comment in entries.items() if not comment]
-    assert all(name.endswith("/") for name in silent), silent
+def test_the_drawing_names_files_that_are_there():
+    """In docs/architecture.md: every path of the drawing and of the layers."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing, layers, *_ = blocks(ROOT / "docs" / "architecture.md", "text")
+    assert drawing in page
+    named = set(re.findall(r"[\w/]+\.py", drawing))
+    assert len(named) > 15
+    for name in named:
+        assert (ROOT / "promptflow" / name).is_file(), name
+    parts = [line.strip().split("  ")[0] for line in layers.splitlines()]
+    for name in ", ".join(parts).split(", "):
+        place = ROOT / "promptflow" / name
+        assert place.is_dir() or place.with_suffix(".py").is_file(), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
