@@ -44,7 +44,6 @@ from .evaluation import (
     load_data as load_data,
     numeric as numeric,
 )
-from .fields import Quote as Quote
 from .flow import (
     Call as Call,
     Module as Module,
@@ -71,6 +70,7 @@ from .modules import (
     TreeOfThoughts as TreeOfThoughts,
     ZeroShotCoT as ZeroShotCoT,
 )
+from .notation import Quote as Quote
 from .optimization import (
     Budget as Budget,
     Optimization as Optimization,

@@ -31,8 +31,8 @@ from promptflow.errors import (
     ValueRefused,
 )
 from promptflow.grammar import grammar_of, longest, sketch, terminal
+from promptflow.notation import Quote
 from promptflow.schema import Schema, schema_of, text_of
-from promptflow.signatures import Quote
 
 __all__ = ["Confined", "Quote", "Shape", "TypedField", "to_text"]
 

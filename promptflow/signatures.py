@@ -1,53 +1,50 @@
 """Signatures from strings, documents and classes, and signature documents as TOML.
 
-One grammar of types serves the inline form and the documents: names of types, subscripts, unions,
-and calls that add limits, as in ``list[str](max_length=3)`` or ``int(ge=1, le=5)``. Names resolve
-to a fixed vocabulary, never to the caller's variables. Knows nothing of prompts or of decoding.
+How fields and types are written is in ``notation``. Knows nothing of prompts or of decoding.
 """
 
 from __future__ import annotations
 
-import ast
-import datetime
-import decimal
+import difflib
+import json
 import re
-import tomllib
-import types
-import typing
-import uuid
+import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, TypeVar
 
 import dspy
-from pydantic import Field
+from dspy.predict.predict import serialize_object
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, SchemaError
 
 from promptflow import storage
-from promptflow.errors import SignatureError
+from promptflow.errors import SignatureError, UnsupportedType
+from promptflow.notation import (
+    FIELDS,
+    Quote,
+    brief,
+    field_name,
+    first_line,
+    read_signature,
+    read_type,
+    type_text,
+)
 
-TABLES = frozenset({"instructions", "layout", "inputs", "outputs", "labels", "demos", "compiled"})
+TABLES = ("instructions", "layout", "inputs", "outputs", "labels", "demos", "compiled", "extra")
 
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """The marker of an output that is a verbatim span of an input: ``Quote["passages"]``."""
-
-    field: str
-
-    def __class_getitem__(cls, name: str) -> Any:
-        """Return ``str`` marked as a quotation from the input field ``name``."""
-        return Annotated[str, cls(name)]
+SIZE = 1_000_000
+"""Bytes of the longest document that is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """A signature with what is kept beside it: demos, layout, and what an optimizer wrote.
 
-    An empty ``layout`` leaves the choice to the model; ``extra`` holds the tables that promptflow
-    gives no meaning to.
+    An empty ``layout`` leaves the choice to the model; ``extra`` holds what promptflow gives no
+    meaning to.
     """
 
     signature: Any
@@ -72,6 +69,8 @@ def signature(
     'passage, question -> answer, page'
     """
     made = document_of(spec, types).signature
+    if not isinstance(instructions, str | None):
+        raise SignatureError(f"instructions={brief(instructions)}: expected text")
     return made if instructions is None else made.with_instructions(instructions)
 
 
@@ -81,9 +80,23 @@ def document_of(spec: str | Path | type[Any], types: Mapping[str, Any] | None = 
         if not issubclass(spec, dspy.Signature):
             raise SignatureError(f"{spec.__name__} is not a dspy.Signature; subclass it")
         return Document(spec)
-    if isinstance(spec, Path) or "->" not in spec:
+    if isinstance(spec, str) and "->" in spec:
+        inputs, outputs = read_signature(spec, types or {})
+        try:
+            return Document(_made(inputs, outputs, None, {}))
+        except SignatureError as error:
+            raise type(error)(f"the signature {brief(spec)}: {error}") from error
+    if isinstance(spec, str) and re.search(r"[\s,:]", spec.strip()) and "/" not in spec:
+        raise SignatureError(
+            f"the signature {brief(spec)} has no '->'; write 'inputs -> outputs', as in "
+            "'question -> answer', or the name of a document"
+        )
+    if isinstance(spec, str | Path):
         return read_document(spec, types=types)
-    return Document(_inline(spec, types or {}))
+    raise SignatureError(
+        f"{brief(spec)} is no signature; give 'inputs -> outputs', the name or path of a document, "
+        "or a dspy.Signature class"
+    )
 
 
 def read_document(
@@ -91,23 +104,34 @@ def read_document(
 ) -> Document:
     """Read a signature document by name or path. Raises SignatureNotFound or SignatureError."""
     path = storage.find_document("signatures", name, bundled_only=bundled_only)
-    text = path.read_bytes()
+    text = document_text(path)
     try:
-        tables = tomllib.loads(text.decode())
-        document = _document(tables, types or {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, SignatureError) as error:
+        document = _document(storage.toml_loads(text), types or {})
+    except SignatureError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except ValueError as error:
         raise SignatureError(f"{path}: {error}") from error
     made = document.signature
     made.__name__ = "".join(part.title() for part in path.stem.split("_"))
-    return Document(
-        made,
-        document.demos,
-        document.layout,
-        document.compiled,
-        document.extra,
-        path,
-        storage.sha256_bytes(text),
-    )
+    return replace(document, path=path, sha256=storage.sha256_bytes(text.encode()))
+
+
+def document_text(path: Path) -> str:
+    """Return the text of a document's file. Raises SignatureError naming it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise SignatureError(f"{path}: no regular file; a signature document is a TOML file")
+        with path.open("rb") as file:
+            data = file.read(SIZE + 1)
+    except OSError as error:
+        raise SignatureError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > SIZE:
+        raise SignatureError(f"{path}: longer than {SIZE:,} bytes, which no signature document is")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
+        raise SignatureError(f"{path}: {what} ({error.reason}); save it as UTF-8") from error
 
 
 def write_document(path: str | Path, document: Document) -> None:
@@ -118,12 +142,13 @@ def write_document(path: str | Path, document: Document) -> None:
 def dump_document(document: Document) -> str:
     """Return a document as TOML that ``read_document`` reads back.
 
-    Raises SignatureError for types that have no name in the grammar.
+    Raises SignatureError for types that have no name in the grammar, and for demos that do not fit
+    theirs.
     """
     made = document.signature
     tables: dict[str, Any] = {}
     if own_instructions(made):
-        tables["instructions"] = made.instructions + "\n"
+        tables["instructions"] = made.instructions.strip() + "\n"
     if document.layout:
         tables["layout"] = document.layout
     tables["inputs"] = {name: _field_text(name, f) for name, f in made.input_fields.items()}
@@ -131,12 +156,16 @@ def dump_document(document: Document) -> str:
     labels = {n: label_of(f) for n, f in made.fields.items() if label_of(f) != plain_label(n)}
     if labels:
         tables["labels"] = labels
-    tables |= document.extra
+    if document.extra:
+        tables["extra"] = dict(document.extra)
     if document.compiled:
         tables["compiled"] = dict(document.compiled)
     if document.demos:
-        tables["demos"] = [_demo(demo, made) for demo in document.demos]
-    return storage.toml_dumps(tables)
+        tables["demos"] = _written_demos(document.demos, made)
+    text: str = storage.toml_dumps(tables)
+    if len(text.encode()) > SIZE:
+        raise SignatureError(f"the document has more than {SIZE:,} bytes; keep fewer demos in it")
+    return text
 
 
 def label_of(info: Any) -> str:
@@ -147,7 +176,7 @@ def label_of(info: Any) -> str:
 def description_of(name: str, info: Any) -> str:
     """Return a field's description, empty where nobody wrote one."""
     text = str(info.json_schema_extra.get("desc") or "")
-    return "" if text == f"${{{name}}}" else text
+    return "" if text == f"${{{name}}}" else text.strip()
 
 
 # What DSPy writes for a signature without instructions; others may write on after it.
@@ -160,7 +189,7 @@ def own_instructions(made: Any) -> str:
     """Return what somebody wrote: all of the instructions, without DSPy's default sentence."""
     text = made.instructions or ""
     found = _DEFAULT_SENTENCE.match(text)
-    return text[found.end() :].strip() if found else text
+    return text[found.end() if found else 0 :].strip()
 
 
 def begins_with_default(made: Any) -> bool:
@@ -175,76 +204,67 @@ def plain_label(name: str) -> str:
     return f"{infer_prefix(name)}:"
 
 
-def _inline(spec: str, types: Mapping[str, Any]) -> Any:
-    if spec.count("->") != 1:
-        raise SignatureError(f"{spec!r} has more than one '->'; write 'inputs -> outputs'")
-    sides = [_inline_side(side.strip(), spec, types) for side in spec.split("->")]
-    return _made(sides[0], sides[1], None, {})
-
-
-def _inline_side(side: str, spec: str, types: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    try:
-        tree = ast.parse(f"def f({side}): pass").body[0]
-        assert isinstance(tree, ast.FunctionDef)
-        arguments = tree.args.args
-    except (SyntaxError, AssertionError) as error:
-        raise SignatureError(
-            f"cannot read {side!r} in the signature {spec!r}; write 'name, name: type'"
-        ) from error
-    if not arguments:
-        raise SignatureError(f"the signature {spec!r} has no field on one side of '->'")
-    return {a.arg: (_type(a.annotation, types) if a.annotation else str, "") for a in arguments}
-
-
 def _document(tables: Mapping[str, Any], types: Mapping[str, Any]) -> Document:
-    sides = []
-    for side in ("inputs", "outputs"):
-        table = tables.get(side)
-        if not isinstance(table, dict) or not table:
-            raise SignatureError(f"the table [{side}] is missing; write [{side}] and its fields")
-        sides.append({name: _described(name, text, types) for name, text in table.items()})
-    instructions = tables.get("instructions")
-    made = _made(sides[0], sides[1], instructions, tables.get("labels", {}))
-    demos = tables.get("demos", [])
-    for demo in demos:
-        if unknown := sorted(set(demo) - set(made.fields)):
-            raise SignatureError(f"a demo has fields that the signature lacks: {unknown}")
-    return Document(
-        made,
-        tuple(demos),
-        tables.get("layout", ""),
-        tables.get("compiled", {}),
-        {name: value for name, value in tables.items() if name not in TABLES},
+    for name in tables:
+        if name not in TABLES:
+            close = difflib.get_close_matches(name.casefold(), TABLES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(TABLES)};"
+            raise SignatureError(
+                f"{brief(name)} means nothing in a signature document; {hint} what is your own "
+                "goes into the table [extra]"
+            )
+    inputs, outputs = (_side(tables, side, types) for side in ("inputs", "outputs"))
+    instructions, layout = (
+        _as(str, tables.get(name, ""), f"{name} = 'text'") for name in ("instructions", "layout")
     )
+    labels, compiled, extra = (
+        _as(dict, tables.get(name, {}), f"a table [{name}]")
+        for name in ("labels", "compiled", "extra")
+    )
+    made = _made(inputs, outputs, instructions.strip() or None, _named(labels, "labels"))
+    demos = _as(list, tables.get("demos", []), "tables [[demos]]")
+    shown = {name: _Shown.of(name, info) for name, info in made.fields.items()}
+    read = tuple(_demo(demo, shown, f"demos, number {n}") for n, demo in enumerate(demos, 1))
+    return Document(made, read, layout, compiled, extra)
 
 
-def _described(name: str, text: Any, types: Mapping[str, Any]) -> tuple[Any, str]:
-    """Split ``type: description`` at the first colon outside brackets and quotes."""
-    if not isinstance(text, str):
-        raise SignatureError(f"field {name!r}: expected text as in 'str: what it is', got {text!r}")
-    end = _top_level_colon(text)
-    source, description = text[:end].strip(), text[end + 1 :].strip()
-    try:
-        tree = ast.parse(source or "str", mode="eval").body
-    except SyntaxError as error:
-        raise SignatureError(f"field {name!r}: cannot read the type {source!r}") from error
-    return _type(tree, types), description
+T = TypeVar("T")
 
 
-def _top_level_colon(text: str) -> int:
-    depth, quote = 0, ""
-    for position, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "[(":
-            depth += 1
-        elif char in "])":
-            depth -= 1
-        elif char == ":" and not depth:
-            return position
-    return len(text)
+def _as(kind: type[T], value: Any, expected: str) -> T:
+    if not isinstance(value, kind):
+        raise SignatureError(f"expected {expected}, got {brief(value)}")
+    return value
+
+
+def _named(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a table by field name."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        try:
+            name = field_name(key)
+        except SignatureError as error:
+            raise SignatureError(f"[{where}]: {error}") from error
+        if name in found:
+            raise SignatureError(f"[{where}] has the field {name!r} twice")
+        found[name] = value
+    return found
+
+
+def _side(
+    tables: Mapping[str, Any], side: str, types: Mapping[str, Any]
+) -> dict[str, tuple[Any, str]]:
+    table = tables.get(side)
+    if not table:
+        raise SignatureError(f"the table [{side}] is missing; write [{side}] and its fields")
+    fields = _named(_as(dict, table, f"a table [{side}]"), side)
+    if len(fields) > FIELDS:
+        raise SignatureError(f"[{side}] has {len(fields)} fields; at most {FIELDS} are read")
+    found = {}
+    for name, text in fields.items():
+        expected = f"text for the field {name!r}, as in {name} = 'str: what it is'"
+        found[name] = read_type(_as(str, text, expected), types, f"field {name!r}")
+    return found
 
 
 def _made(
@@ -257,134 +277,53 @@ def _made(
         raise SignatureError(f"the fields {both} are inputs and outputs; rename one of each")
     if unknown := sorted(set(labels) - set(inputs) - set(outputs)):
         raise SignatureError(f"[labels] names fields that the signature lacks: {unknown}")
+    _check_quotes(inputs, outputs)
+    _check_labels({name: plain_label(name) for name in (*inputs, *outputs)} | dict(labels))
     fields: dict[str, Any] = {}
     for side, make in ((inputs, dspy.InputField), (outputs, dspy.OutputField)):
         for name, (annotation, description) in side.items():
-            if not name.isidentifier():
-                raise SignatureError(f"{name!r} is no field name; use letters, digits and _")
             info = make(desc=description) if description else make()
             if name in labels:
                 info.json_schema_extra["prefix"] = labels[name]
             fields[name] = (annotation, info)
-    if instructions is not None:
-        instructions = instructions.strip()
-    return dspy.Signature(fields, instructions)
+    try:
+        return dspy.Signature(fields, instructions)
+    except (TypeError, ValueError, SchemaError, PydanticUserError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedType(
+            f"pydantic refuses a type of the fields {', '.join(fields)}: {reason}"
+        ) from error
 
 
-def _any_of(*arms: Any) -> Any:
-    return reduce(or_, arms)
+def _check_quotes(
+    inputs: Mapping[str, tuple[Any, str]], outputs: Mapping[str, tuple[Any, str]]
+) -> None:
+    for name, (annotation, _) in {**inputs, **outputs}.items():
+        for marker in getattr(annotation, "__metadata__", ()):
+            if isinstance(marker, Quote) and (name in inputs or marker.field not in inputs):
+                fault = f"{marker.field!r} is no input"
+                if name in inputs:
+                    fault = "a Quote is an output"
+                raise SignatureError(
+                    f"field {name!r}: Quote[{marker.field}]: {fault}; the inputs are "
+                    f"{', '.join(inputs)}"
+                )
 
 
-_TYPES: dict[str, Any] = {
-    "Annotated": Annotated,
-    "Any": Any,
-    "Decimal": decimal.Decimal,
-    "Dict": dict,
-    "List": list,
-    "Literal": Literal,
-    "None": None,
-    "Optional": Optional,
-    "Quote": Quote,
-    "Set": set,
-    "Tuple": tuple,
-    "UUID": uuid.UUID,
-    "Union": Union,
-    "bool": bool,
-    "date": datetime.date,
-    "datetime": datetime.datetime,
-    "dict": dict,
-    "float": float,
-    "frozenset": frozenset,
-    "int": int,
-    "list": list,
-    "object": object,
-    "set": set,
-    "str": str,
-    "time": datetime.time,
-    "timedelta": datetime.timedelta,
-    "tuple": tuple,
-}
-
-
-def _type(node: ast.expr, named: Mapping[str, Any]) -> Any:
-    """Return the type that an expression names."""
-    match node:
-        case ast.Name(id=name) if name in named:
-            return named[name]
-        case ast.Name(id=name) if name in _TYPES:
-            return _TYPES[name]
-        case ast.Constant(value=None):
-            return None
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _any_of(_type(left, named), _type(right, named))
-        case ast.Subscript(value=value, slice=inside):
-            return _subscript(_type(value, named), inside, named)
-        case ast.Call(func=func, args=[], keywords=limits):
-            given = {limit.arg or "": ast.literal_eval(limit.value) for limit in limits}
-            return _limited(_type(func, named), given, ast.unparse(node))
-    shown = ast.unparse(node)
-    known = ", ".join(sorted({*_TYPES, *named}))
-    raise SignatureError(
-        f"unknown type {shown!r}; use a dspy.Signature class, pass types={{{shown!r}: ...}}, "
-        f"or one of {known}"
-    )
-
-
-def _subscript(outer: Any, inside: ast.expr, named: Mapping[str, Any]) -> Any:
-    nodes = inside.elts if isinstance(inside, ast.Tuple) else [inside]
-    if outer is Literal:
-        return Literal[tuple(ast.literal_eval(node) for node in nodes)]
-    if outer is Quote:
-        named_field = nodes[0].id if isinstance(nodes[0], ast.Name) else ast.literal_eval(nodes[0])
-        return Annotated[str, Quote(named_field)]
-    arms = tuple(
-        ... if isinstance(n, ast.Constant) and n.value is ... else _type(n, named) for n in nodes
-    )
-    if outer is Union:
-        return _any_of(*arms)
-    return outer[arms if len(arms) > 1 else arms[0]]
-
-
-def _limited(inner: Any, limits: Mapping[str, Any], shown: str) -> Any:
-    known = {"ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern"}
-    if wrong := sorted(set(limits) - known):
-        raise SignatureError(f"{shown}: no limit {wrong}; the limits are {sorted(known)}")
-    return Annotated[inner, Field(**limits)]
-
-
-def type_text(annotation: Any, limits: Sequence[Any] = ()) -> str:
-    """Return the grammar's text for a type. Raises SignatureError where it has none."""
-    origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
-    for limit in limits:
-        if isinstance(limit, Quote):
-            return f"Quote[{limit.field}]"
-    if limits:
-        given = ", ".join(f"{name}={value!r}" for name, value in limits_of(limits).items())
-        return f"{type_text(annotation)}({given})" if given else type_text(annotation)
-    if origin is Annotated:
-        return type_text(arms[0], arms[1:])
-    if origin is Literal:
-        return f"Literal[{', '.join(map(repr, arms))}]"
-    if origin in (Union, types.UnionType):
-        return " | ".join("None" if arm is type(None) else type_text(arm) for arm in arms)
-    if arms:
-        inside = ", ".join("..." if arm is ... else type_text(arm) for arm in arms)
-        return f"{type_text(origin)}[{inside}]"
-    for name in sorted(_TYPES, key=str.swapcase):  # list before List
-        if annotation is _TYPES[name]:
-            return name
-    shown = getattr(annotation, "__qualname__", str(annotation))
-    raise SignatureError(f"the type {shown} has no name in a document; keep its signature in code")
-
-
-def limits_of(metadata: Sequence[Any]) -> dict[str, Any]:
-    """Return the limits in a field's metadata, such as ``{"ge": 1}``."""
-    names = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
-    found: dict[str, Any] = {}
-    for item in metadata:
-        found |= limits_of(item.metadata) if hasattr(item, "metadata") else {}
-        found |= {n: v for n in names if (v := getattr(item, n, None)) is not None}
-    return found
+def _check_labels(labels: Mapping[str, Any]) -> None:
+    owners: dict[str, str] = {}
+    for name, label in labels.items():
+        text = _as(str, label, f"text for the label of {name!r}, as in {name} = 'The answer is'")
+        if text != text.strip() or not text.isprintable():
+            raise SignatureError(
+                f"the label {brief(text)} of the field {name!r} has spaces around it, line ends or "
+                "control characters; write it on one line, as in 'The answer is'"
+            )
+        if text and owners.setdefault(text, name) != name:
+            raise SignatureError(
+                f"the fields {owners[text]!r} and {name!r} have the same label {brief(text)}; "
+                "rename one, or give it a label of its own in [labels]"
+            )
 
 
 def _field_text(name: str, info: Any) -> str:
@@ -393,7 +332,115 @@ def _field_text(name: str, info: Any) -> str:
     return f"{text}: {description}" if description else text
 
 
-def _demo(demo: Mapping[str, Any], made: Any) -> dict[str, Any]:
-    from dspy.predict.predict import serialize_object
+def _demo(demo: Any, shown: Mapping[str, _Shown], where: str) -> dict[str, Any]:
+    """Return a demo of a document with the values that its fields' types give."""
+    values = _named(_as(dict, demo, "tables [[demos]]"), where)
+    if unknown := sorted(set(values) - set(shown)):
+        raise SignatureError(
+            f"{where} has fields that the signature lacks: {unknown}; it has {list(shown)}"
+        )
+    return {name: shown[name].read(value, where) for name, value in values.items()}
 
-    return {n: serialize_object(demo[n]) for n in made.fields if demo.get(n) is not None}
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A field of demos. ``free`` ones show whatever they are given: plain text, and any input."""
+
+    name: str
+    type: str
+    free: bool
+    adapter: TypeAdapter[Any]
+
+    @classmethod
+    def of(cls, name: str, info: Any) -> _Shown:
+        whole = info.annotation
+        if info.metadata:
+            whole = Annotated[(info.annotation, *info.metadata)]
+        text = info.annotation is str and not info.metadata
+        given = info.json_schema_extra["__dspy_field_type"] == "input"
+        return cls(name, brief(whole), text or given, TypeAdapter(whole))
+
+    def read(self, value: Any, where: str) -> Any:
+        """Return the value that a document's stands for: typed where it shows the same."""
+        try:
+            typed = self._typed(value)
+        except ValidationError as error:
+            if self.free:
+                return value
+            raise SignatureError(
+                f"{where}: {self.name} = {brief(value)} is no {self.type}: {first_line(error)}"
+            ) from error
+        with suppress(PydanticSerializationError):
+            shown = json.dumps(self.adapter.dump_python(typed, mode="json"))
+            # Text in brackets holds JSON that TOML cannot, such as None inside a list.
+            same = shown == _json(value) or (shown[0] in "[{" and shown == value)
+            return typed if same or isinstance(typed, set | frozenset) else value
+        return value
+
+    def _typed(self, value: Any) -> Any:
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError:
+            if not isinstance(value, str):
+                raise
+        return self.adapter.validate_json(value)
+
+    def written(self, value: Any, where: str) -> Any:
+        """Return what TOML holds of a value, so that it reads back as that value."""
+        try:
+            typed = self._typed(value)
+            plain = self.adapter.dump_python(typed, mode="json")
+        except (ValueError, PydanticSerializationError) as error:
+            if self.free:
+                return serialize_object(_texts(value))
+            raise SignatureError(
+                f"{where}: {self.name} = {brief(value)} is no {self.type} ({first_line(error)}); "
+                "mend it, or leave the demo out"
+            ) from error
+        for wanted in (value, typed):
+            for form in (value, plain, json.dumps(plain)):
+                if _is_toml(form) and _is_same(self.read(form, where), wanted):
+                    return form
+        if self.free:
+            return serialize_object(_texts(value))
+        raise SignatureError(
+            f"{where}: {self.name} = {brief(value)} does not read back from TOML as it is; "
+            "leave the demo out"
+        )
+
+
+def _written_demos(demos: Sequence[Mapping[str, Any]], made: Any) -> list[dict[str, Any]]:
+    shown = {name: _Shown.of(name, info) for name, info in made.fields.items()}
+    return [
+        {
+            name: field.written(demo[name], f"demos, number {number}")
+            for name, field in shown.items()
+            if demo.get(name) is not None
+        }
+        for number, demo in enumerate(demos, 1)
+    ]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
+def _is_toml(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_toml(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(_is_toml(item) for item in value)
+    return isinstance(value, str | bool | int | float)
+
+
+def _texts(value: Any) -> Any:
+    """Return a value with passages as their text, which is what a prompt shows of them."""
+    if isinstance(value, list | tuple):
+        return [_texts(item) for item in value]
+    if not isinstance(value, str | BaseModel) and isinstance(getattr(value, "text", None), str):
+        return value.text
+    return value

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "child", "sandbox", "storage", "terminal", "progress"},
-    {"engine", "signatures", "catalog", "download", "gguf"},
+    {"engine", "notation", "signatures", "catalog", "download", "gguf"},
     {"fields", "grammar", "patterns", "ranges", "schema"},
     {"layout"},
     {"lm", "flow"},

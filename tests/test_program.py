@@ -81,7 +81,8 @@ def test_a_program_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     inputs, outputs = list(first.signature.input_fields), list(first.signature.output_fields)
     first.signature = first.signature.with_instructions("Be brief.\nBe right.")
     assert first.signature.instructions == "Be brief.\nBe right."
-    first.demos = [dspy.Example({**dict.fromkeys(inputs, "x\ny"), outputs[-1]: "1"})]
+    answer = "tie" if name == "pair" else "1"
+    first.demos = [dspy.Example({**dict.fromkeys(inputs, "x\ny"), outputs[-1]: answer})]
     save_program(module, tmp_path / "saved")
     loaded = load_program(tmp_path / "saved")
     assert type(loaded) is type(module)

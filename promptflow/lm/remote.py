@@ -36,7 +36,7 @@ from promptflow.lm.faults import as_dspys
 from promptflow.lm.options import KNOWN, REFUSED
 from promptflow.lm.record import Seen, finish_of, part_of, seed_of, usage_of
 from promptflow.lm.told import Step, inside
-from promptflow.signatures import Quote
+from promptflow.notation import Quote
 
 WHOLE = ""
 """The name under which a remote model's answer is one fill: it writes no field apart."""

@@ -29,7 +29,7 @@ from promptflow.storage.files import (
     writing,
 )
 from promptflow.storage.hashes import recall_sha256, remember_sha256, sha256_cached
-from promptflow.storage.toml import toml_dumps
+from promptflow.storage.toml import toml_dumps, toml_loads
 
 __all__ = [
     "Cache",
@@ -58,6 +58,7 @@ __all__ = [
     "sha256_of",
     "sqlite_errors",
     "toml_dumps",
+    "toml_loads",
     "write_bytes",
     "write_json",
     "write_text",

@@ -37,10 +37,13 @@ def find_document(kind: Kind, name: str | Path, *, bundled_only: bool = False) -
     path = Path(name)
     missing = SignatureNotFound if kind == "signatures" else StoreNotFound
     if not bundled_only and (isinstance(name, Path) or "/" in name or name.endswith(".toml")):
-        document = path / "index.toml" if kind == "indexes" and path.is_dir() else path
-        if document.is_file():
-            return document
-        raise missing(f"{document}: no such file")
+        try:
+            document = path / "index.toml" if kind == "indexes" and path.is_dir() else path
+            if document.exists():
+                return document
+        except (OSError, ValueError) as error:  # a name that no file can have
+            raise missing(f"{str(path)[:100]!r}: no such file ({error.args[-1]})") from error
+        raise missing(f"{str(document)[:200]}: no such file")
     folders = [bundled_folder(kind)] if bundled_only else [Path(kind), bundled_folder(kind)]
     known: set[str] = set()
     for folder in folders:
@@ -53,7 +56,7 @@ def find_document(kind: Kind, name: str | Path, *, bundled_only: bool = False) -
     what = "signature" if kind == "signatures" else "index"
     close = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(sorted(known))}."
-    raise missing(f"no {what} named {str(name)!r} in {searched}. {hint}")
+    raise missing(f"no {what} named {str(name)[:100]!r} in {searched}. {hint}")
 
 
 def _documents(kind: Kind, folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The layout of the TOML that this project saves: tomli-w writes its values.
+"""TOML as this project saves it (tomli-w writes its values), and as anybody does.
 
 Sections are one deep and keep the order of their keys: a value of a demo comes back as it went.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import enum
+import re
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,40 @@ from promptflow.errors import StoreError
 
 LEAVES = (str, int, float, datetime.date, datetime.time)
 BEGIN, END = " = [\n    [\n        ", ",\n    ],\n]\n"
+
+
+# A key of many parts takes memory by their square. Text is split as TOML splits it, so that dots
+# in values do not count.
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"?+|'[^'\n]*+'?+)"""
+_KEY = rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART})"  # and how often its last part repeats
+_KEYS = re.compile(
+    "|".join(
+        (
+            r""""{3}(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*+(?:"{3,5})?+""",
+            r"""'{3}(?:[^']|'{1,2}(?!'))*+(?:'{3,5})?+""",
+            r"#[^\n]*+",
+            rf"(?P<long>{_KEY}{{32}})",
+            rf"{_KEY}*+",
+            r"""[^\w"'#-]++""",
+        )
+    ),
+    re.ASCII,
+)
+
+
+def toml_loads(text: str) -> dict[str, Any]:
+    """Return the tables of TOML of any origin, in time and memory that follow its length.
+
+    Raises TOMLDecodeError, and ValueError for numbers, depths and keys beyond what Python reads.
+    """
+    for token in _KEYS.finditer(text):
+        if token.lastgroup == "long":
+            line = text.count("\n", 0, token.start()) + 1
+            raise ValueError(f"a key of more than 32 parts (at line {line})")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("lists or tables too deep to be read") from None
 
 
 def toml_dumps(tables: Mapping[str, Any]) -> str:
