@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+import enum
+from typing import Any, Literal
 
 import dspy
 import pytest
+from dspy.utils.exceptions import AdapterParseError, LMServerError, LMUnsupportedFeatureError
+from pydantic import BaseModel
 
 import promptflow as pf
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.request import Slot
+from promptflow.engine.request import Completion, Fill, Json, Slot, TokenLogprob
+from promptflow.errors import ContextOverflow, EngineLost, ParseError, UnsupportedOption
 
 # Refine and its like: adapters that wrap one
 
@@ -56,3 +60,349 @@ def test_refine_shows_its_advice_to_our_modules(kind: Any, adapter: Any):
     asked = [prompt for prompt in engine.prompts if "Question: why" in prompt]
     assert len(asked) == 3
     assert ["be brief" in prompt for prompt in asked] == [False, True, True]
+
+
+# A model that is not local: exactly a ChatAdapter
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Review(BaseModel):
+    author: str
+    stars: int
+
+
+class Wide(dspy.Signature):
+    """Read it."""
+
+    text: str = dspy.InputField(desc="what was said")
+    reviews: list[Review] = dspy.InputField()
+    mood: Mood = dspy.OutputField()
+    score: float = dspy.OutputField(ge=0, le=1)
+    kind: Literal["a", "b"] = dspy.OutputField()
+
+
+class Talk(dspy.Signature):
+    question: str = dspy.InputField()
+    history: dspy.History = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+def find(name: str) -> str:
+    """Find a thing."""
+    return f"{name} is 42"
+
+
+REVIEWS = [Review(author="Ann", stars=1)]
+PROGRAMS: list[tuple[str, Any, dict[str, Any], list[dict[str, Any]]]] = [
+    ("text", lambda: dspy.Predict("question -> answer"), {"question": "q"}, [{"answer": "x"}]),
+    (
+        "reasoning",
+        lambda: dspy.ChainOfThought("question -> answer: int"),
+        {"question": "q"},
+        [{"reasoning": "r", "answer": "4"}],
+    ),
+    (
+        "types",
+        lambda: dspy.Predict(Wide),
+        {"text": "t", "reviews": REVIEWS},
+        [{"mood": "good", "score": "0.5", "kind": "a"}],
+    ),
+    (
+        "history",
+        lambda: dspy.Predict(Talk),
+        {
+            "question": "three",
+            "history": dspy.History(messages=[{"question": "one", "answer": "two"}]),
+        },
+        [{"answer": "four"}],
+    ),
+    (
+        "agent",
+        lambda: dspy.ReAct("question -> answer: int", tools=[find]),
+        {"question": "x?"},
+        [
+            {"next_thought": "a", "next_tool_name": "find", "next_tool_args": '{"name": "x"}'},
+            {"next_thought": "b", "next_tool_name": "finish", "next_tool_args": "{}"},
+            {"reasoning": "r", "answer": "42"},
+        ],
+    ),
+    (
+        "comparison",
+        lambda: dspy.MultiChainComparison("question -> answer", M=2),
+        {"question": "q", "completions": [{"rationale": "r", "answer": "x"}] * 2},
+        [{"rationale": "r", "answer": "y"}],
+    ),
+    (
+        "samples",
+        lambda: dspy.Predict("question -> answer", n=2),
+        {"question": "q"},
+        [{"answer": "x"}, {"answer": "y"}],
+    ),
+    (
+        "best",
+        lambda: dspy.BestOfN(
+            dspy.Predict("question -> answer"), N=2, reward_fn=lambda a, p: 0.0, threshold=1.0
+        ),
+        {"question": "q"},
+        [{"answer": "x"}, {"answer": "y"}],
+    ),
+]
+NAMES = [name for name, *_ in PROGRAMS]
+
+
+def demonstrated(program: Any, name: str) -> Any:
+    for predictor in program.predictors() if name == "text" else ():
+        predictor.demos = [dspy.Example(question="two?", answer="2"), dspy.Example(question="one?")]
+    return program
+
+
+# MultiChainComparison itself uses what DSPy deprecates.
+@pytest.mark.filterwarnings("ignore:The 'prefix' argument")
+@pytest.mark.parametrize(("name", "make", "inputs", "answers"), PROGRAMS, ids=NAMES)
+def test_a_foreign_model_is_asked_as_chat_adapter_asks(
+    name: str, make: Any, inputs: Any, answers: Any
+):
+    asked = []
+    for adapter in (dspy.ChatAdapter(), pf.SlotAdapter()):
+        lm = dspy.utils.DummyLM(answers)
+        for configured in (
+            lm,
+            scripted(lambda text, slot: "")[0],
+        ):  # the predictors' own comes first
+            program = demonstrated(make(), name)
+            program.set_lm(lm.copy())
+            with dspy.context(lm=configured, adapter=adapter):
+                prediction = program(**inputs)
+            calls = [
+                (entry["messages"], entry["outputs"], entry["kwargs"]) for entry in program.history
+            ]
+            asked.append((dict(prediction), calls))
+            lm = dspy.utils.DummyLM(answers)
+    assert asked[0] == asked[1] == asked[2] == asked[3]
+
+
+# The same programs on slots: what DSPy's users count on is there
+
+
+def said(answers: list[dict[str, Any]]) -> tuple[pf.LocalLM, ScriptedEngine]:
+    """An engine that gives the answers one prompt after the other, slot by slot."""
+    engine = ScriptedEngine(lambda text, slot: "")
+
+    class Answering(ScriptedEngine):
+        def _complete(self, request: Any) -> Completion:
+            fields = left.pop(0)
+            self.answer = lambda text, slot: str(fields[slot.name])
+            return super()._complete(request)
+
+    left = list(answers)
+    engine = Answering(lambda text, slot: "")
+    return pf.load("said", engine=engine), engine
+
+
+# MultiChainComparison itself uses what DSPy deprecates.
+@pytest.mark.filterwarnings("ignore:The 'prefix' argument")
+@pytest.mark.parametrize(("name", "make", "inputs", "answers"), PROGRAMS, ids=NAMES)
+def test_programs_end_as_they_do_on_dspys_own(name: str, make: Any, inputs: Any, answers: Any):
+    ends = []
+    for lm, adapter in (
+        (dspy.utils.DummyLM(answers), dspy.ChatAdapter()),
+        (said(answers)[0], pf.SlotAdapter()),
+    ):
+        program = demonstrated(make(), name)
+        with dspy.context(lm=lm, adapter=adapter, trace=[], track_usage=True):
+            prediction = program(**inputs)
+            trace = [(type(p).__name__, sorted(i), sorted(o)) for p, i, o in dspy.settings.trace]
+        shapes = [
+            (len(e["outputs"]), sorted(e["kwargs"]), e["messages"][0]["role"])
+            for e in program.history
+        ]
+        counted = [len(e["usage"]) > 0 for e in program.history]
+        ends.append((dict(prediction), trace, len(shapes), [s[::2] for s in shapes], len(counted)))
+    assert ends[0] == ends[1]
+
+
+# Options are honoured, or refused by name
+
+
+class Noted(ScriptedEngine):
+    def generate(self, requests: Any, on_done: Any = None) -> list[Completion]:
+        self.seen = [*getattr(self, "seen", []), *requests]
+        return super().generate(requests, on_done)
+
+    def slots(self) -> list[Slot]:
+        return [part for r in self.seen for part in r.parts if isinstance(part, Slot)]
+
+
+ASKING = [
+    lambda **options: dspy.Predict("question -> answer", **options)(question="q"),
+    lambda **options: dspy.Predict("question -> answer")(question="q", config=options),
+    lambda **options: pf.Predict("question -> answer")(question="q", config=options),
+    lambda **options: pf.Predict("question -> answer", **options)(question="q"),
+]
+REFUSED = {
+    "response_format": {"type": "json_object"},
+    "timeout": 3,
+    "reasoning_effort": "high",
+    "prediction": {"type": "content", "content": "x"},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "service_tier": "flex",
+}
+
+
+@pytest.mark.parametrize("ask", ASKING, ids=["dspy", "dspy call", "pf call", "pf"])
+def test_options_reach_the_slots(ask: Any):
+    engine = Noted(lambda text, slot: "hello")
+    with dspy.context(lm=pf.load("noted", engine=engine), adapter=pf.SlotAdapter()):
+        ask(stop=["##"], max_completion_tokens=9, logprobs=True, top_logprobs=2, top_p=0.5)
+    [slot] = engine.slots()
+    assert "##" in slot.stop
+    assert (slot.max_tokens, slot.logprobs, slot.sampling.top_p) == (9, 2, 0.5)
+
+
+@pytest.mark.parametrize("option", REFUSED)
+@pytest.mark.parametrize("ask", ASKING, ids=["dspy", "dspy call", "pf call", "pf"])
+def test_what_cannot_be_honoured_is_refused_by_name_before_a_call(ask: Any, option: str):
+    engine = Noted(lambda text, slot: "hello")
+    with (
+        dspy.context(lm=pf.load("noted", engine=engine), adapter=pf.SlotAdapter()),
+        pytest.raises(UnsupportedOption, match=option),
+    ):
+        ask(**{option: REFUSED[option]})
+    assert engine.batches == []
+
+
+def test_a_refused_option_is_dspys_error_too():
+    lm, _ = scripted(lambda text, slot: "hello")
+    with (
+        dspy.context(lm=lm, adapter=pf.SlotAdapter()),
+        pytest.raises(LMUnsupportedFeatureError, match="response_format"),
+    ):
+        ASKING[0](response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize("ask", ASKING[:3], ids=["dspy", "dspy call", "pf call"])
+def test_a_misspelled_option_names_the_nearest(ask: Any):
+    lm, _ = scripted(lambda text, slot: "hello")
+    with (
+        dspy.context(lm=lm, adapter=pf.SlotAdapter()),
+        pytest.raises(UnsupportedOption, match="temperature"),
+    ):
+        ask(temperatur=0.5)
+
+
+def test_a_plain_call_drops_nothing_either():
+    lm, engine = scripted(lambda text, slot: "hello")
+    for option in set(REFUSED) - {"response_format"}:
+        with pytest.raises(Exception, match=option):
+            lm("x", **{option: REFUSED[option]})
+    with pytest.raises(UnsupportedOption, match="temperature"):
+        lm.copy(temperatur=1)("x")
+    with pytest.raises(UnsupportedOption, match="temperature"):
+        pf.LocalLM(engine, temperatur=1)
+    assert engine.batches == []
+
+
+def test_log_probabilities_come_with_the_prediction():
+    class Scored(ScriptedEngine):
+        def generate(self, requests: Any, on_done: Any = None) -> list[Completion]:
+            token = TokenLogprob("hi", 3, -0.5, (("hi", -0.5),))
+            return [Completion({"answer": Fill("hi", "stop", logprobs=(token,))}) for _ in requests]
+
+    lm = pf.load("scored", engine=Scored(lambda text, slot: ""))
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        prediction = dspy.Predict("question -> answer", logprobs=True)(question="q")
+    assert prediction.logprobs["content"][0]["token"] == "hi"
+
+
+# Errors have both names
+
+
+def failing(error: Exception) -> tuple[pf.LocalLM, list[int]]:
+    tries: list[int] = []
+
+    def answer(text: str, slot: Slot) -> str:
+        tries.append(1)
+        raise error
+
+    return pf.load("failing", engine=ScriptedEngine(answer)), tries
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_errors_are_caught_by_our_names_and_by_dspys(kind: Any):
+    for error, ours, theirs in (
+        (ContextOverflow("over by 3"), ContextOverflow, dspy.ContextWindowExceededError),
+        (EngineLost("gone"), EngineLost, LMServerError),
+    ):
+        lm = failing(error)[0].copy(num_retries=0)
+        for name in (ours, theirs):
+            with (
+                dspy.context(lm=lm, adapter=pf.SlotAdapter()),
+                pytest.raises(name, match=str(error)),
+            ):
+                kind("question -> answer")(question="q")
+
+
+@pytest.mark.parametrize("name", [ParseError, AdapterParseError])
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_a_value_that_does_not_fit_is_a_parse_error_by_both_names(kind: Any, name: Any):
+    lm, _ = scripted(lambda text, slot: "no number")
+    with (
+        dspy.context(lm=lm, adapter=pf.SlotAdapter()),
+        pytest.raises(name, match="no number"),
+    ):
+        kind("question -> answer: int")(question="q")
+
+
+def test_a_lost_engine_is_asked_again_as_often_as_dspy_would(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dspy.clients.execution._delay", lambda error, attempt: 0.0)
+    lm, tries = failing(EngineLost("gone"))
+    with dspy.context(lm=lm.copy(num_retries=2), adapter=pf.SlotAdapter()):
+        with pytest.raises(EngineLost):
+            dspy.Predict("question -> answer")(question="q")
+        assert len(tries) == 3
+
+
+def test_what_was_heard_is_not_said_again():
+    lm, tries = failing(EngineLost("gone"))
+    program = dspy.streamify(
+        dspy.Predict("question -> answer"),
+        stream_listeners=[dspy.streaming.StreamListener("answer")],
+        async_streaming=False,
+    )
+    with (
+        dspy.context(lm=lm.copy(num_retries=2), adapter=pf.SlotAdapter()),
+        pytest.raises(EngineLost),
+    ):
+        list(program(question="q"))
+    assert len(tries) == 1
+
+
+# DSPy's other adapters, on a local model
+
+
+ADAPTERS = {
+    "chat": (dspy.ChatAdapter, "[[ ## answer ## ]]\n4\n\n[[ ## completed ## ]]"),
+    "json": (dspy.JSONAdapter, '{"answer": 4}'),
+    "xml": (dspy.XMLAdapter, "<answer>4</answer>"),
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_dspys_own_adapters_work_on_a_local_model(adapter: str):
+    kind, text = ADAPTERS[adapter]
+    engine = Noted(lambda prompt, slot: text)
+    with dspy.context(lm=pf.load("noted", engine=engine), adapter=kind()):
+        assert dspy.Predict("question -> answer: int")(question="q").answer == 4
+    [slot] = engine.slots()
+    assert isinstance(slot.constraint, Json) is (adapter == "json")
+
+
+def test_a_two_step_adapter_works_on_a_local_model():
+    extraction = "[[ ## answer ## ]]\n4\n\n[[ ## completed ## ]]"
+    lm, _ = scripted(lambda prompt, slot: extraction if "[[ ##" in prompt else "it is four")
+    with dspy.context(lm=lm, adapter=dspy.TwoStepAdapter(lm)):
+        assert dspy.Predict("question -> answer: int")(question="q").answer == 4
