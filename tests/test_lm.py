@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import pickle
 import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import cloudpickle
 import dspy
 import pytest
 from conftest import SMOLLM
@@ -548,3 +550,70 @@ def test_requests_are_ours():
     lm, engine = watched()
     lm("x")
     assert all(isinstance(request, Request) for request in engine.seen)
+
+
+# Copies, and other processes
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> tuple[pf.LocalLM, Watched]:
+    """An LM that ``load`` finds by its name, as it finds a model of the catalogue."""
+    lm, engine = watched()
+    monkeypatch.setitem(local._loaded, ("watched", EngineOptions(), False), lm)
+    return lm, engine
+
+
+MODULES = [
+    lambda: dspy.Predict("question -> answer"),
+    lambda: dspy.ChainOfThought("question -> answer"),
+    lambda: pf.Predict("question -> answer", max_tokens=9),
+    lambda: pf.ChainOfThought("question -> answer"),
+    lambda: pf.SelfConsistency(pf.Predict("question -> answer"), n=3),
+]
+
+
+@pytest.mark.parametrize("make", MODULES)
+def test_programs_with_an_lm_cross_to_other_processes(make: Any, named: Any, tmp_path: Path):
+    lm, engine = named
+    program = make()
+    program.set_lm(lm.copy(temperature=0.5, num_retries=1))
+    for again in (
+        pickle.loads(cloudpickle.dumps(program)),
+        copy.deepcopy(program),
+        copy.copy(program),
+        program.deepcopy(),
+        saved(program, tmp_path / "program"),
+    ):
+        moved = again.get_lm()
+        assert moved.text_engine is engine
+        assert (moved.kwargs["temperature"], moved.num_retries) == (0.5, 1)
+        with dspy.context(adapter=pf.SlotAdapter()):
+            assert again(question="q").answer == "hello"
+
+
+def saved(program: Any, folder: Path) -> Any:
+    program.save(folder, save_program=True)
+    return dspy.load(folder, allow_pickle=True)
+
+
+def test_an_lm_without_a_source_says_so_when_it_is_pickled():
+    lm = pf.LocalLM(ScriptedEngine(lambda text, slot: ""))
+    with pytest.raises(TypeError, match="save the program without it"):
+        pickle.dumps(lm)
+    assert copy.copy(lm).text_engine is copy.deepcopy(lm).text_engine is lm.text_engine
+
+
+def test_an_adapter_crosses_too():
+    adapter = pickle.loads(pickle.dumps(pf.SlotAdapter(layout="completion")))
+    assert adapter.layout == "completion"
+    assert copy.deepcopy(adapter).layout == "completion"
+
+
+def test_text_has_one_budget_on_both_paths():
+    lm, engine = watched()
+    lm("x")
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        dspy.Predict("question -> answer")(question="q")
+    with dspy.context(lm=lm):
+        pf.Predict("question -> answer")(question="q")
+    assert len({slot.max_tokens for slot in engine.slots()}) == 1

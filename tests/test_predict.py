@@ -372,3 +372,16 @@ def test_a_literal_comes_back_as_itself(level: Literal["low", "high"]):
     lm, _ = scripted(lambda text, slot: level)
     with dspy.context(lm=lm):
         assert pf.Predict("q -> level: Literal['low', 'high']")(q="x").level == level
+
+
+def test_a_value_of_another_type_is_warned_of_as_dspy_warns(caplog: pytest.LogCaptureFixture):
+    lm, _ = scripted()
+    predict = pf.Predict("count: int, rest: list[str] -> answer")
+    with dspy.context(lm=lm):
+        predict(count=3, rest=["a"])
+        assert "Type mismatch" not in caplog.text
+        with dspy.context(warn_on_type_mismatch=False):
+            predict(count="three", rest=["a"])
+        assert "Type mismatch" not in caplog.text
+        predict(count="three", rest=["a"])
+    assert "Type mismatch for field 'count': expected int" in caplog.text

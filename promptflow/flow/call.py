@@ -17,12 +17,15 @@ from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, TextEngine, Usage
 from promptflow.errors import PromptflowError, ValueRefused
 from promptflow.lm import (
+    TOOL_OPTIONS,
     Shown,
     Told,
     Turns,
+    answers_by_engine,
     as_adapted,
     as_dspys,
     audiences,
+    calls_tools,
     decoding_of,
     generate,
     lm_of,
@@ -69,7 +72,8 @@ class Call:
         chosen = self.decoding.over(getattr(own, "decoding", _UNCHOSEN))
         is_local = hasattr(lm, "text_engine")
         if is_local:
-            refuse_unknown(asked, lm.model, typed=True)
+            taken = TOOL_OPTIONS if calls_tools(self.signature or own.signature) else ()
+            refuse_unknown(asked, lm.model, beside=taken, typed=True)
             chosen = chosen.over(decoding_of(options))
         if _wants_another(defaults, own) and not chosen.weigh:
             chosen = decoding_of({"temperature": defaults["temperature"]}, chosen)
@@ -185,7 +189,7 @@ def _prompted(call: Call) -> tuple[Request, list[dict[str, str]], Shown]:
     """Return the request, its prompt as messages, and what it shows of the call."""
     engine = call.lm.text_engine
     chosen = replace(call.decoding, layout=layout.layout_for(engine, call.decoding.layout))
-    shown = Shown.of(call.signature, call.inputs)
+    shown = Shown.of(call.signature, call.inputs, call.config)
     scaffold = Turns(engine.scaffold)
     parts = layout.render(
         shown.signature, call.demos or (), shown.inputs, scaffold, chosen, shown.turns
@@ -232,7 +236,7 @@ def _answered(
     for place, call in enumerate(calls):
         engine = getattr(call.lm, "text_engine", None)
         try:
-            if engine is None:
+            if engine is None or not answers_by_engine(call.lm):
                 remote[place] = Question.of(call)
             else:
                 asked = _Asked.of(place, call)

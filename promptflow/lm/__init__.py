@@ -3,8 +3,8 @@
 from promptflow.lm.adapter import SlotAdapter, as_adapted, configure
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences, generate, tell
-from promptflow.lm.local import LocalLM, is_local, lm_of, load
-from promptflow.lm.options import refuse_unknown
+from promptflow.lm.local import LocalLM, answers_by_engine, is_local, lm_of, load
+from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import (
     Seen,
     Turns,
@@ -20,15 +20,18 @@ from promptflow.lm.shown import Shown
 from promptflow.lm.told import Told
 
 __all__ = [
+    "TOOL_OPTIONS",
     "LocalLM",
     "Seen",
     "Shown",
     "SlotAdapter",
     "Told",
     "Turns",
+    "answers_by_engine",
     "as_adapted",
     "as_dspys",
     "audiences",
+    "calls_tools",
     "configure",
     "decoding_of",
     "generate",

@@ -22,7 +22,7 @@ from promptflow.lm.chat import FILLING, Filling
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences
 from promptflow.lm.local import LocalLM, lm_of, load
-from promptflow.lm.options import refuse_unknown
+from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import Turns, decoding_of, seed_of, written_text
 from promptflow.lm.shown import Shown
 from promptflow.lm.told import Step
@@ -232,13 +232,9 @@ class _Asked:
 
 def _options(lm: LocalLM, lm_kwargs: Mapping[str, Any], signature: Any) -> dict[str, Any]:
     """Return a call's options; refuse what the slots cannot honour."""
-    options = dict(lm_kwargs)
-    if any(info.annotation is dspy.ToolCalls for info in signature.output_fields.values()):
-        # A tool is called in an output field: DSPy's own adapters leave these out then.
-        for name in ("tools", "tool_choice", "parallel_tool_calls"):
-            options.pop(name, None)
-    refuse_unknown({**lm.kwargs, **options}, lm.model, typed=True)
-    return options
+    taken = TOOL_OPTIONS if calls_tools(signature) else ()
+    refuse_unknown({**lm.kwargs, **lm_kwargs}, lm.model, beside=taken, typed=True)
+    return {name: value for name, value in lm_kwargs.items() if name not in taken}
 
 
 @contextlib.contextmanager

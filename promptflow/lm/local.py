@@ -88,7 +88,7 @@ class LocalLM(dspy.LM):
 
         Callbacks and history stay here. Raises TypeError for an LM that ``load`` did not make.
         """
-        return type(self).load_state, (self.dump_state(),)
+        return _crossed, (type(self), self.dump_state())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalLM:
         """Return itself: copies of a program share the model."""
@@ -124,6 +124,10 @@ class LocalLM(dspy.LM):
             if settings not in loaded._restored:
                 loaded._restored[settings] = loaded.copy(**given)
             return loaded._restored[settings]
+
+
+def _crossed(kind: type[LocalLM], state: Mapping[str, Any]) -> LocalLM:
+    return kind.load_state(state)
 
 
 _KEPT = ("cache", "num_retries")  # attributes of an LM, beside its options
@@ -167,6 +171,12 @@ def load(
 def is_local(model: Any) -> bool:
     """Say whether an LM, or the one of that name, runs on an engine of ours."""
     return model is not None and hasattr(lm_of(model), "text_engine")
+
+
+def answers_by_engine(lm: Any) -> bool:
+    """Say whether calls may go to the engine of an LM: what a subclass does in them is its own."""
+    own = vars(type(lm)).keys() | vars(lm).keys()
+    return type(lm) is LocalLM or not own & {"__call__", "forward"}
 
 
 def lm_of(model: Any) -> Any:

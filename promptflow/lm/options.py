@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import dspy
+
 from promptflow.engine.request import Sampling
 from promptflow.errors import UnsupportedOption
 from promptflow.lm.faults import as_dspys
@@ -78,6 +80,14 @@ def refuse_unknown(
             reason = f"did you mean {near[0]}=?" if near else f"the options are {_listed(beside)}"
             raise as_dspys(UnsupportedOption(f"there is no option {name!r}: {reason}"), model)
         raise as_dspys(UnsupportedOption(f"a local model cannot honour {name!r}: {reason}"), model)
+
+
+TOOL_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls")
+
+
+def calls_tools(signature: Any) -> bool:
+    """Say whether an output calls tools: it takes ``TOOL_OPTIONS`` as DSPy's adapters take them."""
+    return any(info.annotation is dspy.ToolCalls for info in signature.output_fields.values())
 
 
 def _listed(beside: Iterable[str]) -> str:

@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from dspy.predict.predict import (
+    IS_TYPE_UNDEFINED,
+    _get_type_name,
+    _is_value_compatible_with_type,
+    logger,
+)
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import ProgramError, UnknownField
@@ -162,15 +168,17 @@ def _checked(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     inputs = dict(inputs)
     expected = signature.input_fields
+    follows = any(isinstance(value, dspy.History) and value.messages for value in inputs.values())
     unknown = [name for name in inputs if name not in signature.fields]
     for name, field in expected.items():
         if name in inputs:
             continue
         if field.default is not PydanticUndefined:
             inputs[name] = field.default
-        elif annotation_allows_none(field.annotation):
+        elif annotation_allows_none(field.annotation) and not follows:
             inputs[name] = None
-    missing = [name for name in expected if name not in inputs]
+    optional = {name for name in expected if annotation_allows_none(expected[name].annotation)}
+    missing = [name for name in expected if name not in inputs and name not in optional]
     if unknown or missing:
         faults = [f"has no field {name!r}" for name in unknown]
         faults += [f"needs {name!r}" for name in missing]
@@ -178,4 +186,21 @@ def _checked(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise UnknownField(
             f"the signature '{signature.signature}' {' and '.join(faults)}; call it with {usage}"
         )
+    if dspy.settings.warn_on_type_mismatch:
+        _warn_of_types(expected, inputs)
     return inputs
+
+
+def _warn_of_types(expected: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Warn as DSPy does, where it does, of inputs that are not of their fields' types."""
+    for name, field in expected.items():
+        value = inputs.get(name)
+        if value is None or field.json_schema_extra.get(IS_TYPE_UNDEFINED, False):
+            continue
+        if not _is_value_compatible_with_type(value, field.annotation):
+            logger.warning(
+                "Type mismatch for field '%s': expected %s, and the value is %r",
+                name,
+                _get_type_name(field.annotation),
+                value,
+            )

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,14 @@ class Embedder:
         self._query: Bert | None = None
         self._model: SentenceTransformer | None = None
         self._count: Callable[[str], int] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to another process by its folder; the model is loaded there when it is needed."""
+        return _embedder, (self.path, self.name, self._batch)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Embedder:
+        """Return itself: copies of a program share the model."""
+        return self
 
     @property
     def sha256(self) -> str:
@@ -194,6 +202,10 @@ def _encoded(model: SentenceTransformer | None, texts: list[str]) -> Array:
     finally:
         torch.set_num_threads(threads)
     return np.asarray(vectors, np.float32)
+
+
+def _embedder(path: Path, name: str, batch: int) -> Embedder:
+    return Embedder(path, name=name, batch=batch)
 
 
 class HashingEmbedder:

@@ -152,6 +152,14 @@ class Index:
         recipe = find_recipe(name)
         return cls(recipe, Store.open(recipe.built, recipe.rebuild), embedder=embedder)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross to another process by its folder: what was committed last is opened there."""
+        return _opened, (self.recipe.path.parent.absolute(), self._embedder)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Index:
+        """Return itself: copies of a program search the same index."""
+        return self
+
     def _loaded(self, segment: str, load: Any) -> Any:
         data = self._store.take_segment(segment)
         try:
@@ -270,6 +278,10 @@ class Index:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _opened(folder: Path, embedder: TextEmbedder | None) -> Index:
+    return Index.open(folder, embedder=embedder)
 
 
 def check_embedder(embedder: TextEmbedder, stated: dict[str, Any], rebuild: str) -> None:

@@ -23,7 +23,7 @@ from dspy.dsp.utils.settings import DEFAULT_CONFIG
 
 import promptflow as pf
 from promptflow.engine.fake import END, ScriptedEngine
-from promptflow.engine.request import Choice, Completion, Json, Request, Slot
+from promptflow.engine.request import Choice, Completion, Json, Lark, Request, Slot
 from promptflow.fields import to_text
 
 WAY = os.environ["PROMPTFLOW_PATH"]
@@ -89,7 +89,19 @@ class Dummy(ScriptedEngine):
             self._fields = self.answers.next(prompt)
         if isinstance(self._fields, str):
             return _labelled(self._fields, prompt.rsplit("\n", 1)[-1])
-        return written(self._fields.get(slot.name, ""), slot)
+        return written(self._fields.get(slot.name), slot)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and json.loads(value) is not Ellipsis
+    except ValueError:
+        return False
+
+
+def as_json(value: Any) -> Any:
+    """Return a model's data."""
+    return value.model_dump(mode="json")
 
 
 def _labelled(answer: str, label: str) -> str:
@@ -100,9 +112,9 @@ def _labelled(answer: str, label: str) -> str:
 
 def written(value: Any, slot: Slot) -> str:
     """Return a value as a model would write it under the slot's constraint."""
-    if isinstance(slot.constraint, Json) and not isinstance(value, str):
-        return json.dumps(value, default=lambda o: o.model_dump(mode="json"))
-    text = to_text(value)
+    if isinstance(slot.constraint, Json | Lark):
+        return value if _is_json(value) else json.dumps(value, default=as_json)
+    text = "" if value is None else to_text(value)
     if isinstance(slot.constraint, Choice):
         spoken = {"true": "yes", "false": "no"}.get(text.casefold(), text)
         options = slot.constraint.options
