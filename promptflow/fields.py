@@ -32,6 +32,7 @@ from promptflow.errors import (
 )
 from promptflow.grammar import grammar_of, longest, sketch, terminal
 from promptflow.notation import Quote
+from promptflow.plain import to_text
 from promptflow.schema import Schema, schema_of, text_of
 
 __all__ = ["Confined", "Quote", "Shape", "TypedField", "to_text"]
@@ -46,8 +47,10 @@ _BROKEN = (
     TypeError,
     ValueError,
     LookupError,
+    ArithmeticError,
     NameError,
     ImportError,
+    RecursionError,
 )
 """What pydantic raises for types that it cannot read or describe."""
 
@@ -126,14 +129,28 @@ class TypedField:
     def text(self, value: Any) -> str:
         """Return an output value as the model would write it, for demos; ``read`` reads it back."""
         shape = self.shape
-        if shape.written == "json" and not (isinstance(value, str) and _is_json(value)):
-            return json.dumps(json.loads(to_json(value, fallback=str)), ensure_ascii=False)
+        if shape.written == "json":
+            return self._as_json(value)
         if shape.written == "choice" and (text := _option_text(value)) in shape.options:
             return text
         if shape.written in ("text", "number") and not isinstance(value, str):
             shown = json.loads(to_json(value, fallback=str))
             return shown if isinstance(shown, str) else to_text(shown)
         return to_text(value)
+
+    def _as_json(self, value: Any) -> str:
+        """Return a value as JSON that reads back: as it stands, by its aliases, or by its names."""
+        texts = [value] if isinstance(value, str) else []
+        for by_alias in (True, False):
+            plain = json.loads(to_json(value, fallback=str, by_alias=by_alias))
+            texts.append(json.dumps(plain, ensure_ascii=False))
+        for text in texts:
+            try:
+                self.parse(text)
+            except ParseError:
+                continue
+            return text
+        return texts[-1]
 
     def read(self, fill: Fill) -> Any:
         """Return the value of a filled slot.
@@ -186,31 +203,6 @@ class TypedField:
                 f"output {self.name!r}: {text.strip()!r} is none of {', '.join(options)}"
             )
         return options[near[0]]
-
-
-def to_text(value: Any) -> str:
-    """Return a value as a prompt shows it; ``from_text`` reads output values back.
-
-    Lists of input texts are numbered from 1, one a line.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, enum.Enum):
-        return to_text(value.value)
-    if hasattr(value, "text") and isinstance(value.text, str):
-        return value.text
-    if isinstance(value, list | tuple) and value and all(_is_prose(item) for item in value):
-        return "\n".join(f"[{number}] {to_text(item)}" for number, item in enumerate(value, 1))
-    if isinstance(value, int | float):
-        return str(value)
-    text = to_json(value, fallback=str).decode()
-    if isinstance(value, Mapping | list | tuple | set | frozenset) or text.startswith("{"):
-        return json.dumps(json.loads(text), ensure_ascii=False)
-    return text.strip('"')
 
 
 def _read(adapter: TypeAdapter[Any], text: str, shape: Shape) -> Any:
@@ -306,7 +298,10 @@ def _shape(annotation: Any, metadata: tuple[Any, ...]) -> Shape:
     adapter = _built(annotation, metadata)
     first: tuple[Shape, str] | None = None
     for by_alias in (True, False):
-        shape = _written(_described(adapter, by_alias))
+        try:
+            shape = _written(_described(adapter, by_alias))
+        except RecursionError as error:
+            raise UnsupportedType("it has too many parts; split it over several fields") from error
         if (fault := _fault_in(shape, adapter)) is None:
             return shape
         first = first or (shape, fault)
@@ -370,7 +365,7 @@ def _fault_in(shape: Shape, adapter: TypeAdapter[Any]) -> str | None:
 
     Raises UnsupportedType where the constraint cannot be compiled.
     """
-    from promptflow.engine.constraint import Walks
+    from promptflow.engine.constraint import Walks, WalkTooLong
 
     if shape.constraint is None:
         return None
@@ -380,6 +375,8 @@ def _fault_in(shape: Shape, adapter: TypeAdapter[Any]) -> str | None:
             text = walks.text(shape.constraint, 120)
         except ConstraintError as error:
             raise UnsupportedType(str(error).removeprefix("slot 'walk': ")) from error
+        except WalkTooLong:
+            return None
         except EngineError as error:
             raise UnsupportedType(f"no value of it was found: {error}") from error
         try:
@@ -512,7 +509,3 @@ def _in_short(error: Exception) -> str:
 def _shown(annotation: Any) -> str:
     name = getattr(annotation, "__name__", None)
     return name if name and not typing.get_args(annotation) else str(annotation)
-
-
-def _is_prose(item: Any) -> bool:
-    return isinstance(item, str) or isinstance(getattr(item, "text", None), str)

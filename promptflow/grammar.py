@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -230,6 +231,7 @@ class _Rules:
         """
         counted = low if high is None else max(low, high)
 
+        @functools.cache
         def tail(place: int, count: int) -> str | None:
             """Return what follows ``count`` of them; None where the rest cannot be right."""
             left = len(wanted) - place

@@ -26,7 +26,7 @@ from promptflow.engine.request import (
     Text,
     TextEngine,
 )
-from promptflow.errors import TemplateError, UnknownField
+from promptflow.errors import TemplateError, UnknownField, UnsupportedType
 from promptflow.fields import Shape, TypedField, to_text
 from promptflow.sandbox import (
     MAX_SOURCE,
@@ -342,8 +342,16 @@ def _shown_fields(
     if missing := [name for name in infos if name not in values]:
         raise UnknownField(f"the inputs {missing} are missing; give each of {list(infos)}")
     return tuple(
-        _field(name, info, to_text(values[name]), markers, _PLAIN) for name, info in infos.items()
+        _field(name, info, _input_text(name, values[name]), markers, _PLAIN)
+        for name, info in infos.items()
     )
+
+
+def _input_text(name: str, value: Any) -> str:
+    try:
+        return to_text(value)
+    except UnsupportedType as error:
+        raise UnsupportedType(f"input {name!r}: {error}") from error
 
 
 def _demo(signature: Any, demo: Mapping[str, Any], markers: _Markers) -> Demo | None:

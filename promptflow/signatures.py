@@ -17,11 +17,12 @@ from typing import Annotated, Any, TypeVar
 
 import dspy
 from dspy.predict.predict import serialize_object
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, SchemaError
 
 from promptflow import storage
 from promptflow.errors import SignatureError, UnsupportedType
+from promptflow.fields import TypedField
 from promptflow.notation import (
     FIELDS,
     Quote,
@@ -74,11 +75,18 @@ def signature(
     return made if instructions is None else made.with_instructions(instructions)
 
 
+def check_types(made: Any) -> None:
+    """Refuse outputs that no constraint can hold. Raises UnsupportedType."""
+    for name, info in made.output_fields.items():
+        _ = TypedField.of(name, info).shape
+
+
 def document_of(spec: str | Path | type[Any], types: Mapping[str, Any] | None = None) -> Document:
     """Return the document of that name or path, or one made around a string or a class."""
     if isinstance(spec, type):
         if not issubclass(spec, dspy.Signature):
             raise SignatureError(f"{spec.__name__} is not a dspy.Signature; subclass it")
+        check_types(spec)
         return Document(spec)
     if isinstance(spec, str) and "->" in spec:
         inputs, outputs = read_signature(spec, types or {})
@@ -287,12 +295,14 @@ def _made(
                 info.json_schema_extra["prefix"] = labels[name]
             fields[name] = (annotation, info)
     try:
-        return dspy.Signature(fields, instructions)
+        made = dspy.Signature(fields, instructions)
     except (TypeError, ValueError, SchemaError, PydanticUserError) as error:
         reason = str(error).splitlines()[0]
         raise UnsupportedType(
             f"pydantic refuses a type of the fields {', '.join(fields)}: {reason}"
         ) from error
+    check_types(made)
+    return made
 
 
 def _check_quotes(
@@ -441,6 +451,4 @@ def _texts(value: Any) -> Any:
     """Return a value with passages as their text, which is what a prompt shows of them."""
     if isinstance(value, list | tuple):
         return [_texts(item) for item in value]
-    if not isinstance(value, str | BaseModel) and isinstance(getattr(value, "text", None), str):
-        return value.text
-    return value
+    return value.prompt_text() if callable(getattr(type(value), "prompt_text", None)) else value

@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "child", "sandbox", "storage", "terminal", "progress"},
-    {"engine", "notation", "signatures", "catalog", "download", "gguf"},
-    {"fields", "grammar", "patterns", "ranges", "schema"},
+    {"engine", "notation", "catalog", "download", "gguf"},
+    {"fields", "grammar", "patterns", "plain", "ranges", "schema", "signatures"},
     {"layout"},
     {"lm", "flow"},
     {"modules", "retrieval"},

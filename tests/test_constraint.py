@@ -13,7 +13,14 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.constraint import MAX_BYTES, Constraints, Matcher, Walks, byte_tokenizer
+from promptflow.engine.constraint import (
+    MAX_BYTES,
+    Constraints,
+    Matcher,
+    Walks,
+    WalkTooLong,
+    byte_tokenizer,
+)
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.prefix import common
 from promptflow.engine.request import Choice, Constraint, Json, Lark, Regex, Substring
@@ -402,7 +409,7 @@ def test_walks_write_whole_texts_of_a_constraint():
     texts = {walks.text(Regex("(é|b){2,3}")) for _ in range(40)}
     assert len(texts) > 4
     assert all(re.fullmatch("(é|b){2,3}", text) for text in texts)
-    with pytest.raises(ConstraintDeadEnd, match="no end"):
+    with pytest.raises(WalkTooLong, match="no end"):
         walks.text(Regex("a{4000}b"), 20)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
@@ -173,12 +174,17 @@ def test_a_long_output_stays_where_its_slot_was():
     assert "Reasoning: c\nd" in text
 
 
+def test_an_input_that_is_no_text_is_named():
+    spec = signature("picture, question -> answer")
+    with pytest.raises(UnsupportedType, match=r"input 'picture'.*Image"):
+        rendered(spec, {"picture": dspy.Image("data:image/png;base64,AA=="), "question": "?"})
+
+
 def test_missing_inputs_and_types_are_named():
     with pytest.raises(UnknownField, match="question"):
         rendered(inputs={"passage": "x"})
-    spec = signature("a -> blob: Blob", types={"Blob": Callable[[], int]})
     with pytest.raises(UnsupportedType, match="'blob'"):
-        rendered(spec, {"a": "x"})
+        signature("a -> blob: Blob", types={"Blob": Callable[[], int]})
 
 
 HOSTILE = st.one_of(

@@ -15,7 +15,7 @@ import dspy
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from promptflow.errors import SignatureError, SignatureNotFound, StoreError
+from promptflow.errors import SignatureError, SignatureNotFound, StoreError, UnsupportedType
 from promptflow.notation import Quote, type_text
 from promptflow.signatures import (
     Document,
@@ -426,3 +426,18 @@ def test_a_type_without_a_name_is_refused():
 
     with pytest.raises(SignatureError, match="complex"):
         dump_document(Document(Person))
+
+
+def test_types_are_refused_when_the_signature_is_made():
+    class Sets(dspy.Signature):
+        q: str = dspy.InputField()
+        found: set[int] = dspy.OutputField(min_length=2)
+
+    for spec in (Sets, "q -> found: set[int](min_length=2)"):
+        with pytest.raises(UnsupportedType, match="'found'"):
+            signature(spec)
+
+
+@pytest.mark.parametrize("name", ["module", "seed", "lm", "config", "demos"])
+def test_inputs_of_any_name(name):
+    assert list(signature(f"{name} -> answer").input_fields) == [name]

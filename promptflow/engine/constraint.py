@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.engine.request import Choice, Constraint, Json, Lark, Regex, Substring
-from promptflow.errors import ConstraintDeadEnd, ConstraintError
+from promptflow.errors import ConstraintDeadEnd, ConstraintError, EngineError
 
 MAX_BYTES = 64 * 1024
 MAX_SUBSTRING_BYTES = 1024 * 1024
@@ -366,6 +366,10 @@ class Constraints:
         return compiled
 
 
+class WalkTooLong(EngineError):
+    """A walk that found no end in many bytes."""
+
+
 class Walks:
     """Random walks through constraints, byte by byte: what a model without any sense writes."""
 
@@ -377,18 +381,18 @@ class Walks:
     def text(self, constraint: Constraint, most: int = 400) -> str:
         """Return a text of the constraint; after ``most`` bytes it ends as soon as it can.
 
-        Raises ConstraintError, and ConstraintDeadEnd where it finds no end.
+        Raises ConstraintError, ConstraintDeadEnd, and WalkTooLong where it finds no end.
         """
         matcher = self._constraints.start(constraint, "", "walk")
         written = bytearray()
-        while not matcher.must_end() and len(written) < 40 * most:
+        while not matcher.must_end() and len(written) < 10 * most:
             ending = len(written) >= most
             if matcher.can_end(len(written)) and (ending or self._random.random() < 0.3):
                 break
             matcher.consume(step := self._step(matcher.allowed(), ending))
             written.append(step)
         if not matcher.can_end(len(written)):
-            raise ConstraintDeadEnd(f"no end after {len(written):,} bytes")
+            raise WalkTooLong(f"no end after {len(written):,} bytes")
         return written.decode()
 
     def _step(self, allowed: NDArray[np.bool_], ending: bool) -> int:

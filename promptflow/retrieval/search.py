@@ -40,6 +40,10 @@ class Passage:
     heading: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def prompt_text(self) -> str:
+        """Return what a prompt shows of it."""
+        return self.text
+
 
 def passage_of(row: Row, score: float) -> Passage:
     """Return the passage of a stored chunk; of a PDF, with the page that it starts on."""
