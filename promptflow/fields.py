@@ -295,7 +295,11 @@ def _shape(annotation: Any, metadata: tuple[Any, ...]) -> Shape:
         return Shape(kind="code" if issubclass(annotation, dspy.Code) else "text")
     if annotation is str and not metadata:
         return Shape()
-    adapter = _built(annotation, metadata)
+    return _constrained(_built(annotation, metadata))
+
+
+def _constrained(adapter: TypeAdapter[Any]) -> Shape:
+    """Return the shape of a type that its schema tells, by its aliases or by its names."""
     first: tuple[Shape, str] | None = None
     for by_alias in (True, False):
         try:

@@ -13,8 +13,8 @@ from dspy.experimental import Document
 from pydantic import BaseModel, Field, RootModel, field_serializer, model_serializer
 
 from promptflow.errors import UnsupportedType
-from promptflow.retrieval.search import Passage
 from promptflow.plain import to_text
+from promptflow.retrieval.search import Passage
 
 
 class Grade(enum.Enum):
