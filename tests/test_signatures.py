@@ -8,7 +8,6 @@ import os
 import tomllib
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import dspy
@@ -17,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from promptflow.errors import SignatureError, SignatureNotFound, StoreError, UnsupportedType
 from promptflow.notation import Quote, type_text
+from promptflow.retrieval.search import Passage
 from promptflow.signatures import (
     Document,
     begins_with_default,
@@ -311,7 +311,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     tuple[int, ...]: st.lists(INTEGERS).map(tuple),
     list[int | None]: st.lists(st.none() | INTEGERS),
     set[int]: st.sets(INTEGERS),
-    Literal[1, "1"]: st.sampled_from([1, "1"]),
+    Literal[1, "one"]: st.sampled_from([1, "one"]),
     Quote["x"]: st.just("1"),
 }
 LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -351,7 +351,7 @@ def test_documents_read_back_as_they_were_written(
 
 def test_demos_show_what_they_are_given_and_outputs_fit_their_types(tmp_path: Path):
     made = signature("passages: list[str], note -> b: int, c: Colour", types={"Colour": Colour})
-    passage = SimpleNamespace(text="p", score=0.5)
+    passage = Passage("d.md", 1, 0, 1, "p", 0.5)
     given = {"passages": [passage, "q"], "note": 3.5, "b": "3", "c": Colour.RED}
     text = dump_document(Document(signature("passages: list[str], note -> b: int"), (given,)))
     (tmp_path / "x.toml").write_text(text)
