@@ -6,6 +6,7 @@ from .engine import (
     EngineOptions as EngineOptions,
 )
 from .engine.fake import ScriptedEngine as ScriptedEngine
+from .engine.interface import TextEngine as TextEngine
 from .engine.request import (
     Alternative as Alternative,
     Beam as Beam,
@@ -23,7 +24,6 @@ from .engine.request import (
     Stats as Stats,
     Substring as Substring,
     Text as Text,
-    TextEngine as TextEngine,
     TokenLogprob as TokenLogprob,
     Usage as Usage,
 )

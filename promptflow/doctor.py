@@ -28,7 +28,7 @@ from promptflow.progress import status
 from promptflow.storage import cache_dir
 
 if TYPE_CHECKING:
-    from promptflow.engine.request import TextEngine
+    from promptflow.engine.interface import TextEngine
 
 PREFERRED = ("qwen2.5-coder-0.5b", "smollm2-135m")
 EMBEDDER = "all-minilm-l6-v2"

@@ -16,16 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from promptflow.engine.request import (
-    Choice,
-    Completion,
-    Fill,
-    Part,
-    Sampling,
-    Slot,
-    Text,
-    TextEngine,
-)
+from promptflow.engine.interface import TextEngine
+from promptflow.engine.request import Choice, Completion, Fill, Part, Sampling, Slot, Text
 from promptflow.errors import TemplateError, UnknownField, UnsupportedType
 from promptflow.fields import Shape, TypedField, to_text
 from promptflow.sandbox import (

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
 
 from promptflow.errors import PromptflowError, names_options
-
-if TYPE_CHECKING:
-    from promptflow.engine.stream import Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,52 +367,3 @@ class Stats:
         }
         rows = self.occupancy * self.decodes + other.occupancy * other.decodes
         return Stats(**{**sums, "occupancy": rows / sums["decodes"] if sums["decodes"] else 0.0})
-
-
-class TextEngine(Protocol):
-    """What programs need of an engine: ``engine.Engine`` and ``fake.ScriptedEngine`` have it."""
-
-    info: ModelInfo
-
-    def generate(
-        self, requests: Sequence[Request], on_done: Callable[[int], None] | None = None
-    ) -> list[Completion]:
-        """Fill every slot of every request, in order; an error is a value in its place."""
-
-    def submit(self, request: Request) -> Future[Completion]:
-        """Queue one request; from any thread."""
-
-    async def agenerate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Do what ``generate`` does without blocking the event loop."""
-
-    def stream(self, request: Request) -> Stream:
-        """Queue one request and return its text while it is written."""
-
-    def score(
-        self, prefix: Sequence[Text], continuations: Sequence[str]
-    ) -> list[tuple[TokenLogprob, ...]]:
-        """Return the log-probability of each token of each continuation after ``prefix``."""
-
-    def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
-        """Return the chat template's trusted texts around contents: one more than ``roles``.
-
-        The last one opens the assistant's turn, unless the last role is ``assistant``.
-        """
-
-    def count(self, parts: Sequence[Part]) -> int:
-        """Return how many prompt tokens the texts of ``parts`` make."""
-
-    def pieces(self, parts: Sequence[Part]) -> list[str]:
-        """Return the text of each prompt token of ``parts``."""
-
-    def stats(self) -> Stats:
-        """Return the totals so far."""
-
-    def renew(self, *, exact: bool = False) -> bool:
-        """Forget all that was seen, so that answers depend on what follows; False while busy.
-
-        ``exact``: what follows is answered from the requests alone, in any process.
-        """
-
-    def close(self) -> None:
-        """Stop the engine; idempotent."""

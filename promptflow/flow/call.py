@@ -14,7 +14,8 @@ from typing import Any
 import dspy
 
 from promptflow import layout
-from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, TextEngine, Usage
+from promptflow.engine.interface import TextEngine
+from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Usage
 from promptflow.errors import PromptflowError, ValueRefused
 from promptflow.lm import (
     TOOL_OPTIONS,

@@ -15,6 +15,7 @@ from typing import Any
 
 from dspy import lm15
 
+from promptflow.engine.interface import TextEngine
 from promptflow.engine.request import (
     Completion,
     Constraint,
@@ -24,7 +25,6 @@ from promptflow.engine.request import (
     Sampling,
     Slot,
     Text,
-    TextEngine,
     TokenLogprob,
 )
 from promptflow.engine.stream import Delta, Stream

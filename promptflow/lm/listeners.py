@@ -18,7 +18,8 @@ from dspy.clients.engines.streaming import ListenerBridge
 from dspy.streaming import StreamListener, StreamResponse
 from dspy.streaming.messages import sync_send_to_stream
 
-from promptflow.engine.request import Completion, Request, Text, TextEngine
+from promptflow.engine.interface import TextEngine
+from promptflow.engine.request import Completion, Request, Text
 from promptflow.engine.stream import Delta
 from promptflow.fields import to_text
 from promptflow.signatures import label_of

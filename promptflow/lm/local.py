@@ -15,8 +15,8 @@ from dspy import lm15
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
 from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.interface import TextEngine
 from promptflow.engine.options import DEFAULTS
-from promptflow.engine.request import TextEngine
 from promptflow.errors import ProgramError, UnsupportedOption
 from promptflow.lm.chat import CHANNEL, AsyncChatEngine, ChatEngine
 from promptflow.lm.options import refuse_unknown

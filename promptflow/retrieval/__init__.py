@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptflow.retrieval.build import BuildReport, build_index
+    from promptflow.retrieval.build import build_index
     from promptflow.retrieval.chunk import Chunk, chunk_text
     from promptflow.retrieval.commands import (
         index_build,
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     )
     from promptflow.retrieval.documents import Document, Rejected
     from promptflow.retrieval.embed import Embedder, HashingEmbedder, TextEmbedder, open_embedder
-    from promptflow.retrieval.index import Index
+    from promptflow.retrieval.index import BuildReport, Index
     from promptflow.retrieval.recipe import Recipe
     from promptflow.retrieval.search import Passage, locate_quote, verify_quote
     from promptflow.retrieval.verify import Verification, verify_index
 
 _HOME = {
-    "BuildReport": "build",
+    "BuildReport": "index",
     "Chunk": "chunk",
     "Document": "documents",
     "Embedder": "embed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from promptflow.progress import Show, bars
 from promptflow.retrieval.chunk import Chunk, chunk_text
 from promptflow.retrieval.documents import Document, Rejected, find, load_all, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
-from promptflow.retrieval.index import Index, build_dense
+from promptflow.retrieval.index import BuildReport, Index, build_dense
 from promptflow.retrieval.recipe import Recipe, find_recipe
 from promptflow.retrieval.sparse import build_sparse
 from promptflow.retrieval.store import (
@@ -37,24 +37,6 @@ from promptflow.storage import lock
 
 BLOCK = 128
 Cut = tuple[Document, list[Chunk]]
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What a build did. ``unchanged`` means that it found the index up to date and wrote nothing.
-
-    ``embedded`` and ``reused`` count different texts: those that went through the embedder and
-    those whose vectors an earlier build had kept.
-    """
-
-    generation: int
-    documents: int
-    chunks: int
-    rejected: tuple[Rejected, ...]
-    embedded: int
-    reused: int
-    seconds: float
-    unchanged: bool = False
 
 
 def build_index(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.errors import PromptflowError, StoreCorrupt, StoreError
+from promptflow.retrieval.documents import Rejected
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
 from promptflow.retrieval.recipe import Recipe, find_recipe
 from promptflow.retrieval.search import (
@@ -29,7 +31,6 @@ from promptflow.retrieval.search import (
 from promptflow.retrieval.store import DENSE, SPARSE, Manifest, Store, folder_of
 
 if TYPE_CHECKING:
-    from promptflow.retrieval.build import BuildReport
     from promptflow.retrieval.sparse import Sparse
 
 Array = NDArray[np.float32]
@@ -114,6 +115,24 @@ class Dense:
         if selector is not None:
             parameters.sel = selector
         return parameters
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did. ``unchanged`` means that it found the index up to date and wrote nothing.
+
+    ``embedded`` and ``reused`` count different texts: those that went through the embedder and
+    those whose vectors an earlier build had kept.
+    """
+
+    generation: int
+    documents: int
+    chunks: int
+    rejected: tuple[Rejected, ...]
+    embedded: int
+    reused: int
+    seconds: float
+    unchanged: bool = False
 
 
 class Index:

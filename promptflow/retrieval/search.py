@@ -5,14 +5,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from promptflow.errors import PromptflowError, StoreNotFound
 from promptflow.retrieval.documents import glob_pattern
 
 if TYPE_CHECKING:
-    from promptflow.retrieval.index import Index
-    from promptflow.retrieval.store import Row, Store
+    from promptflow.retrieval.store import Row
 
 Mode = Literal["dense", "sparse", "hybrid"]
 MODES: tuple[Mode, ...] = ("dense", "sparse", "hybrid")
@@ -118,7 +117,14 @@ def locate_quote(passage: Passage, quote: str) -> tuple[int, int] | None:
     return passage.start + at, passage.start + at + len(quote)
 
 
-def verify_quote(store: Index | Store, document: str, start: int, end: int, quote: str) -> bool:
+class Texts(Protocol):
+    """What has documents' texts: an index, or a store."""
+
+    def text(self, document: str) -> str:
+        """Return the text of a document. Raises StoreNotFound."""
+
+
+def verify_quote(store: Texts, document: str, start: int, end: int, quote: str) -> bool:
     """Tell whether characters [start, end) of the document are ``quote``, which is not blank."""
     if not 0 <= start < end or not quote.strip():
         return False
