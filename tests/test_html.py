@@ -14,6 +14,7 @@ from promptflow.modules.predict import Predict
 from promptflow.optimization import Budget, optimize
 from promptflow.report import write_report
 from promptflow.report.html import SHOWN, nested, prompt_diffs, render
+from promptflow.terminal import HIDDEN
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -125,6 +126,18 @@ def test_what_a_model_writes_cannot_become_markup():
     assert "script" not in page.tags
     assert page.links == []
     assert attack in "".join(page.texts)
+
+
+def test_what_would_reorder_or_break_a_page_is_shown(tmp_path):
+    """Right-to-left overrides, control characters and halves of characters, from anywhere."""
+    attack = "a\u202eb\x1b[2J\x00\x9bc\ud800d"
+    record = Record(0, {"question": attack}, {"answer": attack}, {"answer": attack}, 1.0)
+    about = {"metric": attack, "model": attack}
+    path = tmp_path / "report.html"
+    write_report(path, Evaluation(1.0, 0.5, 1.0, 1, 0, (record,), Usage(), 0.1, about))
+    page = path.read_text(encoding="utf-8")
+    assert not HIDDEN.search(page)
+    assert "a\\u202eb\\x1b[2J\\x00\\x9bc\\ud800d" in page
 
 
 def test_a_tree_of_thoughts_is_drawn():

@@ -16,6 +16,7 @@ import jinja2
 
 from promptflow.evaluation import Evaluation, Record
 from promptflow.storage import write_text
+from promptflow.terminal import visible
 
 if TYPE_CHECKING:
     from promptflow.optimization import Optimization
@@ -28,6 +29,7 @@ SHOWN = 500
 _environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
+    finalize=lambda value: visible(value) if type(value) is str else value,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
