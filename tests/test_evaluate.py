@@ -171,6 +171,29 @@ def test_a_gold_value_that_only_the_prediction_shows_to_be_missing():
     assert (result.score, result.n, result.errors, result.ungraded) == (1.0, 20, 0, 20)
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [("f1", "no single field to grade"), ("f1:other", "no field 'other' .* puts out title, text")],
+)
+def test_what_is_graded_is_settled_before_the_first_call(metric, message):
+    """Not example by example: the first has one gold value, the second another."""
+    engine = right_on(bool)
+    data = [
+        dspy.Example(question="1 ?", title="x").with_inputs("question"),
+        dspy.Example(question="2 ?", text="y").with_inputs("question"),
+    ]
+    with pytest.raises(DataError, match=message):
+        evaluate(Predict("question -> title, text"), data, metric, lm=LocalLM(engine))
+    assert engine.batches == []
+    program = Predict("question -> reasoning, answer")
+    data = [
+        dspy.Example(question="1 ?", answer="2", reasoning="r").with_inputs("question"),
+        dspy.Example(question="2 ?", reasoning="4").with_inputs("question"),
+    ]
+    result = evaluate(program, data, "f1", lm=LocalLM(engine))
+    assert (result.n, result.ungraded, result.about["metric"]) == (1, 1, "f1")
+
+
 @pytest.mark.parametrize("program", [Predict("question -> answer"), Renamed()])
 def test_data_without_any_gold_value_is_refused(program):
     engine = right_on(bool)

@@ -29,7 +29,7 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.inputs import output_types
-from promptflow.evaluation.metrics import Metric, find_metric, has_gold, no_gold
+from promptflow.evaluation.metrics import Metric, bound, find_metric, has_gold, no_gold
 from promptflow.evaluation.scoring import (
     CHUNK,
     Job,
@@ -143,9 +143,10 @@ def evaluate(
         raise DataError("evaluate: there are no examples; pass a list of dspy.Example")
     metric = find_metric(metric) if isinstance(metric, str) else metric
     outputs = output_types(program)
+    about = describe(program, data, metric, lm=lm, seed=seed)
+    metric = bound(metric, data, outputs)
     if not any(has_gold(metric, example, outputs) for example in data):
         raise none_graded(data, outputs)
-    about = describe(program, data, metric, lm=lm, seed=seed)
     outcomes: list[Outcome] = []
     seconds = 0.0
     exact = Exact(program, metric, language_model(lm))

@@ -10,7 +10,7 @@ no gold value at all, ``NoGold`` is raised, and ``evaluate`` leaves the example 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -117,6 +117,8 @@ METRICS: dict[str, Metric] = {
     metric.__name__: metric for metric in (exact_match, f1, numeric, contains, retrieved, cited)
 }
 
+_GRADING = (exact_match, f1, numeric, contains)
+
 
 def find_metric(name: str) -> Metric:
     """Return a metric by name: ``f1``, ``f1:field``, ``module:function`` or ``file.py:function``.
@@ -154,15 +156,19 @@ def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any
     if not field and "answer" in names:
         names = ["answer"]
     if len(names) > 1:
-        raise DataError(
-            f"no single field to grade: the prediction has {', '.join(prediction)}, the "
-            f"example {', '.join(example)}; name a field of both: --metric f1:FIELD, or "
-            "f1(example, prediction, field=...)"
-        )
+        raise _several(prediction, example)
     gold = _gold_of(example, names[0]) if names else ""
     if not gold or not _may_be(example[gold], _annotation(prediction, names[0])):
         raise no_gold(example, names or prediction)
     return prediction[names[0]], _alternatives(prediction[names[0]], example[gold])
+
+
+def _several(outputs: Iterable[str], example: Any) -> DataError:
+    return DataError(
+        f"no single field to grade: the prediction has {', '.join(outputs)}, the "
+        f"example {', '.join(example)}; name a field of both: --metric f1:FIELD, or "
+        "f1(example, prediction, field=...)"
+    )
 
 
 def no_gold(example: Any, names: Iterable[str]) -> NoGold:
@@ -174,23 +180,52 @@ def no_gold(example: Any, names: Iterable[str]) -> NoGold:
     )
 
 
+def bound(metric: Metric, data: Sequence[Any], outputs: Mapping[str, Any] | None) -> Metric:
+    """Return a metric of this module bound to the one field that it grades in all of ``data``.
+
+    ``outputs`` are the fields that the program puts out, with their types, None where that is not
+    known; the metric is then what it was, and so are those of others. Raises DataError where
+    several fields have gold values, or the field is none of the program's.
+    """
+    function, field = _parts(metric)
+    if function not in _GRADING or outputs is None:
+        return metric
+    if field is not None:
+        if field not in outputs:
+            raise DataError(
+                f"no field {field!r} to grade: the program puts out {', '.join(outputs)}"
+            )
+        return metric
+    names = [name for name in outputs if any(_gold_of(example, name) for example in data)]
+    if "answer" in names:
+        names = ["answer"]
+    if len(names) > 1:
+        raise _several(outputs, data[0])
+    return partial(metric, field=names[0]) if names else metric
+
+
 def has_gold(metric: Metric, example: Any, outputs: Mapping[str, Any] | None = None) -> bool:
     """Say before a program runs whether a metric can find a gold value in an example.
 
-    ``outputs`` are the fields that the program puts out, with their types, where that is known.
-    True for metrics of others.
+    ``outputs`` as for ``bound``. True for metrics of others.
     """
-    field = metric.keywords.get("field") if isinstance(metric, partial) else None
-    function = metric.func if isinstance(metric, partial) else metric
-    if function not in METRICS.values():
-        return True
+    function, field = _parts(metric)
     if function in (retrieved, cited):
         return "documents" in example
+    if function not in _GRADING:
+        return True
     if field is None and outputs is None:
         return bool(set(example) - set(_inputs(example)) - {"id"})
     types = outputs or {}
     golds = [(_gold_of(example, n), types.get(n, _Unknown)) for n in ([field] if field else types)]
     return any(gold and _may_be(example[gold], annotation) for gold, annotation in golds)
+
+
+def _parts(metric: Metric) -> tuple[Metric, str | None]:
+    """Return the function of a metric, and the field that it is bound to."""
+    if isinstance(metric, partial):
+        return metric.func, metric.keywords.get("field")
+    return metric, None
 
 
 class _Unknown:

@@ -34,7 +34,7 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.inputs import output_types
-from promptflow.evaluation.metrics import Metric, find_metric, has_gold
+from promptflow.evaluation.metrics import Metric, bound, find_metric, has_gold
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition
 from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan
@@ -200,6 +200,7 @@ def _fingerprint(
 def _graded(program: Any, metric: Metric, data: Sequence[dspy.Example]) -> Sequence[dspy.Example]:
     """Leave out what has no gold value. Raises DataError where nothing has one."""
     outputs = output_types(program)
+    metric = bound(metric, data, outputs)
     kept = [example for example in data if has_gold(metric, example, outputs)]
     if data and not kept:
         raise none_graded(data, outputs)
