@@ -192,24 +192,24 @@ def test_the_plan_is_told_first():
 
 
 @given(
-    count=st.integers(12, 90),
+    count=st.integers(12, 200),
     held=st.none() | st.integers(4, 40),
     candidates=st.integers(1, 14),
-    wanted=st.integers(1, 30),
+    bootstrap=st.builds(Bootstrap, wanted=st.integers(1, 9), limit=st.integers(1, 60)),
     budget=st.builds(
         Budget, calls=st.none() | st.integers(16, 260), tokens=st.none() | st.integers(200, 9000)
     ),
     answer=st.sampled_from([learns, ignores]),
 )
 @settings(max_examples=40, deadline=None)
-def test_no_search_runs_more_than_its_plan_says(count, held, candidates, wanted, budget, answer):
+def test_no_search_runs_more_than_its_plan_says(count, held, candidates, bootstrap, budget, answer):
     dev = None if held is None else doubles(200)[-held:]
     result, engine = searched(
         answer,
         count,
         dev,
         budget=budget,
-        search=Search(candidates=candidates, bootstrap=Bootstrap(wanted=wanted, limit=wanted + 9)),
+        search=Search(candidates=candidates, bootstrap=bootstrap),
     )
     runs = sum(engine.batches)
     assert runs == result.spent.calls <= result.plan.calls
