@@ -530,34 +530,55 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[1:] if lines[0].endswith(":") else lines)[:200]
 
 
-def type_text(annotation: Any, limits: Sequence[Any] = ()) -> str:
-    """Return the grammar's text for a type. Raises SignatureError where it has none."""
-    origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
+def type_text(
+    annotation: Any, limits: Sequence[Any] = (), named: Mapping[str, Any] | None = None
+) -> str:
+    """Return the grammar's text for a type; ``named`` are further types by their names.
+
+    Raises SignatureError where it has none.
+    """
+    named = named or {}
+    origin, arms = parts_of(annotation)
     if limits:
-        return _limited_text(annotation, limits)
+        return _limited_text(annotation, limits, named)
     if origin is Annotated:
-        return type_text(arms[0], arms[1:])
+        return type_text(arms[0], arms[1:], named)
     if origin is Literal and all(isinstance(a, str | bytes | int | float | None) for a in arms):
         return f"Literal[{', '.join(map(repr, arms))}]"
     if origin in (Union, types.UnionType):
-        return " | ".join(type_text(arm) for arm in arms)
+        return " | ".join(type_text(arm, (), named) for arm in arms)
     if arms and origin is not Literal:
-        inside = ", ".join("..." if arm is ... else type_text(arm) for arm in arms)
-        return f"{type_text(origin)}[{inside}]"
+        inside = ", ".join("..." if arm is ... else type_text(arm, (), named) for arm in arms)
+        return f"{type_text(origin, (), named)}[{inside}]"
     if origin is None:
-        for name in sorted(_TYPES, key=str.swapcase):  # list before List
-            if annotation is _TYPES[name]:
+        for name in (*named, *sorted(_TYPES, key=str.swapcase)):  # list before List
+            if annotation is (named[name] if name in named else _TYPES[name]):
                 return name
     shown = getattr(annotation, "__qualname__", str(annotation))
     raise SignatureError(f"the type {shown} has no name in a document; keep its signature in code")
 
 
-def _limited_text(annotation: Any, limits: Sequence[Any]) -> str:
+def parts_of(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return what stands before and in the brackets of a type; None and nothing without."""
+    made = getattr(annotation, "__pydantic_generic_metadata__", {})
+    if made.get("origin") is not None:
+        return made["origin"], made["args"]
+    return typing.get_origin(annotation), typing.get_args(annotation)
+
+
+def has_name(annotation: Any) -> bool:
+    """Say whether the grammar has a word for a type, or knows this word."""
+    if isinstance(annotation, str):
+        return annotation in _TYPES
+    return any(annotation is known for known in _TYPES.values())
+
+
+def _limited_text(annotation: Any, limits: Sequence[Any], named: Mapping[str, Any]) -> str:
     match limits:
         case (Quote(field=name),) if annotation is str:
             return f"Quote[{name}]"
     given = ", ".join(f"{n}={_limit_text(v)}" for n, v in _written(annotation, limits).items())
-    inner = type_text(annotation)
+    inner = type_text(annotation, (), named)
     if typing.get_origin(annotation) in (Union, types.UnionType):
         inner = f"({inner})"
     return f"{inner}({given})" if given else inner

@@ -6,6 +6,7 @@ How fields and types are written is in ``notation``. Knows nothing of prompts or
 from __future__ import annotations
 
 import difflib
+import enum
 import json
 import re
 import stat
@@ -142,16 +143,18 @@ def document_text(path: Path) -> str:
         raise SignatureError(f"{path}: {what} ({error.reason}); save it as UTF-8") from error
 
 
-def write_document(path: str | Path, document: Document) -> None:
+def write_document(
+    path: str | Path, document: Document, types: Mapping[str, Any] | None = None
+) -> None:
     """Write a document as TOML, atomically."""
-    storage.write_text(Path(path), dump_document(document))
+    storage.write_text(Path(path), dump_document(document, types))
 
 
-def dump_document(document: Document) -> str:
-    """Return a document as TOML that ``read_document`` reads back.
+def dump_document(document: Document, types: Mapping[str, Any] | None = None) -> str:
+    """Return a document as TOML that ``read_document`` reads back, given the same ``types``.
 
-    Raises SignatureError for types that have no name in the grammar, and for demos that do not fit
-    theirs.
+    Raises SignatureError for types that have no name in the grammar or in ``types``, and for demos
+    that do not fit theirs.
     """
     made = document.signature
     tables: dict[str, Any] = {}
@@ -159,8 +162,8 @@ def dump_document(document: Document) -> str:
         tables["instructions"] = made.instructions.strip() + "\n"
     if document.layout:
         tables["layout"] = document.layout
-    tables["inputs"] = {name: _field_text(name, f) for name, f in made.input_fields.items()}
-    tables["outputs"] = {name: _field_text(name, f) for name, f in made.output_fields.items()}
+    for side, fields in (("inputs", made.input_fields), ("outputs", made.output_fields)):
+        tables[side] = {name: _field_text(name, f, types or {}) for name, f in fields.items()}
     labels = {n: label_of(f) for n, f in made.fields.items() if label_of(f) != plain_label(n)}
     if labels:
         tables["labels"] = labels
@@ -336,8 +339,8 @@ def _check_labels(labels: Mapping[str, Any]) -> None:
             )
 
 
-def _field_text(name: str, info: Any) -> str:
-    text = type_text(info.annotation, info.metadata)
+def _field_text(name: str, info: Any, named: Mapping[str, Any]) -> str:
+    text = type_text(info.annotation, info.metadata, named)
     description = description_of(name, info)
     return f"{text}: {description}" if description else text
 
@@ -444,7 +447,7 @@ def _is_toml(value: Any) -> bool:
         return all(isinstance(k, str) and _is_toml(v) for k, v in value.items())
     if isinstance(value, list):
         return all(_is_toml(item) for item in value)
-    return isinstance(value, str | bool | int | float)
+    return isinstance(value, str | bool | int | float) and not isinstance(value, enum.Enum)
 
 
 def _texts(value: Any) -> Any:

@@ -338,3 +338,23 @@ def test_a_loaded_program_still_checks_its_inputs(tmp_path: Path) -> None:
     save_program(Predict(QA), tmp_path)
     with pytest.raises(UnknownField):
         load_program(tmp_path).call(riddle="?")
+
+
+def test_a_program_whose_code_or_layout_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = tmp_path / "mine.jinja"
+    layout.write_text("{{ turn('user') }}x{{ turn('assistant') }}{{ outputs[0].value }}")
+    program = Pipeline()
+    program.steps[0] = Predict(QA, layout=layout)
+    save_program(program, tmp_path / "saved")
+    fresh = Pipeline()
+    load_program(tmp_path / "saved", into=fresh)
+    monkeypatch.setattr(Pipeline, "extra", lambda self: 1, raising=False)
+    with pytest.raises(ProgramError, match=r"code cpython-\d+: saved with"):
+        load_program(tmp_path / "saved", into=Pipeline())
+    load_program(tmp_path / "saved", into=Pipeline(), force=True)
+    monkeypatch.undo()
+    layout.write_text(layout.read_text() + " ")
+    with pytest.raises(ProgramError, match=r"steps\[0\].layout: saved with"):
+        load_program(tmp_path / "saved", into=Pipeline())

@@ -9,7 +9,8 @@ import pytest
 from promptflow.errors import ProgramError
 from promptflow.flow import Module
 from promptflow.modules.predict import Predict
-from promptflow.optimization.variant import Variant, copied, start_of, typed
+from promptflow.optimization.variant import Variant, copied, start_of
+from promptflow.program.classes import typed
 from promptflow.program.identity import hash_of, program_state
 
 

@@ -39,6 +39,12 @@ Program = Annotated[
 Inputs = Annotated[
     list[str], typer.Option("--input", "-i", help="A field, name=value; JSON where not text.")
 ]
+Imports = Annotated[
+    list[str],
+    typer.Option(
+        "--import", help="A module or file.py to import first: a saved program's field types."
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Take a saved program though its model or index differs now."),
@@ -116,11 +122,15 @@ def _print_cited(question: str, record: dict[str, Any], reason: str) -> None:
     say(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
 
 
-def _ready(model: str, program: str, force: bool) -> tuple[Any, Any]:
+def _ready(
+    model: str, program: str, imports: Sequence[str], force: bool = False
+) -> tuple[Any, Any]:
     """Return the configured model and the program, whose lock is compared with the model."""
     from promptflow.lm import configure
-    from promptflow.program import load_program, resolve_program
+    from promptflow.program import import_code, load_program, resolve_program
 
+    for place in imports:
+        import_code(place)
     lm = configure(model)
     if force and Path(program).is_dir():
         return lm, load_program(program, force=True)
@@ -164,6 +174,7 @@ def run(
     inputs: Inputs = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
     seed: Seed = 0,
+    imports: Imports = [],  # noqa: B006
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -171,7 +182,7 @@ def run(
     from promptflow import flow
     from promptflow.evaluation.data import plain
 
-    lm, resolved = _ready(model, program, force)
+    lm, resolved = _ready(model, program, imports, force)
     given = _given(inputs, resolved)
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
@@ -189,13 +200,14 @@ def show(
     program: Program,
     inputs: Inputs = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
+    imports: Imports = [],  # noqa: B006
     force: Force = False,
 ) -> None:
     """Print the exact prompt for an input.
 
     Nothing is generated.
     """
-    lm, resolved = _ready(model, program, force)
+    lm, resolved = _ready(model, program, imports, force)
     given = _given(inputs, resolved)
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
@@ -220,6 +232,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for a report, the records and the journal of finished runs."),
     ] = None,
+    imports: Imports = [],  # noqa: B006
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -231,7 +244,7 @@ def evaluate(
     from promptflow.evaluation import read_examples
     from promptflow.evaluation.evaluate import evaluate
 
-    lm, resolved = _ready(model, program, force)
+    lm, resolved = _ready(model, program, imports, force)
     how = _reading(column, encoding, key)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
@@ -305,6 +318,7 @@ def optimize(
         str, typer.Option(help="calls=N, tokens=N, seconds=N, or several with commas between.")
     ] = "calls=300",
     seed: Seed = 0,
+    imports: Imports = [],  # noqa: B006
     out: Annotated[
         Path, typer.Option(help="Folder of the program, report and journal that are written.")
     ] = Path("runs/optimize"),
@@ -316,12 +330,13 @@ def optimize(
     """
     from promptflow.evaluation import read_examples
     from promptflow.optimization.search import optimize
-    from promptflow.program import save_program
+    from promptflow.program import check_savable, save_program
     from promptflow.report import write_report
     from promptflow.storage import write_json
 
     how = _reading(column, encoding, key)
-    lm, resolved = _ready(model, program, force=False)
+    lm, resolved = _ready(model, program, imports)
+    check_savable(resolved, out / "program")
     result = optimize(
         resolved,
         read_examples(train, resolved, **how),

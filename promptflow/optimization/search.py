@@ -8,6 +8,7 @@ better there beyond chance.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import dspy
 import numpy as np
 
-from promptflow.errors import DataError, SignatureError, names_options
+from promptflow.errors import DataError, PromptflowError, SignatureError, names_options
 from promptflow.evaluation.data import plain, split
 from promptflow.evaluation.evaluate import (
     Comparison,
@@ -41,6 +42,8 @@ from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan
 from promptflow.optimization.race import Candidate, Scorer, compared, race
 from promptflow.optimization.study import UNLIMITED, Budget, Spent, Study
 from promptflow.optimization.variant import Variant, copied, start_of
+from promptflow.program.classes import named_classes
+from promptflow.program.folder import check_savable
 from promptflow.program.identity import hash_of, program_identity
 from promptflow.progress import bar
 from promptflow.signatures import Document, dump_document
@@ -155,6 +158,7 @@ def optimize(
     estimate = make_plan(sizes, search.candidates, search.bootstrap.limit, budget)
     if announce is not None:
         announce(estimate)
+    _warn_unsavable(program)
     fingerprint = _fingerprint(program, train, dev, metric, lm)
     fingerprint["settings"] = {"seed": seed, "budget": asdict(budget), **search.settings()}
     shown = bar("optimize", estimate.calls, progress)
@@ -175,6 +179,14 @@ def optimize(
         scorer.score("held", parts.held, pairs)
         result = _result(scorer, (start, best), parts.held[:count], candidates, estimate)
     return replace(result, exactness=str(exact))
+
+
+def _warn_unsavable(program: Any) -> None:
+    """Say before anything is spent that ``save_program`` will refuse what is found."""
+    try:
+        check_savable(program)
+    except PromptflowError as error:
+        warnings.warn(f"what this search finds cannot be saved: {error}", stacklevel=4)
 
 
 def _fingerprint(
@@ -373,10 +385,11 @@ def _compiled(
 def prompts_of(program: Any) -> dict[str, str]:
     """Return the signature document of each predictor as text, for people to compare."""
     texts = {}
+    named = named_classes(program)
     for name, predictor in program.named_predictors():
         demos = tuple(plain(dict(demo)) for demo in predictor.demos)
         try:
-            texts[name] = dump_document(Document(predictor.signature, demos))
+            texts[name] = dump_document(Document(predictor.signature, demos), named)
         except SignatureError:
             tables = {"instructions": predictor.signature.instructions, "demos": list(demos)}
             texts[name] = toml_dumps(tables)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
-from pydantic import TypeAdapter
 
 from promptflow.errors import ProgramError
 from promptflow.evaluation.data import plain
+from promptflow.program.classes import typed
 from promptflow.program.identity import hash_of
 
 Demos = tuple[dict[str, Any], ...]
@@ -77,24 +77,6 @@ def start_of(program: Any) -> Variant:
         {name: predictor.signature.instructions for name, predictor in predictors.items()},
         {name: tuple(plain(dict(d)) for d in p.demos) for name, p in predictors.items()},
     )
-
-
-def typed(signature: Any, demo: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a demo's JSON values as the types of its fields, where they fit."""
-    values = {}
-    for name, value in demo.items():
-        field = signature.fields.get(name)
-        values[name] = value if field is None else _typed(field.annotation, value)
-    return values
-
-
-def _typed(annotation: Any, value: Any) -> Any:
-    if isinstance(value, str) and annotation is str:
-        return value
-    try:
-        return TypeAdapter(annotation).validate_python(value)
-    except Exception:  # a type pydantic knows nothing of keeps the JSON value
-        return value
 
 
 def copied(program: Any) -> Any:

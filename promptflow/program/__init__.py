@@ -2,11 +2,20 @@
 
 ``program.toml`` names the modules, their settings, and the lock: what the program was made for
 (model, chat template, index, data). The folder is text that a person can read and edit; nothing in
-it is code, and no name in it is imported. Modules that promptflow does not know load ``into`` one.
+it is code, and no name in it is imported. Modules that promptflow does not know load ``into`` one;
+classes of fields are given, or found in modules that are imported already.
 """
 
-from promptflow.program.folder import lock_of, save_program
+from promptflow.program.folder import check_savable, lock_of, save_program
 from promptflow.program.load import load_program
-from promptflow.program.resolve import find_code, resolve_program
+from promptflow.program.resolve import find_code, import_code, resolve_program
 
-__all__ = ["find_code", "load_program", "lock_of", "resolve_program", "save_program"]
+__all__ = [
+    "check_savable",
+    "find_code",
+    "import_code",
+    "load_program",
+    "lock_of",
+    "resolve_program",
+    "save_program",
+]

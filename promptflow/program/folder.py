@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from typing import Any
 import dspy
 
 from promptflow import storage
-from promptflow.errors import ProgramError, StoreCorrupt, StoreNotFound
-from promptflow.program.identity import index_hash
+from promptflow.errors import ProgramError, StoreCorrupt, StoreError, StoreNotFound
+from promptflow.layout import find_layout
+from promptflow.program.classes import named_classes, table_of
+from promptflow.program.identity import code_hash, index_hash
 from promptflow.program.walk import modules_of, predictors_of
-from promptflow.signatures import Document, write_document
+from promptflow.signatures import Document, dump_document
 
 FORMAT = 1
 FILE = "program.toml"
@@ -25,18 +28,40 @@ def save_program(module: Any, folder: str | Path, *, lock: Mapping[str, Any] | N
     """Write a program to ``folder``, atomically: a killed save leaves what was there before.
 
     The lock holds what ``lock_of`` finds, and ``lock`` (of an optimizer: hashes of its data).
-    Returns the folder. Raises ProgramError where the folder holds something else, and
-    SignatureError for types that cannot be written in a document.
+    Types that are classes of the user's are written by their path, which names no class of a
+    function or of the program that was started. Returns the folder. Raises ProgramError where the
+    folder holds something else and for what cannot be written, SignatureError for types.
     """
     folder = Path(folder)
+    _check_folder(folder)
+    texts = _texts(module, lock or {})
+    with storage.replace_folder(folder) as made:
+        for name, text in texts.items():
+            storage.write_text(made / name, text)
+    return folder
+
+
+def check_savable(module: Any, folder: str | Path | None = None) -> None:
+    """Raise what ``save_program`` would, naming what cannot be written: ask before a long run."""
+    if folder is not None:
+        _check_folder(Path(folder))
+    _texts(module, {})
+
+
+def _check_folder(folder: Path) -> None:
     if (
         folder.exists()
         and not (folder / FILE).is_file()
         and (not folder.is_dir() or any(folder.iterdir()))
     ):
         raise ProgramError(f"{folder}: holds something that is no program; save to another folder")
+
+
+def _texts(module: Any, lock: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a program's files hold, by their names; ``program.toml`` is the last."""
     predictors = dict(predictors_of(module))
     files = _file_names(predictors)
+    named = named_classes(module)
     tables: dict[str, Any] = {
         "format": FORMAT,
         "module": type(module).__name__,
@@ -49,13 +74,17 @@ def save_program(module: Any, folder: str | Path, *, lock: Mapping[str, Any] | N
             name: {"file": files[name], "settings": _predictor_settings(predictor)}
             for name, predictor in predictors.items()
         },
-        "lock": {**lock_of(module), **(lock or {})},
+        **({"types": table_of(named)} if named else {}),
+        "lock": {**lock_of(module), **lock},
     }
-    with storage.replace_folder(folder) as made:
-        for name, predictor in predictors.items():
-            write_document(made / files[name], _document(predictor))
-        storage.write_text(made / FILE, storage.toml_dumps(tables))
-    return folder
+    try:
+        texts = {
+            files[name]: dump_document(_document(predictor), named)
+            for name, predictor in predictors.items()
+        }
+        return {**texts, FILE: storage.toml_dumps(tables)}
+    except StoreError as error:
+        raise ProgramError(f"{type(module).__name__} cannot be saved: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +96,7 @@ class Saved:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictors: dict[str, dict[str, Any]] = field(default_factory=dict)
     lock: dict[str, Any] = field(default_factory=dict)
+    types: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def read_folder(folder: Path) -> Saved:
@@ -90,8 +120,12 @@ def read_folder(folder: Path) -> Saved:
             {part["name"]: part for part in tables.get("parts", [])},
             predictors,
             dict(tables.get("lock", {})),
+            {
+                n: {k: str(e[k]) for k in ("path", "shape")}
+                for n, e in tables.get("types", {}).items()
+            },
         )
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreCorrupt(
             f"{path}: damaged ({type(error).__name__}: {error}); save the program again"
         ) from error
@@ -138,7 +172,9 @@ def _predictor_settings(predictor: Any) -> dict[str, Any]:
 
 
 def lock_of(program: Any, lm: Any = None) -> dict[str, str]:
-    """Return what a program depends on: model, chat template and indexes, each with its hash.
+    """Return what a program depends on, each with its hash.
+
+    That is model, chat template, indexes, the code of the user's own modules, layouts of files.
 
     Of ``lm`` or the configured LM; without one the model is left out.
     """
@@ -148,7 +184,14 @@ def lock_of(program: Any, lm: Any = None) -> dict[str, str]:
         info = engine.info
         lock["model"] = f"{info.name}@{info.sha256}"
         lock["template"] = storage.sha256_bytes(info.template.encode())
-    for name, part in [("", program), *modules_of(program)]:
+    parts = [("", program), *modules_of(program)]
+    if code := code_hash([part for _, part in parts]):
+        lock[f"code {sys.implementation.cache_tag}"] = code
+    for name, part in predictors_of(program):
+        layout = settings_of(part).get("layout", "")
+        if layout.endswith(".jinja"):
+            lock[f"{name}.layout"] = storage.sha256_of(find_layout(layout))
+    for name, part in parts:
         index = getattr(part, "index", None)
         if index is not None and hasattr(index, "manifest"):
             lock[f"{name}.index".lstrip(".")] = f"{index.name}@{index_hash(index)}"

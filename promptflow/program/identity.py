@@ -73,6 +73,15 @@ def program_identity(program: Any) -> str:
     return sha256_bytes(canonical(program_state(program)).encode())
 
 
+def code_hash(modules: Sequence[Any]) -> str:
+    """Return a hash of the classes of the user's among modules, empty where there are none.
+
+    Of their code as this version of Python runs it: another minor version has another hash.
+    """
+    own = [type(module) for module in modules if own_class(type(module))]
+    return hash_of(own) if own else ""
+
+
 def engines_of(*values: Any) -> list[Any]:
     """Return the engines of this process that programs, metrics and LMs ask, each once."""
     description = _Description()

@@ -13,6 +13,7 @@ from promptflow import modules
 from promptflow.errors import ProgramError, StoreCorrupt
 from promptflow.layout import Decoding
 from promptflow.modules.judge import PairJudge
+from promptflow.program.classes import find_classes
 from promptflow.program.folder import FILE, Saved, lock_of, own_settings, read_folder
 from promptflow.program.walk import ITSELF, join, predictors_of
 from promptflow.signatures import read_document
@@ -45,26 +46,34 @@ KINDS: Mapping[str, Kind] = {
 
 
 def load_program(
-    folder: str | Path, *, into: Any = None, force: bool = False, lm: Any = None
+    folder: str | Path,
+    *,
+    into: Any = None,
+    types: Mapping[str, Any] | None = None,
+    force: bool = False,
+    lm: Any = None,
 ) -> Any:
     """Return the program that ``save_program`` wrote; ``into`` is a fresh module of its class.
 
-    Without ``into``, the classes must be promptflow's own. The lock is compared with ``lm`` or the
+    Without ``into``, the classes must be promptflow's own. ``types`` are the user's classes that
+    fields have, by name; else they are taken from ``into`` or from modules that are imported:
+    loading imports none. The lock is compared with ``lm`` or the
     configured LM, if there is one, and with the indexes; what differs raises ProgramError with both
     sides, unless ``force``. Raises StoreNotFound and StoreCorrupt.
     """
     folder = Path(folder)
     saved = read_folder(folder)
-    program = _built(folder, saved) if into is None else into
+    classes = find_classes(folder, saved.types, into, types or {}, force)
+    program = _built(folder, saved, classes) if into is None else into
     _check_class(folder, saved, program)
-    _restore(folder, saved, program)
+    _restore(folder, saved, classes, program)
     if not force:
         now = {**lock_of(program, lm), "settings": own_settings(program)}
         _compare(folder, {**saved.lock, "settings": saved.settings}, now)
     return program
 
 
-def _built(folder: Path, saved: Saved, name: str = "") -> Any:
+def _built(folder: Path, saved: Saved, classes: Mapping[str, Any], name: str = "") -> Any:
     """Build the module at the path ``name``, and what it holds, from the registry alone."""
     entry: dict[str, Any] = {"module": saved.module, "settings": saved.settings}
     if name:
@@ -83,10 +92,11 @@ def _built(folder: Path, saved: Saved, name: str = "") -> Any:
             f"saved; load it with load_program({str(folder)!r}, into={wanted}(...))"
         )
     try:
-        given = {part: _built(folder, saved, join(name, part)) for part in kind.parts}
+        given = {part: _built(folder, saved, classes, join(name, part)) for part in kind.parts}
         if kind.signature:
             path = join(name, "" if kind.signature == ITSELF else kind.signature) or ITSELF
-            given["signature"] = folder / saved.predictors[path]["file"]
+            file = folder / saved.predictors[path]["file"]
+            given["signature"] = read_document(file, types=classes).signature
         return kind.cls(**given, **settings)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(
@@ -109,11 +119,11 @@ def _check_class(folder: Path, saved: Saved, program: Any) -> None:
         )
 
 
-def _restore(folder: Path, saved: Saved, program: Any) -> None:
+def _restore(folder: Path, saved: Saved, classes: Mapping[str, Any], program: Any) -> None:
     """Give every predictor the document and the settings that were saved for it."""
     documents = {}
     for name, predictor in predictors_of(program):
-        document = read_document(folder / saved.predictors[name]["file"], types=_types(predictor))
+        document = read_document(folder / saved.predictors[name]["file"], types=classes)
         sides = [
             (list(s.input_fields), list(s.output_fields))
             for s in (predictor.signature, document.signature)
@@ -158,12 +168,6 @@ def _compare(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> 
             f"Configure what it was saved for, or load_program({str(folder)!r}, force=True), "
             "which is --force on the command line."
         )
-
-
-def _types(predictor: Any) -> dict[str, Any]:
-    """Return the classes that a predictor's own fields use, by name."""
-    annotations = (info.annotation for info in predictor.signature.fields.values())
-    return {a.__name__: a for a in annotations if isinstance(a, type)}
 
 
 def _is_code(value: Any) -> bool:

@@ -73,6 +73,20 @@ def _imported(spec: str) -> Any:
     return found
 
 
+def import_code(place: str) -> Any:
+    """Import a module by its name, from the working folder too, or a file.py; only on demand.
+
+    Raises ProgramError where it cannot be imported.
+    """
+    try:
+        return _module(place)
+    except Exception as error:  # a user's file may raise anything
+        raise ProgramError(
+            f"{place}: cannot be imported ({type(error).__name__}: {error}); give a module as in "
+            "'examples.qa', or a file.py"
+        ) from error
+
+
 def _module(place: str) -> Any:
     if not place.endswith(".py"):
         folder = str(Path.cwd())
