@@ -120,6 +120,10 @@ def table(rows, **dialect):
     return out.getvalue()
 
 
+def without_blanks(rows, gold="answer"):
+    return [{**row, gold: row[gold] or None} for row in rows]
+
+
 def rows_of(path, **how):
     return [dict(example.items()) for example in load_data(path, **how)]
 
@@ -132,9 +136,9 @@ def test_tables_of_every_dialect_read_back(tmp_path, encoding, suffix, delimiter
     path = tmp_path / f"data{suffix}"
     text = table(TABLE, delimiter=delimiter, quoting=quoting)
     path.write_bytes(text.encode(encoding))
-    assert rows_of(path) == TABLE
+    assert rows_of(path) == without_blanks(TABLE)
     path.write_bytes(text.replace("\r\n", "\n").encode(encoding))
-    assert rows_of(path) == TABLE
+    assert rows_of(path) == without_blanks(TABLE)
     assert csv.field_size_limit() == 131_072
 
 
@@ -152,7 +156,7 @@ def test_what_the_csv_module_writes_reads_back(tmp_path_factory, rows, delimiter
         return
     path = tmp_path_factory.mktemp("csv") / "data.csv"
     path.write_bytes(table(rows, delimiter=delimiter, lineterminator=end).encode())
-    assert rows_of(path) == rows
+    assert rows_of(path) == without_blanks(rows)
 
 
 @pytest.mark.parametrize(

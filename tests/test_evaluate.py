@@ -5,6 +5,7 @@ import datetime
 import enum
 import io
 import json
+from typing import Literal
 
 import dspy
 import pydantic
@@ -16,9 +17,16 @@ from promptflow.engine.request import Usage
 from promptflow.errors import ContextOverflow, DataError, EngineLost, MetricError
 from promptflow.evaluation import compare, evaluate, exact_match, input_fields, read_examples
 from promptflow.evaluation.evaluate import compare_scores
+from promptflow.evaluation.inputs import output_types
+from promptflow.evaluation.metrics import METRICS, has_gold
 from promptflow.flow import Module, Prediction
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
+
+
+class Mood(enum.Enum):
+    HAPPY = "happy"
+    SAD = "very sad"
 
 
 def doubles(count):
@@ -151,6 +159,26 @@ def test_examples_without_a_gold_value_are_left_out_and_counted(tmp_path, gold, 
     assert (again.records, again.ungraded, sum(engine.batches)) == (result.records, 20, 60)
 
 
+@pytest.mark.parametrize("annotation", [str, int, Literal["2", "4"], list[str], Mood])
+def test_an_empty_cell_is_no_gold_value_and_empty_text_is_no_answer(tmp_path, annotation):
+    made = dspy.Signature("question -> answer").with_updated_fields("answer", type_=annotation)
+    said = {str: "2", int: "2", list[str]: '["2"]', Mood: "happy"}.get(annotation, "2")
+    lm = LocalLM(ScriptedEngine(lambda text, slot: said))
+    (tmp_path / "data.csv").write_text("question,answer\nq,2\nr,\ns,4\n")
+    (tmp_path / "null.json").write_text('[{"question": "q", "answer": null}, {"question": "r"}]')
+    result = evaluate(
+        Predict(made), read_examples(tmp_path / "data.csv", Predict(made)), "f1", lm=lm
+    )
+    assert (result.n, result.ungraded) == (2, 1)
+    with pytest.raises(DataError, match="none of 2 examples can be graded"):
+        evaluate(Predict(made), read_examples(tmp_path / "null.json", Predict(made)), "f1", lm=lm)
+    optional = Predict(made.with_updated_fields("answer", type_=annotation | None))
+    examples = read_examples(tmp_path / "data.csv", optional)
+    assert [has_gold(METRICS["f1"], e, output_types(optional)) for e in examples] == [True] * 3
+    text = dspy.Example(question="q", answer="").with_inputs("question")
+    assert has_gold(METRICS["f1"], text, {"answer": annotation}) is (annotation in (str, list[str]))
+
+
 class Renamed(Module):
     def __init__(self):
         super().__init__()
@@ -201,11 +229,6 @@ def test_data_without_any_gold_value_is_refused(program):
     with pytest.raises(DataError, match=r"none of 5 examples.*it has question, label.*--column"):
         evaluate(program, data, "f1", lm=LocalLM(engine))
     assert isinstance(program, Renamed) or engine.batches == []
-
-
-class Mood(enum.Enum):
-    HAPPY = "happy"
-    SAD = "very sad"
 
 
 class Item(pydantic.BaseModel):

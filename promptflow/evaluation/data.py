@@ -61,7 +61,8 @@ def load_data(
 
     JSON may be objects one a line, a list, a list under ``data``, ``examples``, ``rows`` or
     ``instances``, columns, or a page of the datasets server; SQuAD's articles become rows with
-    title, passage, question and answers. Tables are parted by commas, semicolons, tabs or bars.
+    title, passage, question and answers. Tables are parted by commas, semicolons, tabs or bars; an
+    empty cell of a column that is no input is None.
     Raises DataError with the line or row that cannot be read.
     """
     path = Path(path)
@@ -81,18 +82,17 @@ def load_rows(
 
 
 def _rows(path: Path, encoding: str | None, key: str | None) -> list[Any]:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = suffixes[-1:] == [".gz"]
-    kind = (suffixes[:-1] if zipped else suffixes)[-1:] or [""]
-    if kind[0] not in (*_OBJECTS, *_TABLES):
-        how = _ELSEWHERE.get(kind[0])
+    suffix = _suffix(path)
+    if suffix not in (*_OBJECTS, *_TABLES):
+        how = _ELSEWHERE.get(suffix)
         raise DataError(
             f"{path}: expected a .json, .jsonl, .csv or .tsv file, also with .gz"
             + (f"; to convert: {how}" if how else "")
         )
     try:
         data = path.read_bytes()
-        data = gzip.decompress(data) if zipped or data.startswith(b"\x1f\x8b") else data
+        zipped = path.suffix.lower() == ".gz" or data.startswith(b"\x1f\x8b")
+        data = gzip.decompress(data) if zipped else data
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -100,12 +100,18 @@ def _rows(path: Path, encoding: str | None, key: str | None) -> list[Any]:
     if kind_of := next((what for mark, what in _BINARY.items() if data.startswith(mark)), None):
         raise DataError(f"{path}: is {kind_of}, whatever its name; save it as CSV or JSON")
     text = decoded(data, path, encoding)
-    _check_content(path, text, kind[0])
-    if kind[0] in _OBJECTS:
+    _check_content(path, text, suffix)
+    if suffix in _OBJECTS:
         return object_rows(path, text, key)
     if key is not None:
         raise DataError(f"{path}: a table has no key {key!r}; leave the key out")
     return list(table_rows(path, text))
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix that tells the kind of a file, without .gz."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
 
 
 def _check_content(path: Path, text: str, suffix: str) -> None:
@@ -184,8 +190,16 @@ def _example(
         raise DataError(
             f"{path}, example {number}: no input field among {', '.join(row)}; pass inputs=[...]"
         )
+    return made_example(path, row, inputs)
+
+
+def made_example(path: Path, row: Mapping[str, Any], inputs: Iterable[str]) -> dspy.Example:
+    """Return a row as an example; in a table an empty cell that is no input is a missing value."""
+    inputs = list(inputs)
+    if _suffix(path) in _TABLES:
+        row = {n: None if v == "" and n not in inputs else v for n, v in row.items()}
     # As one dictionary: a column may be called base, which is an argument of Example's own.
-    return dspy.Example(row).with_inputs(*inputs)
+    return dspy.Example(dict(row)).with_inputs(*inputs)
 
 
 def split(data: Sequence[T], shares: Sequence[float], seed: int = 0) -> list[list[T]]:

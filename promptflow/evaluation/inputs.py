@@ -15,7 +15,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from promptflow.errors import DataError
-from promptflow.evaluation.data import GOLD, load_data, load_rows
+from promptflow.evaluation.data import GOLD, load_data, load_rows, made_example
 from promptflow.modules import ChainOfThought, ZeroShotCoT
 
 
@@ -62,9 +62,8 @@ def read_examples(
                 f"'COLUMN={missing[0]}', or columns={{'COLUMN': {missing[0]!r}}}"
             )
         rest = {name: value for name, value in row.items() if name not in inputs}
-        # As one dictionary: a column may be called base, which is an argument of Example's own.
-        made = dspy.Example({**rest, **given})
-        fitted.append(made.with_inputs(*(given or (name for name in row if name not in GOLD))))
+        chosen = given or [name for name in row if name not in GOLD]
+        fitted.append(made_example(path, {**rest, **given}, chosen))
     return fitted
 
 
