@@ -92,6 +92,7 @@ def test_wheel_holds_every_document_and_data_file(wheel: Path):
     assert not missing
     for needed in (
         "promptflow/py.typed",
+        "promptflow/__init__.pyi",
         "promptflow/models.toml",
         "promptflow/layouts/chat.jinja",
         "promptflow/report/report.html.j2",
