@@ -256,7 +256,7 @@ class _Renderer:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     process: subprocess.Popen[bytes] | None = None
-    owner: int = 0
+    inherited: list[subprocess.Popen[bytes] | None] = field(default_factory=list)
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return the child's answer, or why there is none."""
@@ -277,8 +277,6 @@ class _Renderer:
         return reply
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self.owner != os.getpid():  # after a fork the pipes belong to the other process
-            self.process, self.owner = None, os.getpid()
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.process = subprocess.Popen(
@@ -308,15 +306,21 @@ class _Renderer:
         return {"reason": reason, "line": None, "last": True}
 
     def stop(self) -> None:
-        """End the child, if this process started it."""
+        """End the child."""
         process, self.process = self.process, None
-        if process is not None and self.owner == os.getpid():
+        if process is not None:
             process.kill()
             process.communicate()
+
+    def leave(self) -> None:
+        """Leave the child to the process that this one was forked from, whoever held the lock."""
+        self.inherited.append(self.process)  # dropped, it would be waited for
+        self.process, self.lock = None, threading.Lock()
 
 
 _renderer = _Renderer()
 atexit.register(_renderer.stop)
+os.register_at_fork(after_in_child=_renderer.leave)
 
 
 def _read(stream: int, size: int, until: float) -> bytes:

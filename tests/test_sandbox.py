@@ -139,6 +139,19 @@ def test_a_forked_process_has_a_child_of_its_own():
     assert sandbox._renderer.process is process
 
 
+def test_a_process_forked_while_another_thread_renders_does_not_wait():
+    with sandbox._renderer.lock:
+        pid = os.fork()
+        if not pid:
+            ok = False
+            try:
+                ok = render_limited(layout("a")).text == "a"
+                sandbox._renderer.stop()
+            finally:
+                os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_an_interrupt_leaves_nothing_half_read(monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr(sandbox, "_read", lambda *_: signal.raise_signal(signal.SIGINT))
