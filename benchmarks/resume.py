@@ -1,6 +1,6 @@
 """Whether a killed optimizer run ends as the uninterrupted one, on a real model.
 
-    python benchmarks/resume.py [--model M] [--kills N] [--examples N] [--calls N] [--seed N]
+    python benchmarks/resume.py [--model M] [--kills N] [--examples N] [--calls N] [--threads N]
 
 One small search runs to its end. Then, ``--kills`` times, the same search is begun anew in a
 process group of its own, ended by SIGKILL at a random moment, and run again to its end. The
@@ -57,10 +57,10 @@ def search(folder: Path, given: argparse.Namespace) -> None:
     if given.plain:
         pf.Engine.renew = lambda self, *, exact=False: True  # type: ignore[method-assign]
     result = pf.optimize(
-        pf.ChainOfThought("question -> answer: int", reasoning_tokens=24),
+        pf.ChainOfThought("question -> answer: int", reasoning_tokens=given.reasoning),
         sums(given.examples),
         metric="numeric",
-        lm=pf.load(given.model),
+        lm=pf.load(given.model, options=pf.EngineOptions(threads=given.threads)),
         budget=pf.Budget(calls=given.calls),
         journal=folder / "journal.sqlite",
         search=pf.Search(candidates=5, demos=(1, 2)),
@@ -112,7 +112,8 @@ def begun(folder: Path, given: argparse.Namespace) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, __file__, "--parent", str(folder), "--model", given.model]
     command += ["--examples", str(given.examples), "--calls", str(given.calls)]
-    command += ["--plain"] if given.plain else []
+    command += ["--reasoning", str(given.reasoning), *(["--plain"] if given.plain else [])]
+    command += ["--threads", str(given.threads)] if given.threads else []
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             command, env=child.environment(), stdout=log, stderr=log, start_new_session=True
@@ -144,6 +145,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--examples", type=int, default=40)
     parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--reasoning", type=int, default=24, help="Tokens of it.")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--plain", action="store_true", help="Keep the engine: what that changes.")
     parser.add_argument("--json", action="store_true")

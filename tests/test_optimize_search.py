@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import BudgetExceeded, DataError, EngineLost, ResumeMismatch
 from promptflow.evaluation.metrics import exact_match
-from promptflow.lm import LocalLM
+from promptflow.lm import LocalLM, SlotAdapter
 from promptflow.modules.predict import Predict
 from promptflow.optimization import Bootstrap, Budget, Search, optimize
 from promptflow.optimization.instructions import additions
@@ -219,6 +219,24 @@ def test_no_search_runs_more_than_its_plan_says(count, held, candidates, bootstr
     if budget.tokens is not None:
         batch = max(engine.batches) * max(len(text.split()) for text in engine.prompts)
         assert result.spent.tokens <= budget.tokens + batch
+
+
+@pytest.mark.parametrize("adapter", [None, SlotAdapter()])
+def test_a_budget_of_tokens_binds_a_program_of_dspys_own(adapter):
+    engine = ScriptedEngine(lambda text, slot: "[[ ## answer ## ]]\n4\n")
+    with dspy.context(adapter=adapter):
+        result = optimize(
+            dspy.Predict("question -> answer"),
+            doubles(60),
+            metric="f1",
+            lm=LocalLM(engine),
+            budget=Budget(tokens=3000),
+            progress=False,
+        )
+    stats = engine.stats()
+    assert stats.prefilled + stats.generated == result.spent.tokens
+    longest = max(len(text.split()) for text in engine.prompts)
+    assert 1000 < result.spent.tokens <= 3000 + 64 * longest
 
 
 def test_proposed_instructions_join_the_race():

@@ -6,6 +6,7 @@ import dspy
 import pytest
 
 from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.request import Usage
 from promptflow.errors import EngineLost
 from promptflow.evaluation.metrics import exact_match
 from promptflow.evaluation.scoring import RETRIES, Job, Record, check_excluded, score_jobs
@@ -104,3 +105,32 @@ def test_a_record_survives_json():
     )
     data = json.loads(json.dumps(outcome.record.to_json()))
     assert Record.from_json(data) == outcome.record
+
+
+class Plain(dspy.Module):
+    """A program of DSPy's own, without a flow."""
+
+    def __init__(self, predict):
+        super().__init__()
+        self.predict = predict
+
+    def forward(self, **inputs):
+        return self.predict(**inputs)
+
+
+@pytest.mark.parametrize("written", ["[[ ## answer ## ]]\n4\n", "no field at all"])
+@pytest.mark.parametrize("kind", [dspy.Predict, dspy.ChainOfThought, Predict])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_all_tokens_of_a_program_of_dspys_own_are_counted(written, kind, wrapped):
+    engine = ScriptedEngine(lambda text, slot: "4" if slot.name == "answer" else written)
+    program = Plain(kind("question -> answer")) if wrapped else kind("question -> answer")
+    jobs = [
+        Job(0, n, dspy.Example(question=f"{n}?", answer="4").with_inputs("question"))
+        for n in range(3)
+    ]
+    outcomes = score_jobs([program], jobs, exact_match, lm=LocalLM(engine))
+    stats = engine.stats()
+    usage = sum((o.record.usage for o in outcomes), Usage())
+    assert (usage.prefilled, usage.generated) == (stats.prefilled, stats.generated)
+    assert usage.prefilled > 0
+    assert all(o.record.score in (0.0, 1.0) for o in outcomes)

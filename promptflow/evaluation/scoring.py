@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
 from promptflow.engine.request import Usage
 from promptflow.errors import (
@@ -170,7 +171,8 @@ def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds
     example = job.example
     record = _record(job.index, example, seconds)
     if isinstance(result, PromptflowError):
-        wrong = isinstance(result, ParseError)
+        # A program of DSPy's own says in its own words that the model's text does not fit.
+        wrong = isinstance(result, ParseError) or isinstance(result.__cause__, AdapterParseError)
         record = replace(record, score=0.0 if wrong else None, error=_shown(result))
         record = replace(record, usage=result.usage or Usage())
         return Outcome(record, failure=None if wrong else result)

@@ -185,7 +185,7 @@ class _Running:
             self.calls, self.result = None, self._finished(stop.value)
         except Exception as error:
             self.calls, self.result = None, error
-            if isinstance(error, PromptflowError):
+            if isinstance(error, PromptflowError) and (self.asked or error.usage is None):
                 error.usage = self.usage
 
     def _finished(self, value: Any) -> Any:
@@ -211,7 +211,11 @@ def _plain(module: Any, inputs: Mapping[str, Any]) -> Flow:
     outer, seen = dspy.settings.trace, Seen()
     callers = [*(dspy.settings.caller_modules or []), seen]
     with dspy.context(trace=[], caller_modules=callers), dspy.track_usage() as tracker:
-        value = module(**inputs)
+        try:
+            value = module(**inputs)
+        except Exception as error:
+            error.usage = usage_of(tracker)  # type: ignore[attr-defined]
+            raise
         steps = tuple(dspy.settings.trace)
     if outer is not None:
         outer.extend(steps)
@@ -227,6 +231,7 @@ def _as_value(result: Any) -> Prediction | PromptflowError:
         return result
     error = ProgramError(f"the program raised {type(result).__name__}: {result}")
     error.__cause__ = result
+    error.usage = getattr(result, "usage", None)
     return error
 
 
