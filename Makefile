@@ -1,5 +1,6 @@
 # make demo   from nothing to three cited answers
 # make test   from nothing to every check: ruff, mypy, pytest
+# make conformance  long suites of others: DSPy's own tests, from DSPY_SRC=/path or cloned
 # make map    writes the list of files in docs/architecture.md from their first lines
 # make clean  removes what these made in this folder; fetched models stay in the user's cache
 #
@@ -32,6 +33,13 @@ demo: environment torch llama project demo-models index
 test: environment torch llama project test-models lint
 	@echo "[pytest] a process for each core, the slowest tests first"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --maxschedchunk 1
+
+# The suites need these and promptflow does not: they stand apart, where no other test finds them.
+conformance: environment torch llama project
+	@test -d $(VENV)/conformance/pytest_asyncio || $(BIN)/pip install -q --no-deps \
+		-c constraints.txt --target $(VENV)/conformance pytest-asyncio pytest-mock pillow
+	@echo "[pytest] tests/conformance: a few minutes a suite"
+	@$(BIN)/python -m pytest tests/conformance
 
 lint: environment torch llama project
 	@echo "[ruff]" && $(BIN)/ruff check . && $(BIN)/ruff format --check .

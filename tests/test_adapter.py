@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import promptflow as pf
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.request import Completion, Fill, Json, Slot, TokenLogprob
+from promptflow.engine.request import Completion, Fill, Json, Slot, Text, TokenLogprob
 from promptflow.errors import ContextOverflow, EngineLost, ParseError, UnsupportedOption
 
 # Refine and its like: adapters that wrap one
@@ -406,3 +406,22 @@ def test_a_two_step_adapter_works_on_a_local_model():
     lm, _ = scripted(lambda prompt, slot: extraction if "[[ ##" in prompt else "it is four")
     with dspy.context(lm=lm, adapter=dspy.TwoStepAdapter(lm)):
         assert dspy.Predict("question -> answer: int")(question="q").answer == 4
+
+
+def test_what_is_lost_with_the_engine_is_asked_again_by_our_modules_too():
+    """The whole batch once, then each alone: one that kills the engine takes no other with it."""
+    batches: list[list[str]] = []
+
+    class Mortal(ScriptedEngine):
+        def generate(self, requests: Any, on_done: Any = None) -> list[Completion]:
+            texts = [part.text for r in requests for part in r.parts if isinstance(part, Text)]
+            batches.append([word for text in texts for word in ("good", "bad") if word in text])
+            if any("bad" in text for text in texts) or len(batches) == 1:
+                return [Completion(error=EngineLost("gone")) for _ in requests]
+            return super().generate(requests, on_done)
+
+    lm = pf.load("mortal", engine=Mortal(lambda text, slot: "x")).copy(num_retries=2)
+    inputs = [{"question": word} for word in ("good", "bad", "good")]
+    results = pf.run_many(pf.Predict("question -> answer"), inputs, lm=lm)
+    assert [isinstance(result, EngineLost) for result in results] == [False, True, False]
+    assert [len(batch) for batch in batches] == [3, 3, 1, 1, 1]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cloudpickle
+import dspy
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -168,3 +172,15 @@ def test_hashed_vectors_are_the_same_everywhere() -> None:
     assert vector.tolist() == pytest.approx(expected, abs=1e-3)
     a, b, c = HashingEmbedder().encode(["tree of thoughts", "a thought tree", "boiling osmium"])
     assert a @ b > a @ c
+
+
+def test_an_embedder_crosses_to_other_processes_and_copies_share_it(minilm: Path):
+    embedder = Embedder(minilm, name="small", batch=7)
+    assert copy.deepcopy(embedder) is embedder
+    wrapped = dspy.Embedder(embedder.encode, caching=False)
+    for again in (
+        pickle.loads(pickle.dumps(embedder)),
+        pickle.loads(cloudpickle.dumps(wrapped)).model.__self__,
+    ):
+        assert (again.name, again.path, again._batch) == ("small", embedder.path, 7)
+    assert copy.deepcopy(wrapped).model.__self__ is embedder

@@ -16,7 +16,7 @@ import dspy
 from promptflow import layout
 from promptflow.engine.interface import TextEngine
 from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Usage
-from promptflow.errors import PromptflowError, ValueRefused
+from promptflow.errors import EngineLost, PromptflowError, ValueRefused
 from promptflow.lm import (
     TOOL_OPTIONS,
     Shown,
@@ -253,11 +253,34 @@ def _answered(
         asking = [(batch[n].call.predictor, batch[n].request) for n in loud]
         heard = {loud[n]: audience for n, audience in audiences(asking, model).items()}
         completions = generate(engine, [asked.request for asked in batch], heard, on_done)
+        _ask_lost(engine, batch, completions, heard)
         for asked, completion in zip(batch, completions, strict=True):
             answers[asked.place] = asked.answered(completion)
     for place, given in zip(remote, ask(list(remote.values()), on_done), strict=True):
         answers[place] = _told(calls[place], given)
     return answers
+
+
+def _ask_lost(
+    engine: TextEngine, batch: Sequence[_Asked], completions: list[Completion], heard: Any
+) -> None:
+    """Ask again what was lost with the engine's process, as often as the LM's ``num_retries``.
+
+    Once all together; then each alone, so that one that kills the process takes no other with it.
+    What somebody heard is not said again.
+    """
+    for attempt in range(max(asked.call.lm.num_retries for asked in batch)):
+        lost = [
+            n
+            for n, asked in enumerate(batch)
+            if isinstance(completions[n].error, EngineLost)
+            and n not in heard
+            and attempt < asked.call.lm.num_retries
+        ]
+        for places in [lost] if attempt == 0 else [[n] for n in lost]:
+            again = engine.generate([batch[n].request for n in places]) if places else []
+            for n, completion in zip(places, again, strict=True):
+                completions[n] = completion
 
 
 @dataclass(frozen=True, slots=True)
