@@ -46,6 +46,15 @@ def as_dspys(
     return made
 
 
+def as_ours(error: theirs.DSPyError, ours: PromptflowError) -> PromptflowError:
+    """Return one of DSPy's errors, of whatever kind, as ``ours`` as well; ours is what it says."""
+    kind = _joined(type(ours), type(error))
+    made = kind.__new__(kind)
+    made.__dict__.update({**error.__dict__, **ours.__dict__})
+    made.args = ours.args
+    return made
+
+
 def _joined(ours: type[PromptflowError], kind: type[Exception]) -> type[PromptflowError]:
     if (ours, kind) not in _made:
         names = {"__module__": ours.__module__, "__doc__": ours.__doc__, "__reduce__": _reduced}

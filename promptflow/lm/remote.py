@@ -32,7 +32,7 @@ from promptflow.errors import (
     UnsupportedOption,
     UnsupportedType,
 )
-from promptflow.lm.faults import as_dspys
+from promptflow.lm.faults import as_dspys, as_ours
 from promptflow.lm.options import KNOWN, REFUSED
 from promptflow.lm.record import Seen, finish_of, part_of, seed_of, usage_of
 from promptflow.lm.told import Step, inside
@@ -327,8 +327,8 @@ def fault_of(error: Exception, model: str, signature: Any = None) -> PromptflowE
         ((theirs.LMTransportError, theirs.LMServerError, theirs.LMTimeoutError), EngineLost),
     )
     ours = next((ours for kind, ours in kinds if isinstance(error, kind)), EngineError)
-    text = getattr(error, "lm_response", "")
-    return as_dspys(ours(said), model, signature, text) if ours is ParseError else ours(said)
+    made = ours(said)
+    return as_ours(error, made) if isinstance(error, theirs.DSPyError) else made
 
 
 def ask(

@@ -9,7 +9,6 @@ from typing import Any
 
 import dspy
 from dspy.predict.predict import (
-    IS_TYPE_UNDEFINED,
     _get_type_name,
     _is_value_compatible_with_type,
     logger,
@@ -195,7 +194,8 @@ def _warn_of_types(expected: Mapping[str, Any], inputs: Mapping[str, Any]) -> No
     """Warn as DSPy does, where it does, of inputs that are not of their fields' types."""
     for name, field in expected.items():
         value = inputs.get(name)
-        if value is None or field.json_schema_extra.get(IS_TYPE_UNDEFINED, False):
+        # A field without a type is text in our signatures, and any value can be shown as text.
+        if value is None or field.annotation is str:
             continue
         if not _is_value_compatible_with_type(value, field.annotation):
             logger.warning(
