@@ -52,7 +52,7 @@ def test_a_lasting_fault_is_tried_a_few_times_and_reported():
         asked.append(text)
         raise EngineLost("killed")
 
-    lm = LocalLM(ScriptedEngine(answer))
+    lm = LocalLM(ScriptedEngine(answer), num_retries=0)
     [outcome] = score_jobs(
         [Predict("question -> answer")], [Job(0, 4, example("?", "x"))], exact_match, lm=lm
     )

@@ -37,7 +37,7 @@ def scripted(answers: list[str | Exception]) -> tuple[pf.LocalLM, ScriptedEngine
         return given
 
     engine = ScriptedEngine(answer)
-    return pf.load("scripted", engine=engine), engine
+    return pf.load("scripted", engine=engine).copy(num_retries=0), engine
 
 
 def sample(answer: object, logprob: float = 0.0, tokens: int = 1) -> Prediction:
