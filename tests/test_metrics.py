@@ -11,11 +11,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import dspy
+import pydantic
 import pytest
 from dspy.evaluate.metrics import EM, F1, normalize_text
 from hypothesis import given, strategies as st
 
 from promptflow.errors import DataError, NoGold
+from promptflow.evaluation.data import load_data
 from promptflow.evaluation.metrics import (
     METRICS,
     cited,
@@ -308,6 +310,65 @@ def test_null_is_a_gold_value_where_the_field_may_be_empty(signature, gold, is_g
     else:
         with pytest.raises(NoGold):
             exact_match(example(answer=gold), prediction)
+
+
+class Item(pydantic.BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "gold"),
+    [
+        (str, "Paris", {"city": "Paris"}),
+        (str, "Paris", '{"city": "Paris"}'),
+        (int, 3, {"n": 3}),
+        (Item, Item(name="a"), "a"),
+        (Item, Item(name="a"), "called a"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(annotation, value, gold):
+    made = dspy.Signature("question -> answer").with_updated_fields("answer", type_=annotation)
+    prediction = Prediction(answer=value)
+    prediction._trace = ((Predict(made), {}, prediction),)
+    if isinstance(gold, dict) or annotation is Item:
+        with pytest.raises(DataError, match=r"gold value of 'answer'.* cannot be compared"):
+            f1(example(answer=gold), prediction)
+    else:
+        assert f1(example(answer=gold), prediction) < 1.0
+    either = made.with_updated_fields("answer", type_=annotation | dict)
+    prediction._trace = ((Predict(either), {}, prediction),)
+    assert exact_match(example(answer=gold), prediction) == 0.0
+    if annotation is str:
+        assert f1(example(answer={"a": 1}), dspy.Prediction(answer='{"a": 1}')) == 1.0
+        assert f1(example(answer={"a": 1}), dspy.Prediction(answer='{"a": ')) == 0.0
+
+
+def squad_f1(value: str, gold: str) -> float:
+    """SQuAD 1.1's rule as its paper gives it, for one gold answer."""
+    one, other = (
+        re.sub(r"\b(a|an|the)\b", " ", "".join(c for c in t.lower() if c not in string.punctuation))
+        for t in (value, gold)
+    )
+    left, right = one.split(), other.split()
+    common = sum((Counter(left) & Counter(right)).values())
+    return 2 * common / (len(left) + len(right)) if common else float(left == right)
+
+
+def test_english_is_scored_as_squad_does(data_dir: Path):
+    """On SQuAD's own answers, but for Unicode's marks, which SQuAD takes for words."""
+    rows = load_data(data_dir / "squad" / "squaddev_v1.1.json.gz", ["question"])
+    chance = random.Random(0)
+    compared = 0
+    for row in chance.sample(rows, 1500):
+        gold = row.answers[0]
+        values = [f"the {gold}.", chance.choice(rows).answers[0], row.passage[:60]]
+        for value in values:
+            if not (value.isascii() and gold.isascii()):
+                continue
+            score = f1(example(answer=gold), dspy.Prediction(answer=value))
+            assert score == pytest.approx(squad_f1(value, gold)), (value, gold)
+            compared += 1
+    assert compared > 4000
 
 
 def test_a_date_that_may_be_two_days_is_refused():

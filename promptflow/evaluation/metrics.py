@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from promptflow.errors import DataError, NoGold, ProgramError
 from promptflow.evaluation.meaning import (
@@ -158,9 +159,17 @@ def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any
     if len(names) > 1:
         raise _several(prediction, example)
     gold = _gold_of(example, names[0]) if names else ""
-    if not gold or not _may_be(example[gold], _annotation(prediction, names[0])):
+    annotation = _annotation(prediction, names[0]) if names else None
+    if not gold or not _may_be(example[gold], annotation):
         raise no_gold(example, names or prediction)
-    return prediction[names[0]], _alternatives(prediction[names[0]], example[gold])
+    value = prediction[names[0]]
+    golds = _alternatives(value, example[gold])
+    if all(_are_unlike(value, one, annotation) for one in golds):
+        raise DataError(
+            f"the gold value of {names[0]!r}, {golds[0]!r:.80}, cannot be compared with "
+            f"{value!r:.80}: give the field the type of the gold value, or name another column"
+        )
+    return value, golds
 
 
 def _several(outputs: Iterable[str], example: Any) -> DataError:
@@ -266,6 +275,22 @@ def _may_be(gold: Any, annotation: Any) -> bool:
         return not null
     empties: tuple[Any, ...] = (None,) if null else (None, "", [], {})
     return any(_accepts(annotation, empty) for empty in empties)
+
+
+def _are_unlike(value: Any, gold: Any, annotation: Any) -> bool:
+    """Say whether one side has fields and the other never can, so that all would score 0."""
+    if is_nothing(gold) or value is None:
+        return False
+    if has_fields(gold):
+        plain = annotation in (str, int, float, bool, _Unknown)
+        written = isinstance(value, str) and value.lstrip().startswith("{")
+        return plain and not has_fields(value) and not is_many(value) and not written
+    if not isinstance(gold, str) or parsed(gold) is not None:
+        return False
+    record = isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or is_dataclass(annotation)
+    )
+    return record and not _accepts(annotation, gold)
 
 
 def _accepts(annotation: Any, value: Any) -> bool:
