@@ -31,7 +31,12 @@ def visible_json(text: str) -> str:
 def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
     """Write visible text to stdout, or to stderr where ``error``."""
     stream = sys.stderr if error else sys.stdout
-    stream.write(visible(text) + end)
+    shown = visible(text) + end
+    try:
+        stream.write(shown)
+    except UnicodeEncodeError:  # a stream that is not UTF-8: what it lacks is shown as escapes
+        encoding = stream.encoding or "ascii"
+        stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
 
 

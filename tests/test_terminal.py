@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -67,6 +68,13 @@ def test_what_is_said_is_visible(capsys: pytest.CaptureFixture[str]):
     assert not HIDDEN.search(out + err)
     assert out.startswith("a\\x1b]0;owned\\x07\\x1b[2J\\x00\\x08\\x7f\\x9b31m\\u202e\\u2066")
     assert out.endswith("\\t\\n\n")
+
+
+def test_a_stream_that_lacks_a_character_gets_its_escape(monkeypatch: pytest.MonkeyPatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    say("é 한")
+    assert stream.buffer.getvalue() == b"\xe9 \\ud55c\n"  # type: ignore[attr-defined]
 
 
 def test_a_table_on_a_terminal_is_visible(capsys: Any, monkeypatch: pytest.MonkeyPatch):
