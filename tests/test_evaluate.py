@@ -321,6 +321,16 @@ def test_two_flows_under_one_journal_have_their_own_scores(tmp_path):
     assert [engine.batches for engine in engines] == [[10], [10], []]
 
 
+def test_a_journal_from_before_is_not_reused(tmp_path, monkeypatch):
+    """What an older identity took for this program may be another."""
+    journal, program = tmp_path / "run.db", Predict("question -> answer")
+    for format_number, batches in ((1, [4]), (2, [4]), (2, [])):
+        monkeypatch.setattr("promptflow.program.identity.FORMAT", format_number)
+        engine = right_on(bool)
+        evaluate(program, doubles(4), exact_match, lm=LocalLM(engine), journal=journal)
+        assert engine.batches == batches
+
+
 def test_a_plain_program_without_a_flow_has_its_own_score_too(tmp_path):
     def plain(text):
         class Plain(dspy.Module):

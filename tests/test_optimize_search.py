@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.errors import BudgetExceeded, DataError, EngineLost, ResumeMismatch
+from promptflow.errors import BudgetExceeded, DataError, EngineLost, ProgramError, ResumeMismatch
+from promptflow.evaluation import evaluate
+from promptflow.evaluation.identity import versions
 from promptflow.evaluation.metrics import exact_match
 from promptflow.lm import LocalLM, SlotAdapter
 from promptflow.modules.predict import Predict
@@ -237,6 +239,54 @@ def test_a_budget_of_tokens_binds_a_program_of_dspys_own(adapter):
     assert stats.prefilled + stats.generated == result.spent.tokens
     longest = max(len(text.split()) for text in engine.prompts)
     assert 1000 < result.spent.tokens <= 3000 + 64 * longest
+
+
+def test_predictors_may_each_have_an_lm_of_their_own():
+    engine = ScriptedEngine(learns)
+    program = Predict("question -> answer")
+    program.lm = LocalLM(engine)
+    options = {"metric": "f1", "budget": Budget(calls=40), "progress": False}
+    with dspy.context(lm=None):
+        result = optimize(program, doubles(40), **options)
+        assert evaluate(program, doubles(4), "f1").n == 4
+        program.lm = None
+        with pytest.raises(ProgramError, match="no model is configured"):
+            optimize(program, doubles(40), **options)
+    assert sum(engine.batches) == result.spent.calls + 4
+    other = ScriptedEngine(learns)
+    program.lm = LocalLM(engine)
+    optimize(program, doubles(40), lm=LocalLM(other), **options)
+    assert other.batches == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("promptflow-local", r"versions \(promptflow-local\)"), ("dspy", r"versions \(dspy\)")],
+)
+def test_a_journal_of_another_version_is_refused_by_name(tmp_path, monkeypatch, name, shown):
+    searched(budget=Budget(calls=60), journal=tmp_path / "run.db")
+    changed = {**versions(), name: "0.0.1"}
+    monkeypatch.setattr("promptflow.optimization.search.versions", lambda: changed)
+    with pytest.raises(ResumeMismatch, match=f"another {shown}: it has .*, this run has 0.0.1"):
+        searched(budget=Budget(calls=60), journal=tmp_path / "run.db")
+
+
+def test_a_journal_of_another_program_is_refused_by_name(tmp_path):
+    def run(text):
+        optimize(
+            Predict(dspy.Signature("question -> answer", text)),
+            doubles(40),
+            metric="f1",
+            lm=LocalLM(ScriptedEngine(learns)),
+            budget=Budget(calls=40),
+            journal=tmp_path / "run.db",
+            progress=False,
+        )
+
+    run("Be brief.")
+    run("Be brief.")
+    with pytest.raises(ResumeMismatch, match="another program"):
+        run("Be long.")
 
 
 def test_proposed_instructions_join_the_race():

@@ -149,7 +149,7 @@ def evaluate(
         raise none_graded(data, outputs)
     outcomes: list[Outcome] = []
     seconds = 0.0
-    exact = Exact(program, metric, language_model(lm))
+    exact = Exact(program, metric, language_model(lm, program))
     with _opened(journal) as kept, exact, bar("evaluate", len(data), progress) as advance:
         begin = None if kept is None else exact.begin
         for start in range(0, len(data), CHUNK):
@@ -236,7 +236,7 @@ def describe(
     program: Any, data: Sequence[dspy.Example], metric: Metric, *, lm: Any, seed: int
 ) -> dict[str, Any]:
     """Return what a score belongs to, as JSON data; equal descriptions may share results."""
-    lm = language_model(lm)
+    lm = language_model(lm, program)
     with dspy.context(lm=lm):
         program = program_identity(program)
     return {

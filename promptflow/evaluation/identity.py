@@ -19,6 +19,7 @@ import promptflow
 from promptflow.evaluation.metrics import Metric
 from promptflow.lm import lm_of
 from promptflow.program.identity import hash_of
+from promptflow.program.walk import predictors_of
 from promptflow.storage import sha256_bytes, sha256_of
 
 
@@ -35,9 +36,13 @@ def metric_name(metric: Metric) -> str:
     return getattr(metric, "__name__", type(metric).__name__)
 
 
-def language_model(lm: Any) -> Any:
-    """Return ``lm`` or the configured one. Raises ProgramError if there is none."""
-    return lm_of(lm or dspy.settings.lm)
+def language_model(lm: Any, program: Any = None) -> Any:
+    """Return ``lm``, or the configured one, or where each predictor has its own, the first of them.
+
+    Raises ProgramError if there is none.
+    """
+    own = [] if program is None else [part.lm for _, part in predictors_of(program)]
+    return lm_of(lm or dspy.settings.lm or (own and all(own) and own[0]) or None)
 
 
 def model_identity(lm: Any) -> str:

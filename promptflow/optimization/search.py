@@ -150,7 +150,7 @@ def optimize(
     too few examples.
     """
     metric = find_metric(metric) if isinstance(metric, str) else metric
-    lm = language_model(lm)
+    lm = language_model(lm, program)
     start = start_of(program)
     train, dev = _graded(program, metric, train), dev and _graded(program, metric, dev)
     parts = _parts(train, dev, seed)

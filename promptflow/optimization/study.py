@@ -111,6 +111,11 @@ class Study:
             return
         for part in {**known, **fingerprint}:
             had, has = known.get(part), fingerprint.get(part)
+            if canonical(had) == canonical(has):
+                continue
+            if isinstance(had, Mapping) and isinstance(has, Mapping):
+                inner = next(k for k in {**had, **has} if had.get(k) != has.get(k))
+                part, had, has = f"{part} ({inner})", had.get(inner), has.get(inner)
             if canonical(had) != canonical(has):
                 raise ResumeMismatch(
                     f"{self._journal.path} was written with another {part}: it has {had!s:.80}, "
