@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -421,3 +422,27 @@ def test_an_answer_that_the_provider_cut_is_marked_and_counted(provider: Provide
 def test_a_remote_models_prompt_is_not_shown(provider: Provider):
     with pytest.raises(ProgramError, match="inspect_history"):
         pf.Predict(QA).show(lm=provider.lm(), question="?")
+
+
+@pytest.mark.parametrize("body", [{"nothing": 1}, {"choices": []}])
+def test_a_response_that_no_model_wrote_is_no_wrong_answer(provider: Provider, body: Any):
+    provider.reply = lambda asked, n: (200, body)
+    with pytest.raises(EngineError, match="no text"):
+        pf.run(pf.Predict(QA), lm=provider.lm(), question="?")
+    provider.reply = lambda asked, n: ""
+    with pytest.raises(ParseError):
+        pf.run(pf.Predict(QA), lm=provider.lm(), question="?")
+
+
+def test_a_dummy_is_asked_in_order():
+    lm = dspy.utils.DummyLM([{"answer": str(n)} for n in range(12)])
+    inputs = [{"question": str(n)} for n in range(12)]
+    results = pf.run_many(pf.Predict(QA), inputs, lm=lm)
+    assert [r.answer for r in results] == [str(n) for n in range(12)]
+
+
+def test_our_modules_are_awaited(provider: Provider):
+    provider.reply = lambda body, n: written(reasoning="r", answer="4")
+    with dspy.context(lm=provider.lm()):
+        for program in (pf.ChainOfThought(QA), pf.Predict("question -> reasoning, answer")):
+            assert asyncio.run(program.acall(question="?")).answer == "4"

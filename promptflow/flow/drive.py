@@ -45,7 +45,7 @@ class Module(dspy.Module):
 
     async def aforward(self, /, **inputs: Any) -> Any:
         """Drive the flow in a thread; the context's settings go with it."""
-        return await dspy.asyncify(self.forward)(**inputs)
+        return await dspy.asyncify(answered)(self.flow(**inputs))
 
 
 def run(module: Any, /, *, lm: Any = None, seed: int = 0, **inputs: Any) -> Prediction:

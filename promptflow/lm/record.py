@@ -69,6 +69,14 @@ class Seen:
         self.history: list[dict[str, Any]] = []
 
     @property
+    def is_void(self) -> bool:
+        """Say whether the last response holds neither text nor tokens: no model wrote it."""
+        last = self.history[-1] if self.history else {}
+        outputs, usage = last.get("outputs") or [], last.get("usage") or {}
+        texts = [one.get("text") if isinstance(one, Mapping) else one for one in outputs]
+        return bool(last) and not any(texts) and not usage.get("completion_tokens")
+
+    @property
     def cut(self) -> bool:
         """Say whether an answer ended at its limit."""
         return any(finish_of(entry["response"]) == "length" for entry in self.history)

@@ -18,7 +18,7 @@ import dspy
 from dspy.clients.backend_selection import CLIENT_KEYS
 from dspy.clients.engines.lm15_engine import LITELLM_PROVIDER_PREFIXES
 from dspy.lm15 import registered_providers
-from dspy.utils import exceptions as theirs
+from dspy.utils import DummyLM, exceptions as theirs
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from promptflow.engine.request import Fill, Sampling, TokenLogprob, Usage
@@ -248,6 +248,8 @@ class Question:
                 failed = error
             except Exception as error:
                 failed = fault_of(error, self.lm.model, self.signature)
+                if isinstance(failed, ParseError) and seen.is_void:
+                    failed = EngineError(f"{self.lm.model}: the response holds no text, no tokens")
                 failed.__cause__ = error
             else:
                 usage, total = usage_of(tracker), tracker.get_total_tokens()
@@ -336,11 +338,12 @@ def ask(
 ) -> list[Answer | PromptflowError]:
     """Ask all, side by side in DSPy's ``num_threads`` (8), and return the answers in order.
 
-    What is streamed is asked in this thread, one after the other.
+    What is streamed is asked in this thread, one after the other, and so is a ``DummyLM``, whose
+    answers come in the order of its calls.
     """
     answers: list[Any] = [None] * len(questions)
-    heard = [place for place, question in enumerate(questions) if question.heard]
-    rest = [place for place, question in enumerate(questions) if not question.heard]
+    heard = [n for n, one in enumerate(questions) if one.heard or isinstance(one.lm, DummyLM)]
+    rest = [place for place in range(len(questions)) if place not in set(heard)]
     pool = ThreadPoolExecutor(max_workers=max(1, min(dspy.settings.num_threads or 1, len(rest))))
     try:
         waiting: dict[Future[Any], int] = {

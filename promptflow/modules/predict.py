@@ -128,7 +128,7 @@ class Predict(dspy.Predict):
 
     async def aforward(self, /, **inputs: Any) -> Any:
         """Drive the flow in a thread; the context's settings go with it."""
-        return await dspy.asyncify(self.forward)(**inputs)
+        return await dspy.asyncify(answered)(self.flow(**inputs))
 
     def show(self, /, *, lm: Any = None, **inputs: Any) -> str:
         """Print the exact prompt for these inputs with its tokens counted, and return its text.
