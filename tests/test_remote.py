@@ -446,3 +446,22 @@ def test_our_modules_are_awaited(provider: Provider):
     with dspy.context(lm=provider.lm()):
         for program in (pf.ChainOfThought(QA), pf.Predict("question -> reasoning, answer")):
             assert asyncio.run(program.acall(question="?")).answer == "4"
+
+
+def test_a_plain_programs_failures_are_told_apart_as_our_own_are(provider: Provider):
+    def reply(body: dict[str, Any], n: int) -> Any:
+        question = body["messages"][-1]["content"]
+        if "busy" in question:
+            return FAILURES["server"]
+        return written(answer="four" if "vague" in question else "4")
+
+    provider.reply = reply
+    program = dspy.Predict("question -> answer: int")
+    inputs = [{"question": q} for q in ("good", "vague", "busy")]
+    good, vague, busy = pf.run_many(program, inputs, lm=provider.lm())
+    assert good.answer == 4
+    assert isinstance(vague, ParseError)
+    assert vague.usage.generated > 0
+    assert isinstance(busy, EngineLost)
+    with pytest.raises(dspy.utils.exceptions.AdapterParseError):
+        pf.run(program, lm=provider.lm(), question="vague")

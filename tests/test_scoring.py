@@ -6,8 +6,8 @@ import dspy
 import pytest
 
 from promptflow.engine.fake import ScriptedEngine
-from promptflow.engine.request import Usage
-from promptflow.errors import EngineLost
+from promptflow.engine.request import Completion, Usage
+from promptflow.errors import ContextOverflow, EngineLost
 from promptflow.evaluation.metrics import exact_match
 from promptflow.evaluation.scoring import RETRIES, Job, Record, check_excluded, score_jobs
 from promptflow.lm import LocalLM
@@ -134,3 +134,21 @@ def test_all_tokens_of_a_program_of_dspys_own_are_counted(written, kind, wrapped
     assert (usage.prefilled, usage.generated) == (stats.prefilled, stats.generated)
     assert usage.prefilled > 0
     assert all(o.record.score in (0.0, 1.0) for o in outcomes)
+
+
+def test_an_error_that_is_dspys_too_can_be_reported():
+    class Full(ScriptedEngine):
+        def generate(self, requests, on_done=None):
+            error = ContextOverflow("too long")
+            return [Completion(error=error) for _ in requests]
+
+    jobs = [Job(0, 0, example("?", "x"))]
+    [outcome] = score_jobs(
+        [Predict("question -> answer")],
+        jobs,
+        exact_match,
+        lm=LocalLM(Full(lambda text, slot: "x")),
+    )
+    assert isinstance(outcome.failure, dspy.ContextWindowExceededError)
+    with pytest.raises(ContextOverflow, match="1 of 1 runs have no score"):
+        check_excluded([outcome], 1, "")

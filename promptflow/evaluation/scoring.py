@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
 
+from promptflow import errors
 from promptflow.engine.request import Usage
 from promptflow.errors import (
     Cancelled,
@@ -172,7 +172,7 @@ def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds
     record = _record(job.index, example, seconds)
     if isinstance(result, PromptflowError):
         # A program of DSPy's own says in its own words that the model's text does not fit.
-        wrong = isinstance(result, ParseError) or isinstance(result.__cause__, AdapterParseError)
+        wrong = isinstance(result, ParseError)
         record = replace(record, score=0.0 if wrong else None, error=_shown(result))
         record = replace(record, usage=result.usage or Usage())
         return Outcome(record, failure=None if wrong else result)
@@ -210,7 +210,9 @@ def check_excluded(outcomes: Sequence[Outcome], total: int, kept: str) -> None:
         return
     [(kind, _)] = Counter(map(type, failures)).most_common(1)
     number, first = next((o.record.index, o.failure) for o in outcomes if type(o.failure) is kind)
-    raise kind(
+    # An error may be one of DSPy's as well, which is made in other ways.
+    own = next(cls for cls in kind.__mro__ if vars(errors).get(cls.__name__) is cls)
+    raise own(
         f"{len(failures)} of {total} runs have no score (at most {EXCLUDED:.0%} may be left out). "
         f"The first, on example {number}: {first}. {kept}"
     ) from first

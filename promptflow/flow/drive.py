@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+from dspy.utils.exceptions import DSPyError
 
 from promptflow.engine.request import Usage
 from promptflow.errors import ProgramError, PromptflowError, names_options
 from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer
-from promptflow.lm import Seen, lm_of, usage_of
+from promptflow.lm import Seen, fault_of, lm_of, usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
 
@@ -229,7 +230,11 @@ def _plain(module: Any, inputs: Mapping[str, Any]) -> Flow:
 def _as_value(result: Any) -> Prediction | PromptflowError:
     if isinstance(result, Prediction | PromptflowError):
         return result
-    error = ProgramError(f"the program raised {type(result).__name__}: {result}")
+    error: PromptflowError
+    if isinstance(result, DSPyError):  # of a plain program
+        error = fault_of(result, "the program")
+    else:
+        error = ProgramError(f"the program raised {type(result).__name__}: {result}")
     error.__cause__ = result
     error.usage = getattr(result, "usage", None)
     return error

@@ -16,6 +16,7 @@ from promptflow.lm.record import (
     usage_of,
     written_text,
 )
+from promptflow.lm.remote import fault_of
 from promptflow.lm.shown import Shown
 from promptflow.lm.told import Told
 
@@ -34,6 +35,7 @@ __all__ = [
     "calls_tools",
     "configure",
     "decoding_of",
+    "fault_of",
     "generate",
     "is_local",
     "lm_of",
