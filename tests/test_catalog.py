@@ -396,6 +396,9 @@ def test_a_source_distribution_of_a_plain_name_runs_nothing(project, index):  # 
     ("text", "message"),
     [
         ("[mine", "not a catalogue of models"),
+        ("a = " + "[" * 5000 + "]" * 5000, "too deep to be read"),
+        ("a" + ".a" * 50 + " = 1", "a key of more than 32 parts"),
+        ("a = " + "9" * 5000, "not a catalogue of models"),
         ("mine = 1", "not a table"),
         ('["../mine"]\npath = "a"', "a name is letters"),
         ("[mine]", "no source"),

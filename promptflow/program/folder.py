@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +104,7 @@ def read_folder(folder: Path) -> Saved:
     if not path.is_file():
         raise StoreNotFound(f"{path}: no such file; {folder} is no saved program")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = storage.toml_loads(path.read_text(encoding="utf-8"))
         if tables["format"] != FORMAT:
             raise ProgramError(
                 f"{path}: written in format {tables['format']}, this version reads {FORMAT}; "

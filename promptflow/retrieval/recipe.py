@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, time
@@ -19,6 +18,7 @@ from promptflow.storage import (
     cache_dir,
     find_document,
     toml_dumps,
+    toml_loads,
     write_text,
 )
 
@@ -128,7 +128,7 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read an ``index.toml``. Raises StoreError naming the key that is wrong."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = toml_loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read as TOML: {error}") from error
     for key, value in table.items():
