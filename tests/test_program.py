@@ -33,6 +33,7 @@ from promptflow.modules import (
 from promptflow.modules.judge import PairJudge
 from promptflow.modules.tree import Problem
 from promptflow.program import load_program, lock_of, resolve_program, save_program
+from promptflow.program.identity import program_identity
 
 QA = "question -> answer: int"
 
@@ -72,6 +73,13 @@ INPUTS = {
     "pair": {"question": "2 + 2?", "first": "4", "second": "5"},
     "tree": {"problem": "2 + 2?"},
 }
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_that_comes_back_is_the_same_program(name: str, tmp_path: Path) -> None:
+    module = PROGRAMS[name]()
+    save_program(module, tmp_path / "saved")
+    assert program_identity(load_program(tmp_path / "saved")) == program_identity(module)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

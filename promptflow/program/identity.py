@@ -32,6 +32,7 @@ from promptflow.errors import ProgramError
 from promptflow.layout import Decoding, find_layout
 from promptflow.modules import Predict, ZeroShotCoT
 from promptflow.program.code import globals_of, own_class, own_file, release
+from promptflow.signatures import begins_with_default, own_instructions
 from promptflow.storage import canonical, sha256_bytes, sha256_of
 
 FORMAT = 2
@@ -309,10 +310,10 @@ class _Description:
             if name not in _WRITTEN and (item := getattr(value, name, None)) is not None
         }
 
-    def signature(self, value: type[dspy.Signature]) -> Any:
+    def signature(self, value: type[dspy.Signature], said: Sequence[Any] = ()) -> Any:
         """Describe a signature: instructions, and its fields in order."""
         fields = [[name, self.field_info(info)] for name, info in value.fields.items()]
-        return {"<signature>": [value.instructions, fields]}
+        return {"<signature>": [said or value.instructions, fields]}
 
     def predictor(self, value: dspy.Predict) -> Any:
         """Describe a predictor; DSPy's own are worded by an adapter."""
@@ -322,6 +323,10 @@ class _Description:
         described = {"class": self.of(type(value)), "attributes": self._attributes(value, held)}
         if not isinstance(value, Predict) or _foreign(value.lm):
             described["adapter"] = adapter_state()
+        else:  # our layouts show no sentence of DSPy's
+            made = value.signature
+            said = [own_instructions(made), begins_with_default(made)]
+            described["attributes"]["signature"] = self.signature(made, said)
         return {"<predictor>": described}
 
     def program(self, value: dspy.Module) -> Any:
