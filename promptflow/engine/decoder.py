@@ -379,6 +379,7 @@ class Decoder:
         """Give up cached prefixes, then a job."""
         freed = self.scheduler.evict_all()
         self._move(freed)
+        self.scheduler.is_full = not freed
         return [] if freed else self._send_back()
 
     def _relieve(self) -> list[Finished]:

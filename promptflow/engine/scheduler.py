@@ -46,6 +46,7 @@ class Scheduler:
         # Attention reads every cell up to the highest used one, whoever holds it.
         self.retain_limit = cells // 2
         self.evicted = 0
+        self.is_full = False  # the model has said so: what runs goes on before more is admitted
         self._free = list(range(sequences - 1, -1, -1))
         self._owners: dict[int, Task] = {}
         self._indexed: dict[int, list[int]] = {}  # what the tree knows of running sequences
@@ -75,6 +76,9 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> None:
         """Start waiting tasks for as long as each of them pays and fits."""
+        if self.is_full and self.running:
+            self.is_full = False
+            return
         if self._width.still_refuses(self.running):
             return  # comparing every waiting prompt again would take milliseconds a step
         while self.waiting and len(self.running) < self.max_running:
