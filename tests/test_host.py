@@ -81,8 +81,24 @@ def test_a_child_that_crashes_with_all_settings_is_lost_with_its_last_words():
         launch(SETTINGS, stub(crash))
 
 
+def test_an_assertion_of_ggml_is_the_cause_and_no_debugger_is_started():
+    abort = """
+import ctypes, llama_cpp
+ggml = ctypes.CDLL(os.path.dirname(llama_cpp.__file__) + "/lib/libggml-base.so")
+ready()
+read_frame(sys.stdin.buffer)
+ggml.ggml_abort(b"ggml.c", 7, b"GGML_ASSERT(%s) failed", b"n_batch > 0")"""
+    host = ChildHost(SETTINGS, stub(abort))
+    heard = events(host)
+    host.send({"any": "message"})
+    lost = str(heard.get(timeout=60))
+    assert "died while it ran: SIGABRT: ggml.c:7: GGML_ASSERT(n_batch > 0) failed (run" in lost
+    assert len(lost.splitlines()) < 6
+    host.close()
+
+
 def test_a_child_killed_for_memory_is_not_tried_again(caplog):
-    with pytest.raises(EngineLost, match=r"SIGKILL \(probably out of memory\)"):
+    with pytest.raises(EngineLost, match=r"SIGKILL \(probably out of memory: lower EngineOptions"):
         launch(SETTINGS, stub("os.kill(os.getpid(), signal.SIGKILL)"))
     assert not caplog.records
 

@@ -13,12 +13,12 @@ import queue
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from promptflow import child
 from promptflow.engine.frames import Message, encode, read_frame
+from promptflow.engine.last_words import LastWords
 from promptflow.engine.wire import from_wire, to_wire
 from promptflow.errors import EngineLost, PromptflowError
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("promptflow")
 OnMessage = Callable[[Message], None]
 OnLost = Callable[[EngineLost], None]
-LOG_LINES = 20
 WORKER = child.command("promptflow.engine.worker")
 CRASHES = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 SAFER: tuple[Message, ...] = (
@@ -52,9 +51,11 @@ class ChildHost:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=child.environment(),
+            # ggml looks whether it is set. A debugger's backtrace says nothing of the cause, takes
+            # seconds, and is written over llama.cpp's last words.
+            env={**child.environment(), "GGML_NO_BACKTRACE": "1"},
         )
-        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self._said = LastWords()
         self.crashed = False
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._listening = False
@@ -117,8 +118,8 @@ class ChildHost:
 
     def _keep_log(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.log.append(line.decode("utf-8", "replace").rstrip())
+        while line := self._process.stderr.readline(1 << 16):
+            self._said.hear(line)
         self._process.stderr.close()
 
     def _post_mortem(self, when: str) -> EngineLost:
@@ -130,13 +131,7 @@ class ChildHost:
         self._log_thread.join(timeout=2)
         self._outbox.put(None)
         self._stdout.close()
-        how = f"exit code {code}"
-        if code < 0:
-            how = signal.Signals(-code).name
-            if -code == signal.SIGKILL:
-                how += " (probably out of memory)"
-        log = "\n  ".join(self.log) or "(no log lines)"
-        return EngineLost(f"the engine's process died {when}: {how}. Last log lines:\n  {log}")
+        return EngineLost(f"the engine's process died {when}: {self._said.of(code)}")
 
     def close(self) -> None:
         """End the child; idempotent."""
@@ -215,7 +210,7 @@ def launch(settings: Message, command: Sequence[str] = WORKER) -> tuple[ChildHos
         log.warning(
             "Loading %s did not survive a probe decode (%s); trying %s.",
             settings.get("path"),
-            str(error).partition(". Last log lines")[0],
+            str(error).partition(" (run `promptflow doctor`")[0],
             ", ".join(f"{name}={value}" for name, value in change.items() if name != "fallback"),
         )
         settings = {**settings, "load": {**settings["load"], **change}}
