@@ -42,6 +42,9 @@ def program() -> Any:
         (lambda o: pf.evaluate(program(), [], "f1", **o), "journl", "journal"),
         (lambda o: pf.optimize(program(), [], [], "f1", **o), "budgt", "budget"),
         (lambda o: pf.Budget(**o), "token", "tokens"),
+        (lambda o: pf.load_data("none.csv", **o), "encodng", "encoding"),
+        (lambda o: pf.load_program("none", **o), "forc", "force"),
+        (lambda o: pf.save_program(program(), "none", **o), "lok", "lock"),
     ],
 )
 def test_a_misspelled_option_names_the_nearest(

@@ -14,7 +14,13 @@ import promptflow as pf
 from promptflow.engine import Engine
 from promptflow.engine.fake import FakeModel, ScriptedEngine
 from promptflow.engine.request import Slot
-from promptflow.errors import SignatureError, TemplateError, UnknownField, UnsupportedOption
+from promptflow.errors import (
+    ProgramError,
+    SignatureError,
+    TemplateError,
+    UnknownField,
+    UnsupportedOption,
+)
 
 
 def scripted(answer: Any = lambda text, slot: "x") -> tuple[pf.LocalLM, ScriptedEngine]:
@@ -256,6 +262,13 @@ def test_a_copy_is_a_predictor_of_its_own():
     assert predict.reset_copy().demos == []
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "sampling", "layout", "until"])
+def test_a_part_of_the_decoding_is_no_attribute_that_nobody_reads(name: str):
+    predict = pf.Predict("a -> b")
+    with pytest.raises(ProgramError, match=f"predict.decoding, {name}="):
+        setattr(predict, name, 3)
+
+
 def test_settings_are_json():
     predict = pf.Predict("a -> b", sampling=pf.Sampling(temperature=0.5), max_tokens=3)
     settings = json.loads(json.dumps(predict.settings()))
@@ -320,13 +333,13 @@ def test_typed_fields_and_nested_models_of_a_small_model_always_parse(smollm: En
         mood: Literal["good", "bad"] | None = dspy.OutputField()
 
     before = smollm.stats().requests
-    inputs = [{"question": question} for question in varied()]
-    results = pf.run_many(pf.Predict(Describe, max_tokens=10), inputs, lm=lm)
+    inputs = [{"question": question} for question in varied()[::3]]
+    results = pf.run_many(pf.Predict(Describe, max_tokens=128), inputs, lm=lm)
     assert [r for r in results if isinstance(r, Exception)] == []
     assert {r.confidence for r in results} <= {"low", "medium", "high"}
     assert all(type(r.year) is int for r in results)
     assert all(isinstance(r.person, Person) for r in results)
-    assert smollm.stats().requests - before == len(results) == 50
+    assert smollm.stats().requests - before == len(results) == 17
 
 
 def test_every_option_is_weighed_from_one_prefill(smollm: Engine):

@@ -243,6 +243,17 @@ def test_samples_share_one_prefill() -> None:
     assert stats.reused >= 7 * (prompt - 1)
 
 
+def test_twenty_chains_under_the_widest_limit_run_side_by_side() -> None:
+    engine = pf.Engine(FakeModel(context=8192))
+    lm = pf.load("fake-chains", engine=engine)
+    module = SelfConsistency(pf.ChainOfThought("q -> answer: int"), n=20, temperature=1.0)
+    prediction = run(module, lm=lm, q="?")
+    longest = max(p.usage.generated + p.usage.forced for _, _, p in prediction.trace)
+    assert engine.stats().requests == 20
+    assert engine.stats().decodes < longest + 30
+    assert sum(p.usage.generated for _, _, p in prediction.trace) > 3 * longest
+
+
 def test_a_vote_on_a_missing_field_names_the_fields() -> None:
     lm, _ = scripted(["1"] * 2)
     with pytest.raises(UnknownField, match=r"'answer', but the module returns total; pass field="):

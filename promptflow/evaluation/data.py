@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import dspy
 import numpy as np
 
-from promptflow.errors import DataError
+from promptflow.errors import DataError, names_options
 from promptflow.evaluation.encodings import decoded
 from promptflow.evaluation.objects import object_rows
 from promptflow.evaluation.tables import table_rows
@@ -44,6 +44,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T")
 
 
+@names_options
 def load_data(
     path: str | Path,
     inputs: Iterable[str] | None = None,

@@ -68,6 +68,15 @@ class Predict(dspy.Predict):
             layout=str(layout or document.layout) or None,
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a part of ``decoding`` as an attribute of its own, which nobody would read."""
+        if name in Decoding.__dataclass_fields__:
+            raise ProgramError(
+                f"{name} is a part of decoding: write predict.decoding = "
+                f"dataclasses.replace(predict.decoding, {name}=...)"
+            )
+        super().__setattr__(name, value)
+
     def settings(self) -> dict[str, Any]:
         """Return how it decodes as JSON data: the constructor's settings that were chosen."""
         return self.decoding.to_json()

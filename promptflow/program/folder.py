@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 
 from promptflow import storage
-from promptflow.errors import ProgramError, StoreCorrupt, StoreError, StoreNotFound
+from promptflow.errors import ProgramError, StoreCorrupt, StoreError, StoreNotFound, names_options
 from promptflow.layout import find_layout
 from promptflow.program.classes import named_classes, table_of
 from promptflow.program.identity import code_hash, index_hash
@@ -23,6 +23,7 @@ FORMAT = 1
 FILE = "program.toml"
 
 
+@names_options
 def save_program(module: Any, folder: str | Path, *, lock: Mapping[str, Any] | None = None) -> Path:
     """Write a program to ``folder``, atomically: a killed save leaves what was there before.
 

@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 
 from promptflow import modules
-from promptflow.errors import ProgramError, StoreCorrupt
+from promptflow.errors import ProgramError, StoreCorrupt, names_options
 from promptflow.layout import Decoding
 from promptflow.modules.judge import PairJudge
 from promptflow.program.classes import find_classes
@@ -45,6 +45,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+@names_options
 def load_program(
     folder: str | Path,
     *,

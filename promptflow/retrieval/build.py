@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promptflow.errors import EmptyCorpus, ModelInvalid, StoreError
+from promptflow.errors import EmptyCorpus, ModelInvalid, StoreError, names_options
 from promptflow.progress import Show, bars
 from promptflow.retrieval.chunk import Chunk, chunk_text
 from promptflow.retrieval.documents import Document, Rejected, find, load_all, sha256_inside
@@ -39,6 +39,7 @@ BLOCK = 128
 Cut = tuple[Document, list[Chunk]]
 
 
+@names_options
 def build_index(
     name: str | Path,
     documents: str | Path | None = None,
