@@ -125,3 +125,42 @@ def test_a_run_that_goes_on_computes_what_the_whole_run_did(tmp_path, known):
         for key, value in list(finished.items())[:known]:
             begun.append(key, value)
     assert records(resumed, 130) == whole
+
+
+def test_a_search_that_goes_on_from_any_step_ends_as_the_whole_one(tmp_path):
+    """Journals without times: what was reused and computed is in each record of it."""
+
+    def metric(example, prediction, trace=None):
+        return float(len(prediction.answer) % 2)
+
+    def search(journal: Any) -> tuple[Any, Any]:
+        with Engine(FakeModel()) as fake:
+            found = optimize(
+                Predict("question -> answer", layout="completion"),
+                numbers(24),
+                metric=metric,
+                lm=LocalLM(fake, max_tokens=5),
+                budget=Budget(calls=50),
+                journal=journal,
+                search=Search(candidates=3, demos=(1,)),
+                progress=False,
+            )
+        with Journal(journal) as kept:
+            return timeless(found.to_json()), timeless(dict(kept.items()))
+
+    whole = search(tmp_path / "whole")
+    assert len(whole[1]) > 2
+    with Journal(tmp_path / "whole") as finished:
+        entries, fingerprint = list(finished.items()), finished.meta("fingerprint")
+    for known in range(len(entries)):
+        with Journal(tmp_path / f"{known}") as begun:
+            begun.meta("fingerprint", fingerprint)
+            for key, value in entries[:known]:
+                begun.append(key, value)
+        assert search(tmp_path / f"{known}") == whole
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+    return [timeless(item) for item in value] if isinstance(value, list) else value

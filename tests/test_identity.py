@@ -269,6 +269,7 @@ PIECES: list[tuple[str, Callable[[int], Any]]] = [
     ("decimal", lambda n: __import__("decimal").Decimal(n)),
     ("regex", lambda n: __import__("re").compile(f"a{n}")),
     ("array", lambda n: __import__("numpy").full(3, n)),
+    ("array of objects", lambda n: __import__("numpy").array([{"a": n}, "x"], dtype=object)),
     ("random state", lambda n: __import__("random").Random(n)),
     ("example", lambda n: dspy.Example(a=n)),
     ("type", lambda n: Literal[(n,)]),  # type: ignore[valid-type]

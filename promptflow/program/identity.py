@@ -398,7 +398,9 @@ class _Description:
             if isinstance(value, kind):
                 return self.of(kind(value))
         if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-            return [str(value.dtype), list(value.shape), sha256_bytes(value.tobytes())]
+            held = self.of(value.tolist()) if value.dtype.hasobject else None  # else addresses
+            data = held or sha256_bytes(value.tobytes())
+            return [str(value.dtype), list(value.shape), data]
         if is_dataclass(value) or isinstance(value, pydantic.BaseModel):
             return None
         try:
