@@ -244,6 +244,27 @@ def test_eval_names_what_it_cannot_read(tmp_path: Path):
     assert "no.jsonl" in stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--metric", "nowhere.py:metric"), "nowhere.py:metric: cannot be imported"),
+        (("--metric", "exact_mach"), "Did you mean 'exact_match'"),
+        (("--column", "question"), "expected COLUMN=FIELD"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_model_is_read(questions: Path, options, message):
+    for command in ("eval", "optimize"):
+        given = ("question -> answer", questions, "--model", "no-such-model", *options)
+        assert message in call(command, *given, code=2).stderr.replace("\n", " ")
+
+
+def test_a_column_is_named_for_its_field(tmp_path: Path):
+    data = tmp_path / "data.csv"
+    data.write_text("prompt = a;Answer\nWhat is 1 + 1?;2\nWhat is 2 + 2?;\n")
+    given = ("question -> answer", data, "--column", "prompt = a=question", *MODEL)
+    assert "0 errors, 1 without a gold value" in call("eval", *given).stdout
+
+
 def test_optimize_writes_a_program_that_runs(questions: Path, tmp_path: Path):
     out = tmp_path / "out"
     program = ("question -> answer: int", questions, "--metric", "exact_match", *MODEL)

@@ -241,14 +241,14 @@ def evaluate(
     The score comes with its 95 % interval. With --out, a run that was killed continues with the
     same command.
     """
-    from promptflow.evaluation import read_examples
+    from promptflow.evaluation import find_metric, read_examples
     from promptflow.evaluation.evaluate import evaluate
 
+    how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
     lm, resolved = _ready(model, program, imports, force)
-    how = _reading(column, encoding, key)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
-    result = evaluate(resolved, examples, metric, lm=lm, seed=seed, journal=journal)
+    result = evaluate(resolved, examples, scored_by, lm=lm, seed=seed, journal=journal)
     if out is not None:
         from promptflow.report import write_report
         from promptflow.storage import write_json
@@ -328,22 +328,23 @@ def optimize(
     Demos and instructions are raced, and the winner is confirmed on held-out data. A run that was
     killed continues with the same command.
     """
-    from promptflow.evaluation import read_examples
+    from promptflow.evaluation import find_metric, read_examples
     from promptflow.optimization.search import optimize
     from promptflow.program import check_savable, save_program
     from promptflow.report import write_report
     from promptflow.storage import write_json
 
-    how = _reading(column, encoding, key)
+    how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
+    limits = _budget(budget)
     lm, resolved = _ready(model, program, imports)
     check_savable(resolved, out / "program")
     result = optimize(
         resolved,
         read_examples(train, resolved, **how),
         None if dev is None else read_examples(dev, resolved, **how),
-        metric,
+        scored_by,
         lm=lm,
-        budget=_budget(budget),
+        budget=limits,
         seed=seed,
         journal=out / "journal.sqlite",
         announce=lambda plan: say(str(plan), error=True),
