@@ -159,6 +159,8 @@ SAME = [
 ]
 
 SAME += [
+    (MOMENT.replace(tzinfo=dt.UTC), "2024-05-01 14:30 UTC"),
+    (MOMENT.replace(tzinfo=dt.UTC), "Wed, 01 May 2024 14:30:00 GMT"),
     (Point(1), "{'x': 1}"),
     (Tuple.P, [1, 2]),
     (Colour.DARK_BLUE, "dark-blue"),

@@ -10,6 +10,7 @@ no gold value at all, ``NoGold`` is raised, and ``evaluate`` leaves the example 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -309,6 +310,8 @@ def _alternatives(value: Any, gold: Any) -> list[Any]:
     if isinstance(gold, str) and not is_many(value) and not has_fields(value):
         inner = parsed(gold)  # a list in the cell of a table
         return [gold] if inner is None else [gold, *_alternatives(value, inner)]
+    if isinstance(gold, str) and is_many(value) and is_many(inner := parsed(gold)):
+        return _alternatives(value, inner) if _are_lists(inner, value) else [gold]
     if isinstance(gold, Mapping) and not has_fields(value):
         if "text" in gold:  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
             return _alternatives(value, gold["text"])
@@ -349,7 +352,10 @@ def _contains(value: Any, gold: Any) -> bool:
         gold = inner
     if is_many(gold):
         return all(_contains(value, item) for item in gold)
-    return stands_in(normalize(text_of(gold)), normalize(text_of(value)))
+    asked, said = text_of(gold), text_of(value)
+    if normalize(asked) in ("a", "an", "the"):  # the option A, not any article
+        return re.search(rf"\b{re.escape(asked.strip())}\b", said) is not None
+    return stands_in(normalize(asked), normalize(said))
 
 
 def _recall(example: Any, prediction: Any, field: str) -> float:

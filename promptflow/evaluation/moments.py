@@ -34,7 +34,7 @@ def read_moment(text: str, like: Moment) -> Moment | None:
 
     Raises DataError where it may be two days.
     """
-    text = folded(text).strip()
+    text = re.sub(r"(?<=\d) ?(?:UTC|GMT)$", "+00:00", folded(text).strip())
     try:
         if isinstance(like, datetime.datetime):
             return _datetime(text)

@@ -60,6 +60,7 @@ _INSIDE = re.compile(
     rf"|(?:{_EUROPEAN}|(?:{_GROUPS}|{_PARTED}|\d+)(?!,\d{{3}})(?:\.\d+)?){_NAMELESS}?|(?<![\w.])\.\d+)",
     re.IGNORECASE,
 )
+_FRAC = re.compile(r"(\d|)\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")  # LaTeX's
 _HIGH = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _EN_DASH = re.compile(rf"(?<![\w.)\]])\u2013(?={_CURRENCY}?[.\d])")
 _VULGAR = re.compile("(\\d?)\\s?([¼½¾⅐-⅞])")
@@ -123,8 +124,12 @@ def numbers_in(text: str) -> list[Number]:
 
 
 def _plain(text: str) -> str:
-    text = folded(text)
+    text = _FRAC.sub(_latex, folded(text))
     return text if text.isascii() else _VULGAR.sub(_vulgar, _EN_DASH.sub("-", text))
+
+
+def _latex(found: re.Match[str]) -> str:
+    return f"{found[1]}{' ' * len(found[1])}{found[2]}/{found[3]}"
 
 
 def _vulgar(found: re.Match[str]) -> str:
