@@ -480,3 +480,16 @@ def test_what_a_validator_refuses_is_asked_for_once_more():
     assert refused.usage.generated == 2
     assert good.answer == 8
     assert engine.batches == [1, 1, 2, 1]
+
+
+def test_a_field_comes_before_what_a_prediction_knows_beside_it():
+    names = ["usage", "trace", "fills", "weighed", "cut"]
+    lm, _ = scripted(lambda text, slot: f"<{slot.name}>")
+    predict = pf.Predict(f"question -> {', '.join(names)}")
+    program = pf.SelfConsistency(predict, n=3, field="usage")
+    for prediction in (run(predict, lm=lm, question="a"), run(program, lm=lm, question="a")):
+        assert [getattr(prediction, name) for name in names] == [f"<{name}>" for name in names]
+    data = [dspy.Example(question="a", cut="<cut>").with_inputs("question")]
+    result = pf.evaluate(program, data, "exact_match:cut", lm=lm, progress=False)
+    assert (result.score, result.cut) == (1.0, 0)
+    assert result.usage.generated == 15

@@ -187,9 +187,9 @@ def run(
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
     if as_json:
-        print_json({**fields, "tokens": _tokens(prediction.usage), "cut": prediction.cut})
+        print_json({**fields, "tokens": _tokens(prediction._usage), "cut": prediction._was_cut()})
     else:
-        if prediction.cut:
+        if prediction._was_cut():
             say("an answer ended at its token limit; raise max_tokens", error=True)
         for name, value in fields.items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -257,7 +257,7 @@ def _annotation(prediction: Any, name: str) -> Any:
 
     None where the calls did not; ``_Unknown`` without calls.
     """
-    trace = getattr(prediction, "trace", ())
+    trace = getattr(prediction, "_trace", ())
     outputs = (predictor.signature.output_fields for predictor, _, _ in reversed(trace))
     missing = None if trace else _Unknown
     return next((fields[name].annotation for fields in outputs if name in fields), missing)

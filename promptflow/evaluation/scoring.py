@@ -32,7 +32,7 @@ from promptflow.errors import (
 )
 from promptflow.evaluation.data import plain
 from promptflow.evaluation.metrics import Metric
-from promptflow.flow import Call, Flow, changed, flow_of, run_flows
+from promptflow.flow import Call, Flow, changed, flow_of, run_flows, usage_of_answer
 from promptflow.lm import seed_of
 
 CHUNK = 64
@@ -148,7 +148,7 @@ def score_jobs(
     share = (time.perf_counter() - start) / max(len(jobs), 1)
     outcomes = []
     for job, result in zip(jobs, results, strict=True):
-        trace = getattr(result, "trace", ())
+        trace = getattr(result, "_trace", ())
         outcomes.append(_outcome(job, result, metric, trace if traced else None, share))
     return outcomes
 
@@ -174,14 +174,14 @@ def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds
         # A program of DSPy's own says in its own words that the model's text does not fit.
         wrong = isinstance(result, ParseError)
         record = replace(record, score=0.0 if wrong else None, error=_shown(result))
-        record = replace(record, usage=result.usage or Usage())
+        record = replace(record, usage=usage_of_answer(result))
         return Outcome(record, failure=None if wrong else result)
     record = replace(
         record,
         fields=plain(result),
-        usage=result.usage,
-        calls=max(1, len(result.trace)),
-        cut=result.cut,
+        usage=result._usage,
+        calls=max(1, len(result._trace)),
+        cut=result._was_cut(),
     )
     try:
         score = float(metric(example, result, trace))

@@ -5,7 +5,15 @@ result. Many flows advance in lockstep: the calls that all of them wait for go t
 batch, so the composition of a batch follows from the inputs and the seed alone.
 """
 
-from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, request_of
+from promptflow.flow.call import (
+    Attempts,
+    Call,
+    Chosen,
+    Prediction,
+    answer,
+    request_of,
+    usage_of_answer,
+)
 from promptflow.flow.drive import (
     Flow,
     Module,
@@ -34,4 +42,5 @@ __all__ = [
     "run_flows",
     "run_many",
     "together",
+    "usage_of_answer",
 ]

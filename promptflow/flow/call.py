@@ -105,6 +105,9 @@ class Attempts(list[Call]):
     """Calls whose failures are sent back as values in their places, not thrown into the flow."""
 
 
+_BESIDE = frozenset({"cut", "fills", "trace", "usage", "weighed"})
+
+
 class Chosen(list[Call]):
     """No calls: the sample that a flow returns is told to whoever listens, now that it is known."""
 
@@ -115,12 +118,15 @@ class Chosen(list[Call]):
 
     def tell(self) -> None:
         """Send the sample's texts to their listeners."""
-        for predictor, _, prediction in self.sample._told or self.sample.trace:
+        for predictor, _, prediction in self.sample._told or self.sample._trace:
             tell(predictor, prediction)
 
 
 class Prediction(dspy.Prediction):
-    """A ``dspy.Prediction`` that knows what the model wrote and what it cost."""
+    """A ``dspy.Prediction`` that knows what the model wrote and what it cost.
+
+    A field called ``usage``, ``trace``, ``fills``, ``weighed`` or ``cut`` is what that name gives.
+    """
 
     _fills: Mapping[str, Fill] = {}
     _weighed: Mapping[str, Mapping[str, float]] = {}
@@ -128,6 +134,14 @@ class Prediction(dspy.Prediction):
     _trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
     _cut: bool = False
     _told: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()  # of samples, the one chosen
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return a field before what the prediction knows beside its fields."""
+        if name in _BESIDE:
+            fields = vars(self).get("_store", {})
+            if name in fields:
+                return fields[name]
+        return super().__getattribute__(name)
 
     @property
     def fills(self) -> Mapping[str, Fill]:
@@ -155,9 +169,12 @@ class Prediction(dspy.Prediction):
 
         Of samples, that any of them did.
         """
+        return self._was_cut()
+
+    def _was_cut(self) -> bool:
         fills = any(fill.finish == "length" for fill in self._fills.values())
-        inner = (one for _, _, one in self._trace if one is not self)
-        return self._cut or fills or any(getattr(one, "cut", None) is True for one in inner)
+        ours = (one for _, _, one in self._trace if isinstance(one, Prediction) and one is not self)
+        return self._cut or fills or any(one._was_cut() for one in ours)
 
     @classmethod
     def of(cls, plain: dspy.Prediction) -> Prediction:
@@ -209,7 +226,7 @@ def answer(
     refused = {n: error for n, error in enumerate(answers) if isinstance(error, ValueRefused)}
     again = _answered([_again(calls[n]) for n in refused], None) if refused else ()
     for (place, error), second in zip(refused.items(), again, strict=True):
-        usage = (second.usage or Usage()) + (error.usage or Usage())
+        usage = usage_of_answer(second) + usage_of_answer(error)
         if isinstance(second, Prediction):
             second._usage = usage
         else:
@@ -217,6 +234,11 @@ def answer(
             second.args = (f"{second} (it was asked for twice)",)
         answers[place] = second
     return answers
+
+
+def usage_of_answer(given: Prediction | PromptflowError) -> Usage:
+    """Return the tokens of an answer, of a failed one too where they are known."""
+    return given._usage if isinstance(given, Prediction) else given.usage or Usage()
 
 
 def _again(call: Call) -> Call:

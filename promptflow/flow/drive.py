@@ -12,7 +12,7 @@ from dspy.utils.exceptions import DSPyError
 
 from promptflow.engine.request import Usage
 from promptflow.errors import ProgramError, PromptflowError, names_options
-from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer
+from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, usage_of_answer
 from promptflow.lm import Seen, fault_of, lm_of, usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
@@ -167,8 +167,7 @@ class _Running:
         calls = self.calls or []
         self.asked = True
         for call, given in zip(calls, answers, strict=True):
-            if given.usage is not None:
-                self.usage += given.usage
+            self.usage += usage_of_answer(given)
             if isinstance(given, Prediction):
                 self.trace.append((call.predictor, call.inputs, given))
         self._advance(answers)

@@ -28,7 +28,7 @@ def shares(prediction: Prediction, field: str, options: Sequence[str]) -> dict[s
 
     From a model that gives none, the option that was chosen has probability 1.
     """
-    weighed = prediction.weighed.get(field) or {str(prediction[field]): 1.0}
+    weighed = prediction._weighed.get(field) or {str(prediction[field]): 1.0}
     return {option: weighed.get(option, 0.0) for option in options}
 
 

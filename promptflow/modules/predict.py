@@ -166,7 +166,7 @@ def _print(text: str, tokens: Sequence[str]) -> None:
 def _merged(predictions: Sequence[Prediction]) -> Prediction:
     first = predictions[0]
     merged: Prediction = Prediction.from_completions([dict(p.items()) for p in predictions])
-    merged._fills, merged._weighed = first.fills, first.weighed
+    merged._fills, merged._weighed = first._fills, first._weighed
     return merged
 
 

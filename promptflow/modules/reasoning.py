@@ -89,7 +89,7 @@ class ZeroShotCoT(Module):
         [thought] = yield [self.reason.call(**inputs)]
         [final] = yield [self.extract.call(**inputs, reasoning=thought.reasoning)]
         prediction = thought.extended(**final)
-        prediction._fills = {**thought.fills, **final.fills}
+        prediction._fills = {**thought._fills, **final._fills}
         return prediction
 
     def settings(self) -> dict[str, Any]:

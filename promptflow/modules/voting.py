@@ -63,13 +63,13 @@ def mean_logprob(prediction: Prediction) -> float:
     Under the model before temperature; over all calls of the flow; 0 where nothing was sampled.
     Raises ProgramError where a remote model did not tell them.
     """
-    answers = [answer for _, _, answer in prediction.trace]
-    wholes = [answer.fills[WHOLE] for answer in answers if WHOLE in answer.fills]
+    answers = [answer for _, _, answer in prediction._trace]
+    wholes = [answer._fills[WHOLE] for answer in answers if WHOLE in answer._fills]
     if any(whole.text and not whole.logprobs for whole in wholes):
         raise ProgramError(
             "the model gives no log-probabilities: vote by 'count', or pass reward=a function"
         )
-    fills = [fill for answer in answers for fill in answer.fills.values()]
+    fills = [fill for answer in answers for fill in answer._fills.values()]
     tokens = sum(fill.generated for fill in fills)
     return math.fsum(fill.logprob for fill in fills) / tokens if tokens else 0.0
 
@@ -249,7 +249,7 @@ class SelfConsistency(Module):
             failed=len(errors),
         )
         chosen._completions = _completions(samples)
-        chosen._told = winner._told or winner.trace
+        chosen._told = winner._told or winner._trace
         return chosen
 
 
@@ -316,7 +316,7 @@ class BestOf(Module):
         valid, reward, best = max(scored, key=lambda entry: entry[:2])
         yield Chosen(best)
         chosen = best.extended(reward=reward, valid=valid, samples=drawn, failed=len(errors))
-        chosen._told = best._told or best.trace
+        chosen._told = best._told or best._trace
         return chosen
 
     def _reward(self, inputs: Mapping[str, Any], prediction: Prediction) -> float:

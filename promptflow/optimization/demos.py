@@ -109,7 +109,7 @@ def _demos_of(program: Any, outcome: Outcome, seed: int) -> list[tuple[str, dict
     for name, made in calls.items():
         early = len(made) > 1 and random.random() < 0.5
         inputs, prediction = made[random.integers(len(made) - 1)] if early else made[-1]
-        cut = any(fill.finish == "length" for fill in getattr(prediction, "fills", {}).values())
+        cut = any(fill.finish == "length" for fill in getattr(prediction, "_fills", {}).values())
         fields = {**plain(dict(inputs)), **plain(prediction)}
         demos.append((name, {"index": outcome.record.index, "fields": fields, "complete": not cut}))
     return demos

@@ -18,7 +18,7 @@ from promptflow.errors import EngineError, PromptflowError
 from promptflow.evaluation.data import plain
 from promptflow.evaluation.normal import normalize
 from promptflow.evaluation.scoring import LASTING
-from promptflow.flow import run_many
+from promptflow.flow import run_many, usage_of_answer
 from promptflow.modules.predict import Predict
 from promptflow.optimization.study import Spent, Study
 from promptflow.signatures import read_document
@@ -70,7 +70,7 @@ def propose(
             if isinstance(answer, EngineError) and not isinstance(answer, LASTING):
                 raise answer  # of the engine, not of the proposals: the same run asks again
         texts = [None if isinstance(a, PromptflowError) else a.instruction for a in answers]
-        usage = sum((a.usage for a in answers if not isinstance(a, PromptflowError)), Usage())
+        usage = sum(map(usage_of_answer, answers), Usage())
         tokens = usage.prefilled + usage.generated + usage.forced
         return texts, Spent(0, tokens, time.perf_counter() - began)
 
