@@ -860,3 +860,15 @@ def test_a_renewed_child_answers_and_reads_no_prefix_where_it_is_exact():
         assert min(reused[0], reused[2]) > 60
         assert engine.renewals == 3
         assert engine.stats().restarts == 0
+
+
+def test_a_slot_that_fits_streams_to_the_end_of_the_context():
+    parts = Text("a prompt"), Slot("a", max_tokens=4096, ignore_eos=True, fits=True)
+    with Engine(FakeModel(context=60)) as engine:
+        assert engine.count(parts) == len("a prompt")
+        *deltas, last = engine.stream(Request(parts))
+        fill = last.completion.fills["a"]
+        assert "".join(delta.text for delta in deltas) == fill.text
+        assert (fill.finish, fill.generated) == ("length", 60 - engine.count(parts))
+        [whole] = engine.generate([Request(parts)])
+        assert whole.fills["a"] == fill

@@ -137,9 +137,12 @@ class Reference:
     def weigh(self, opened: Filling, tokens: list[int], rng) -> tuple[Filling, Fill]:
         """Follow every token of every option."""
         found: dict[str, tuple[float, Filling]] = {}
+        options = opened.slot.constraint.options
 
         def follow(logprob: float, filling: Filling) -> None:
             if filling.finish is not None:
+                if filling.finish == "length" and filling.written not in options:
+                    return
                 known, shortest = found.get(filling.written, (-np.inf, filling))
                 shortest = min(shortest, filling, key=lambda one: len(one.tokens))
                 found[filling.written] = float(np.logaddexp(known, logprob)), shortest

@@ -8,6 +8,7 @@ import pytest
 from promptflow.engine.decoder import Decoder
 from promptflow.engine.fake import FakeModel
 from promptflow.engine.request import Choice, Completion, Request, Sampling, Slot, Text
+from promptflow.errors import EngineError
 
 PROMPT = "Which? "
 WORDS = ("blu", "10", "\nnext")
@@ -109,3 +110,28 @@ def test_texts_after_a_weighed_choice_follow_the_chosen_option():
 def test_a_beam_or_no_end_does_not_go_with_it():
     with pytest.raises(ValueError, match="a weighed Choice takes no beam"):
         Slot("s", Choice(("a",), weighed=True), ignore_eos=True)
+
+
+def test_an_option_that_has_no_room_is_refused_and_never_weighed_in_part():
+    options = ("no", "perhaps not")
+    decoder = Decoder(FakeModel(context=30))
+    short = Slot("s", Choice(options, weighed=True), max_tokens=10)
+    message = r"slot 's' weighs the option 'perhaps not' of 11 tokens, and has room for 10"
+    for parts in ((Text(PROMPT), short), (Slot("a", max_tokens=1), short)):
+        with pytest.raises(EngineError, match=message):
+            decoder.submit(0, Request(parts))
+    fitting = Slot("s", Choice(options, weighed=True), max_tokens=20, fits=True)
+    with pytest.raises(EngineError, match=message):
+        decoder.submit(0, Request((Text("x" * 20), fitting)))
+    assert decoder.model.decodes == 0
+    assert not decoder.busy
+    assert answer(FakeModel(context=30), options, max_tokens=11).error is None
+
+
+def test_ways_to_write_an_option_that_are_too_long_are_left_out():
+    """ "blue" is two tokens, or four; "b" and "bl" are no options."""
+    completion = answer(FakeModel(words=WORDS), ("blue", "red"), max_tokens=3)
+    [first, second] = completion.fills["s"].alternatives
+    assert {first.text, second.text} == {"blue", "red"}
+    assert math.exp(first.logprob) + math.exp(second.logprob) == pytest.approx(1)
+    assert min(first.logprob, second.logprob) > -math.inf

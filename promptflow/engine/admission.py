@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from promptflow.engine.model import Model
-from promptflow.engine.request import Slot
+from promptflow.engine.prompt import Prompts
+from promptflow.engine.request import Choice, Slot
 from promptflow.errors import CapacityError, ContextOverflow, EngineError
 
 
@@ -18,6 +19,19 @@ def check_ids(model: Model, slots: Sequence[Slot]) -> None:
             raise EngineError(
                 f"slot {slot.name!r} names token {wrong[0]}, but this model's tokens are 0 to "
                 f"{model.vocabulary - 1:,}"
+            )
+
+
+def check_options(prompts: Prompts, slot: Slot) -> None:
+    """Raise EngineError for a weighed choice that cannot hold each of its options."""
+    if not isinstance(slot.constraint, Choice) or not slot.is_weighed:
+        return
+    for option in slot.constraint.options:
+        size = len(prompts.continuation(slot.lead + option))
+        if size > slot.max_tokens:
+            raise EngineError(
+                f"slot {slot.name!r} weighs the option {option[:60]!r} of {size:,} tokens, and has "
+                f"room for {slot.max_tokens:,}: raise max_tokens, or shorten the prompt or option"
             )
 
 

@@ -105,6 +105,8 @@ class Decoder:
         started, elsewhere = time.monotonic(), self._accounted()
         slots = [part for part in request.parts if isinstance(part, Slot)]
         admission.check_ids(self.model, slots)
+        for slot in slots:
+            admission.check_options(self.tools.prompts, slot)
         texts = self.tools.prompts.before_slots(request.parts)
         job = FillJob(slots, texts, request.seed, self.tools)
         length = len(texts[0]) + job.need()

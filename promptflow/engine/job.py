@@ -169,6 +169,7 @@ class FillJob:
             task.tokens += text
             task.length_limit = min(tools.context, len(task.tokens) + self.room())
             slot = self._fitted(self._slots[self._at])
+            admission.check_options(tools.prompts, slot)
             rng = sampling.generator(self._seed, self._at)
             filling = Filling(slot, tools.vocabulary, tools.constraints, rng, task.tokens)
             task.tokens += filling.open()

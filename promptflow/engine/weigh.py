@@ -15,6 +15,7 @@ from promptflow.engine import sampling
 from promptflow.engine.prefix import common
 from promptflow.engine.request import Alternative, Choice, Fill
 from promptflow.engine.slots import Filling
+from promptflow.errors import ConstraintDeadEnd
 
 NEGLIGIBLE = math.log(1e-9)
 """A branch less probable than this is not decoded: it adds nothing to the options behind it."""
@@ -27,6 +28,8 @@ class Weighing:
     def __init__(self, filling: Filling, rng: np.random.Generator) -> None:
         """Weigh the options of an opened ``filling``; ``rng`` draws one if the slot samples."""
         self.slot = filling.slot
+        assert isinstance(self.slot.constraint, Choice)
+        self._options = self.slot.constraint.options
         self.finish: str | None = None
         self.generated = 0
         self._rng = rng
@@ -53,6 +56,8 @@ class Weighing:
             share = logprob + pick.logprob
             twin = filling.fork()
             twin.put(pick)
+            if twin.finish == "length" and twin.written not in self._options:
+                continue  # an option spelled in more tokens than max_tokens: others spell it too
             if twin.finish is not None:
                 self._add(share, twin)
             elif share > NEGLIGIBLE:
@@ -74,8 +79,13 @@ class Weighing:
         self._found[text] = (float(np.logaddexp(known, logprob)), shortest)
 
     def _decide(self) -> None:
-        """Choose an option by its probability."""
+        """Choose an option by its probability. Raises ConstraintDeadEnd where none was written."""
         texts = list(self._found)
+        if not texts:
+            raise ConstraintDeadEnd(
+                f"slot {self.slot.name!r}: no option has room in {self.slot.max_tokens:,} tokens: "
+                "raise max_tokens"
+            )
         weights = np.array([self._found[text][0] for text in texts], dtype=np.float32)
         text = texts[sampling.choose(weights, self.slot.sampling, self._rng)]
         self.best = self._found[text][1]
@@ -87,8 +97,7 @@ class Weighing:
             return Fill("", "length", generated=self.generated)
         total = sampling.log_total(np.array([share for share, _ in self._found.values()]))
         shares = {text: share - total for text, (share, _) in self._found.items()}
-        assert isinstance(self.slot.constraint, Choice)
-        shares |= {o: -math.inf for o in self.slot.constraint.options if o not in shares}
+        shares |= {o: -math.inf for o in self._options if o not in shares}
         ranked = sorted(shares, key=lambda text: -shares[text])
         return Fill(
             text=self.best.written,
