@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import json
 import subprocess
 import sys
 import textwrap
@@ -17,8 +18,10 @@ import pydantic
 import pytest
 from conftest import ROOT
 from pydantic import AfterValidator, Field
+from typer.testing import CliRunner
 
 import promptflow as pf
+from promptflow.cli import app
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.errors import ProgramError, PromptflowError, SignatureError
 from promptflow.lm import LocalLM
@@ -226,3 +229,56 @@ def test_no_file_imports_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_class_is_found_under_its_path() -> None:
     assert path_of(colors.Shelf.Book) == "colors:Shelf.Book"
     assert pf.load_program is load_program
+
+
+PROGRAM = """
+    import enum
+    import dspy
+    import promptflow as pf
+
+    class Mood(enum.Enum):
+        good = "GOOD"
+        bad = "BAD"
+
+    def made():
+        fields = {"question": (str, dspy.InputField()), "answer": (Mood, dspy.OutputField())}
+        return pf.Predict(dspy.Signature(fields, "Judge."))
+
+    def local():
+        class Mood(enum.Enum):
+            good = "GOOD"
+
+        fields = {"question": (str, dspy.InputField()), "answer": (Mood, dspy.OutputField())}
+        return pf.Predict(dspy.Signature(fields, "Judge."))
+"""
+
+
+def test_a_search_over_an_enum_is_written_and_runs_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine(lambda text, slot: "GOOD" if "good" in text else "BAD")
+    lm = LocalLM(engine)
+    monkeypatch.setattr("promptflow.lm.configure", lambda model: lm)
+    (tmp_path / "moods.py").write_text(textwrap.dedent(PROGRAM))
+    rows = [{"question": f"{n} good" if n % 2 else f"{n} worse"} for n in range(30)]
+    lines = [{**row, "answer": "GOOD" if "good" in row["question"] else "BAD"} for row in rows]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    where, out = f"{tmp_path / 'moods.py'}:made", tmp_path / "out"
+    data = [str(tmp_path / "train.jsonl"), "--metric", "exact_match"]
+    options = ["--budget", "calls=40", "--out", str(out)]
+    with dspy.context(lm=lm):
+        refused = CliRunner().invoke(app, ["optimize", where.replace(":made", ":local"), *data])
+        assert refused.exit_code == 2
+        assert "made inside a function" in refused.stderr
+        assert engine.batches == []
+        found = CliRunner().invoke(app, ["optimize", where, *data, *options])
+        assert found.exit_code == 0, found.stderr
+        asked = ["run", str(out / "program"), "-i", "question=so good", "--json"]
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, "moods")
+            lost = CliRunner().invoke(app, asked)
+        assert lost.exit_code == 2
+        assert "--import moods" in lost.stderr
+        ran = CliRunner().invoke(app, [*asked, "--import", str(tmp_path / "moods.py")])
+        assert ran.exit_code == 0, ran.stderr
+        assert json.loads(ran.stdout)["answer"] == "GOOD"
