@@ -291,6 +291,8 @@ def _shape(annotation: Any, metadata: tuple[Any, ...]) -> Shape:
             return Shape(Choice(item.options), _room(item.options), written="text")
     if options := _options(annotation):
         return _choice(options)
+    if isinstance(annotation, type) and issubclass(annotation, dspy.Image | dspy.Audio | dspy.File):
+        raise UnsupportedType("it is no text, and the model writes text alone")
     if isinstance(annotation, type) and issubclass(annotation, dspy.Code | dspy.Reasoning):
         return Shape(kind="code" if issubclass(annotation, dspy.Code) else "text")
     if annotation is str and not metadata:
@@ -331,6 +333,8 @@ def _text_shape(schema: Schema) -> Shape:
     """Return text with a length or a pattern, as it stands."""
     low, high = schema.get("minLength", 0), schema.get("maxLength")
     patterns = list(schema.get("x-patterns", ()))
+    if high == 0:
+        raise UnsupportedType("its text is always empty; leave it out")
     if low or high is not None:
         char = r"[^\n]" if high is not None and high <= LINE and not patterns else r"(?s:.)"
         patterns.append(f"{char}{{{max(low, 1)},{'' if high is None else high}}}")
@@ -372,13 +376,19 @@ def _fault_in(shape: Shape, adapter: TypeAdapter[Any]) -> str | None:
     from promptflow.engine.constraint import Walks, WalkTooLong
 
     if shape.constraint is None:
+        for text in ("a", "one two three", "1, x: [y]\nz"):
+            try:
+                _read(adapter, text, shape)
+            except ValidationError as error:
+                return f"it refuses {text!r}: {_fault(error.errors()[0])}"
         return None
     walks = Walks()
     for _ in range(WALKS):
         try:
             text = walks.text(shape.constraint, 120)
         except ConstraintError as error:
-            raise UnsupportedType(str(error).removeprefix("slot 'walk': ")) from error
+            fault = str(error).removeprefix("slot 'walk': ").rpartition("llguidance says: ")[2]
+            raise UnsupportedType(f"its constraint cannot be compiled: {fault}") from error
         except WalkTooLong:
             return None
         except EngineError as error:
@@ -430,6 +440,9 @@ def _options(annotation: Any) -> dict[str, Any]:
 
 def _listed(annotation: Any) -> list[tuple[str, Any]]:
     annotation = _unwrapped(annotation, ())[0]
+    if type(annotation).__name__ == "TypeAliasType" and not annotation.__type_params__:
+        value = annotation.__value__
+        return _listed(value) if typing.get_origin(value) is Literal else []
     origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is bool:
         return [("yes", True), ("no", False)]
@@ -438,6 +451,8 @@ def _listed(annotation: Any) -> list[tuple[str, Any]]:
     if origin is Literal:
         return [(_option_text(value), value) for value in arms]
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        if not list(annotation):
+            raise UnsupportedType("it has no options")
         return [(_option_text(member), member) for member in annotation]
     if origin in (Union, types.UnionType):
         found = [_listed(arm) for arm in arms]
@@ -461,8 +476,6 @@ def _unwrapped(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, tuple[Any
         return _unwrapped(inner, (*more, *metadata))
     if isinstance(annotation, typing.NewType):
         return _unwrapped(annotation.__supertype__, metadata)
-    if type(annotation).__name__ == "TypeAliasType" and not annotation.__type_params__:
-        return _unwrapped(annotation.__value__, metadata)
     if annotation is None:
         return type(None), tuple(metadata)
     if annotation is _JSON:
@@ -488,11 +501,11 @@ def _built(annotation: Any, metadata: tuple[Any, ...]) -> TypeAdapter[Any]:
         adapter = _adapter(annotation, metadata)
     except _BROKEN as error:
         raise UnsupportedType(f"pydantic cannot read it: {_in_short(error)}") from error
-    if any(
-        getattr(function, "__name__", "") == "import_string"
-        for function in _functions(adapter.core_schema)
-    ):
+    names = {getattr(function, "__name__", "") for function in _functions(adapter.core_schema)}
+    if "import_string" in names:
         raise UnsupportedType("reading it would import the code that the model names; use str")
+    if names & {"validate_file", "validate_directory", "validate_new", "validate_socket"}:
+        raise UnsupportedType("it asks the file system, which the model cannot see; use Path")
     return adapter
 
 

@@ -22,6 +22,14 @@ from promptflow.schema import Schema, text_of
 _CHAR = r'([^"\\\x00-\x1f\x7f]|\\["\\nrt])'
 _ESCAPES = {"x-guidance": {"json_allowed_escapes": 'nrt"\\'}}
 _ONE_SPELLING = r"0|-?(0|[1-9][0-9]*)\.[0-9]*[1-9]|-?[1-9][0-9]*"
+_SCALARS = {
+    "anyOf": [
+        {"type": "string"},
+        {"x-written": "number", "x-patterns": [ranges.FLOAT], "x-kind": "number"},
+        {"type": "boolean"},
+        {"type": "null"},
+    ]
+}
 _ANYTHING = (
     'any: text_any | NUMBER_ANY | "true" | "false" | "null" | list_any | object_any',
     f"text_any: %json {json.dumps({'type': 'string', **_ESCAPES})}",
@@ -149,6 +157,8 @@ class _Rules:
         items: Any = schema.get("items", {} if high is None or high > len(first) else False)
         if items is False or (not first and not self.ends(items)):
             high = len(first) if high is None else min(high, len(first))
+        if schema.get("uniqueItems") and items in ({}, True):
+            items = _SCALARS  # a list or an object is no member of a set
         if schema.get("uniqueItems") and high != 0:
             if (options := self.options(items)) is not None:
                 wanted = [(_quoted(json.dumps(o, ensure_ascii=False)), False) for o in options]

@@ -53,7 +53,7 @@ def translated(pattern: str | re.Pattern[str]) -> str:
 
 
 def _ends_off(text: str) -> str:
-    inner = text.removeprefix("^").removesuffix("$")
+    inner = text.removeprefix("^").removeprefix(r"\A").removesuffix("$").removesuffix(r"\z")
     return text if "|" in inner or inner.endswith("\\") else inner
 
 

@@ -12,7 +12,7 @@ import datetime
 import re
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
-from math import inf, nextafter
+from math import frexp, inf, nextafter
 from typing import Any, NoReturn
 
 from pydantic import TypeAdapter
@@ -54,7 +54,8 @@ _IPV6 = (
 _LABEL = "[a-zA-Z]([a-zA-Z0-9]|-[a-zA-Z0-9]){0,30}"
 _HOST = rf"{_LABEL}(\.{_LABEL}){{0,8}}"
 _PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
-_URL = rf"{_HOST}{_PORT}(/[^\x00-\x20\x22<>\x5c\^`{{|}}\x7f?#]*)?(\?[^\x00-\x20\x22<>\x7f#\x5c]*)?"
+_PATH = r"/[^\x00-\x20\x22<>\x5c\^`{|}\x7f?#]*"
+_URL = rf"{_HOST}{_PORT}({_PATH})?(\?[^\x00-\x20\x22<>\x7f#\x5c]*)?"
 _URL += r"(#[^\x00-\x20\x22<>`\x7f\x5c]*)?"
 _BASE64 = "([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})"
 _PART = r"(0|[1-9][0-9]{0,17})(\.[0-9]{1,17})?"
@@ -134,6 +135,9 @@ class _Types(GenerateJsonSchema):
         if step == 10.0**-places and places >= 0:
             found = ranges.decimals(_exact(low), _exact(high), places)
             return _leaf("number", found, written="number", most=90) | limits
+        exact = all(n is not None and abs(n) <= 10**15 for n in (low, high))
+        if frexp(step)[0] != 0.5 and not exact:  # a large float is no multiple of it
+            _refuse(f"multiples of {step} need limits of 15 digits at most; give both, or use int")
         bounds = {"minimum": low, "maximum": high, "multipleOf": step}
         whole = {k: v for k, v in bounds.items() if v is not None}
         return {"x-json": {"type": "number", **whole}, "x-kind": "number"} | limits
@@ -171,12 +175,15 @@ class _Types(GenerateJsonSchema):
 
     def str_schema(self, schema: Any) -> Schema:
         """Return text with its lengths and its pattern."""
-        made: Schema = {"type": "string"}
-        made |= {
-            theirs: schema[ours]
-            for theirs, ours in (("minLength", "min_length"), ("maxLength", "max_length"))
-            if schema.get(ours) is not None
+        if schema.get("pattern") == _BYTE_SIZE:
+            return _leaf("size in bytes", rf"[0-9]{{1,12}}(\.[0-9]{{1,3}})? ?{_UNIT}", most=24)
+        own = self._config
+        lengths = {
+            "minLength": schema.get("min_length", own.str_min_length or None),
+            "maxLength": schema.get("max_length", own.str_max_length),
         }
+        made: Schema = {"type": "string"}
+        made |= {name: length for name, length in lengths.items() if length is not None}
         self._ordered(made.get("minLength"), made.get("maxLength"))
         patterns = []
         if (pattern := schema.get("pattern")) is not None:
@@ -310,6 +317,8 @@ class _Types(GenerateJsonSchema):
         """Return a URL with a host."""
         schemes = schema.get("allowed_schemes") or ["https", "http", "ftp", "ws", "wss"]
         most = schema.get("max_length")
+        if schemes == ["file"]:
+            return _leaf("url", f"file://{_PATH}", most=10**6)
         found = [f"{ranges.either([re.escape(s) for s in schemes])}://{_URL}"]
         return _leaf("url", *found, *([f"(?s:.){{0,{most}}}"] if most else []), most=most or 10**6)
 
@@ -380,8 +389,6 @@ def text_of(schema: Schema) -> Schema:
         return _leaf(form, _FORMATS[form], most=most)
     if form is not None and form not in _PLAIN_FORMATS:
         _refuse(f"text of the format {form!r} cannot be held; use str, or str(pattern=...)")
-    if schema.get("pattern") == _BYTE_SIZE:
-        return _leaf("size in bytes", rf"[0-9]{{1,12}}(\.[0-9]{{1,3}})? ?{_UNIT}", most=24)
     if "pattern" in schema:
         try:
             return schema | {"x-patterns": [translated(schema["pattern"])]}

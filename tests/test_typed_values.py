@@ -32,6 +32,7 @@ from typing import (
     Union,
 )
 
+import dspy
 import pydantic
 import pytest
 from pydantic import (
@@ -213,6 +214,18 @@ Scores = TypeAliasType("Scores", dict[str, list[int]])
 Level3 = TypeAliasType("Level3", Literal["low", "high"])
 
 
+Recursive = TypeAliasType("Recursive", "int | list[Recursive] | dict[str, Recursive]")
+
+
+class Short(BaseModel):
+    model_config = ConfigDict(str_max_length=5, str_min_length=1)
+    text: str
+
+
+class Empty(enum.Enum):
+    pass
+
+
 def limited(annotation: Any, **limits: Any) -> Any:
     return Annotated[annotation, Field(**limits)]
 
@@ -378,6 +391,16 @@ HELD: list[Any] = [
     Open,
     Closed,
     Strictly,
+    pydantic.JsonValue,
+    Recursive,
+    pydantic.ByteSize,
+    pydantic.FileUrl,
+    set,
+    Short,
+    limited(float, multiple_of=7, ge=-70, le=10**9),
+    limited(float, multiple_of=0.5),
+    limited(str, pattern=""),
+    limited(str, pattern=r"x\z"),
     pydantic.StrictStr,
     pydantic.StrictBool,
     list[pydantic.StrictFloat],
@@ -385,6 +408,12 @@ HELD: list[Any] = [
 
 REFUSED: list[Any] = [
     (Callable[[], int], "Callable"),
+    (Empty, "no options"),
+    (dspy.Image, "writes text alone"),
+    (pydantic.NewPath, "file system"),
+    (Annotated[int, pydantic.WithJsonSchema({"type": "string"})], "valid integer"),
+    (limited(str, max_length=0), "always empty"),
+    (limited(float, multiple_of=7), "15 digits"),
     (pydantic.ImportString, "import the code"),
     (re.Pattern, "regex"),
     (Iterable[int], "Iterable"),
@@ -410,7 +439,7 @@ REFUSED: list[Any] = [
     (list[pydantic.Json[int]], "holds JSON"),
     (ipaddress.IPv4Network, "ipv4network"),
     (pydantic.PostgresDsn, "several hosts"),
-    (pydantic.FilePath, "file-path"),
+    (pydantic.FilePath, "file system"),
     (pydantic.Base64Str, "refuses|base64"),
 ]
 
@@ -431,6 +460,7 @@ def parsed(text: str) -> list[Any]:
         ipaddress.ip_interface,
         pydantic.TypeAdapter(pydantic.AnyUrl).validate_python,
         complex,
+        pydantic.TypeAdapter(pydantic.ByteSize).validate_python,
         pathlib.Path,
     ):
         try:

@@ -385,11 +385,13 @@ class Walks:
         """
         matcher = self._constraints.start(constraint, "", "walk")
         written = bytearray()
-        while not matcher.must_end() and len(written) < 10 * most:
+        while not matcher.must_end() and len(written) < 10 * most + 3_000:
             ending = len(written) >= most
-            if matcher.can_end(len(written)) and (ending or self._random.random() < 0.3):
+            done = matcher.can_end(len(written))
+            allowed = matcher.allowed()
+            if done and (ending or self._random.random() < 0.3 or not allowed[:256].any()):
                 break
-            matcher.consume(step := self._step(matcher.allowed(), ending))
+            matcher.consume(step := self._step(allowed, ending))
             written.append(step)
         if not matcher.can_end(len(written)):
             raise WalkTooLong(f"no end after {len(written):,} bytes")
