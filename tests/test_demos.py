@@ -137,3 +137,26 @@ def test_demos_are_drawn_for_all_predictors_from_the_same_examples():
 def test_a_pool_may_be_small(count):
     drawn = draw({"self": [Demo(0, {"n": 1})][:count]}, 4, np.random.default_rng(0))
     assert len(drawn["self"]) == count
+
+
+@pytest.mark.parametrize(
+    ("signature", "fields", "demo"),
+    [
+        ("question -> answer", {"answers": '["a", "b"]'}, {"answer": "a"}),
+        ("question -> answer", {"answers": {"text": ["a"], "answer_start": [1]}}, {"answer": "a"}),
+        ("question -> answer", {"answer": None, "answers": ["a"]}, {"answer": "a"}),
+        ("question -> answer", {"answer": None}, None),
+        ("question -> answer", {"answers": []}, None),
+        ("question -> reasoning, answer", {"answer": "a", "reasoning": None}, {"answer": "a"}),
+        ("question -> answer: Optional[int]", {"answer": None}, {"answer": None}),
+        ("question, hint: Optional[str] -> answer", {"answer": "a"}, {"hint": None, "answer": "a"}),
+        ("question, hint -> answer", {"answer": "a"}, None),
+        ("question -> answer: list[int]", {"answer": "[1, 2]"}, {"answer": [1, 2]}),
+        ("question -> answer: int", {"answer": "#### 1,200"}, {"answer": 1200}),
+        ("question -> answer: float", {"answer": "about 2.5"}, {"answer": 2.5}),
+    ],
+)
+def test_gold_answers_of_files_make_labelled_demos(signature, fields, demo):
+    example = dspy.Example(question="q", **fields).with_inputs("question")
+    [made] = labelled(Predict(signature), [example]).values()
+    assert [one.fields for one in made] == ([] if demo is None else [{"question": "q", **demo}])

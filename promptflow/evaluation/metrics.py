@@ -164,7 +164,7 @@ def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any
     if not gold or not _may_be(example[gold], annotation):
         raise no_gold(example, names or prediction)
     value = prediction[names[0]]
-    golds = _alternatives(value, example[gold])
+    golds = alternatives(value, example[gold])
     if all(_are_unlike(value, one, annotation) for one in golds):
         raise DataError(
             f"the gold value of {names[0]!r}, {golds[0]!r:.80}, cannot be compared with "
@@ -304,17 +304,21 @@ def _accepts(annotation: Any, value: Any) -> bool:
     return True
 
 
-def _alternatives(value: Any, gold: Any) -> list[Any]:
-    """Return the gold values that a value is compared with, from the forms that data sets use."""
+def alternatives(value: Any, gold: Any) -> list[Any]:
+    """Return the gold values that a value is compared with, at least one.
+
+    A list holds alternatives unless the value is one, in a table's cell too; SQuAD and TriviaQA on
+    the hub have objects of lists. Where there is no answer the one gold value is empty text.
+    """
     value = value.value if isinstance(value, enum.Enum) else value
     if isinstance(gold, str) and not is_many(value) and not has_fields(value):
         inner = parsed(gold)  # a list in the cell of a table
-        return [gold] if inner is None else [gold, *_alternatives(value, inner)]
+        return [gold] if inner is None else [*alternatives(value, inner), gold]
     if isinstance(gold, str) and is_many(value) and is_many(inner := parsed(gold)):
-        return _alternatives(value, inner) if _are_lists(inner, value) else [gold]
+        return alternatives(value, inner) if _are_lists(inner, value) else [gold]
     if isinstance(gold, Mapping) and not has_fields(value):
         if "text" in gold:  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
-            return _alternatives(value, gold["text"])
+            return alternatives(value, gold["text"])
         if "aliases" in gold:  # TriviaQA on the hub
             return [gold[key] for key in ("value",) if key in gold] + list(gold["aliases"])
     if not is_many(gold) or (is_many(value) and not _are_lists(gold, value)):

@@ -12,11 +12,13 @@ from typing import Any
 
 import dspy
 import numpy as np
+from dspy.adapters.utils import annotation_allows_none
 from pydantic import TypeAdapter, ValidationError
 
 from promptflow.engine.request import Usage
 from promptflow.evaluation.data import plain
-from promptflow.evaluation.metrics import Metric, final_number
+from promptflow.evaluation.meaning import parsed
+from promptflow.evaluation.metrics import Metric, alternatives, final_number
 from promptflow.evaluation.scoring import Job, Outcome, check_excluded, score_jobs
 from promptflow.optimization.study import Spent, Study
 from promptflow.optimization.variant import Demos
@@ -140,25 +142,35 @@ def _thinks(predictor: Any) -> bool:
 def _gold_fields(signature: Any, example: dspy.Example) -> dict[str, Any] | None:
     fields = {}
     for name, field in signature.fields.items():
-        if name in example:
-            value = example[name]
-        elif example.get(f"{name}s"):
-            value = example[f"{name}s"][0]
-        elif name == "reasoning" and name in signature.output_fields:
-            continue
-        else:
+        value = _gold(name, example)
+        if value is not None:
+            fitted = _fitted(field.annotation, value)
+            if fitted is None:
+                return None
+            fields[name] = plain(fitted)
+        elif annotation_allows_none(field.annotation) and (
+            name in example or name in signature.input_fields
+        ):
+            fields[name] = None
+        elif name != "reasoning" or name not in signature.output_fields:
             return None
-        fitted = _fitted(field.annotation, value)
-        if fitted is None:
-            return None
-        fields[name] = plain(fitted)
     return fields
+
+
+def _gold(name: str, example: dspy.Example) -> Any:
+    """Return an example's value of a field, or the first of several; None where it has none."""
+    if example.get(name) is not None:
+        return example[name]
+    golds = example.get(f"{name}s")
+    return None if golds is None else (alternatives("", golds)[0] or None)
 
 
 def _fitted(annotation: Any, value: Any) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError:
+        if isinstance(value, str) and (inner := parsed(value)) is not None:  # a cell of a table
+            return _fitted(annotation, inner)
         number = final_number(value) if annotation in (int, float) else None
         if annotation is int and number is not None:
             return int(number) if number == int(number) else None
