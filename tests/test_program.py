@@ -366,3 +366,12 @@ def test_a_program_whose_code_or_layout_changed_is_refused(
     layout.write_text(layout.read_text() + " ")
     with pytest.raises(ProgramError, match=r"steps\[0\].layout: saved with"):
         load_program(tmp_path / "saved", into=Pipeline())
+
+
+def test_a_program_made_for_a_remote_model_says_so_on_another(tmp_path: Path) -> None:
+    one, other = (pf.load(f"openai/{name}", api_key="x") for name in ("one", "other"))
+    with dspy.context(lm=one):
+        save_program(Predict(QA), tmp_path)
+    assert isinstance(load_program(tmp_path, lm=one), Predict)
+    with pytest.raises(ProgramError, match="saved with openai/one, now openai/other"):
+        load_program(tmp_path, lm=other)

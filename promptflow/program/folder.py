@@ -14,6 +14,7 @@ import dspy
 from promptflow import storage
 from promptflow.errors import ProgramError, StoreCorrupt, StoreError, StoreNotFound, names_options
 from promptflow.layout import find_layout
+from promptflow.lm import is_local, lm_of
 from promptflow.program.classes import named_classes, table_of
 from promptflow.program.identity import code_hash, index_hash
 from promptflow.program.walk import modules_of, predictors_of
@@ -179,11 +180,14 @@ def lock_of(program: Any, lm: Any = None) -> dict[str, str]:
     Of ``lm`` or the configured LM; without one the model is left out.
     """
     lock = {}
-    engine = getattr(lm or dspy.settings.lm, "text_engine", None)
-    if engine is not None:
-        info = engine.info
+    lm = lm or dspy.settings.lm
+    lm = lm and lm_of(lm)
+    if is_local(lm):
+        info = lm.text_engine.info
         lock["model"] = f"{info.name}@{info.sha256}"
         lock["template"] = storage.sha256_bytes(info.template.encode())
+    elif lm is not None:
+        lock["model"] = str(lm.model)
     parts = [("", program), *modules_of(program)]
     if code := code_hash([part for _, part in parts]):
         lock[f"code {sys.implementation.cache_tag}"] = code
