@@ -306,6 +306,96 @@ def test_whatever_a_module_holds_counts(kind: str, make: Callable[[int], Any]) -
     assert len({holding(make(n)) for n in range(3)}) == 3
 
 
+COUNT = 0
+LOG: list[int] = []
+
+
+def counted(log: list[int], texts: list[str], table: dict[str, int]) -> Any:
+    number = 0
+
+    def run(value: Any) -> Any:
+        nonlocal number
+        global COUNT
+        number += 1
+        COUNT += 1
+        log.append(len(texts) + number_of(value))
+        LOG.append(1)
+        table[str(value)] = 1
+        return [text for text in texts if text]
+
+    return run
+
+
+def number_of(value: Any) -> int:
+    return 1
+
+
+class Logging(dspy.Module):
+    """Writes a log and counters, and reads its limit and what it remembers."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.count, self.log, self.memory = limit, 0, [], [0]
+        self.table: dict[Any, Any] = {}
+
+    def forward(self, value: Any) -> Any:
+        self.count += 1
+        self.log.append(value)
+        self.table[value] = self.limit
+        self.memory.append(value)
+        return self.memory[-1]
+
+
+def test_what_code_only_writes_does_not_decide() -> None:
+    """A log or a counter changes while a program runs: the same program goes on."""
+    log, texts, table = [1], ["a"], {"x": 1}
+    run = counted(log, texts, table)
+    before = hash_of(run)
+    run(3)
+    assert (log, table) == ([1, 2], {"x": 1, "3": 1})
+    assert hash_of(run) == before
+    assert hash_of(counted([], ["a"], {})) == before
+    assert hash_of(counted([], ["b"], {})) != before
+    made = Logging(3)
+    before = program_identity(made)
+    made.count, made.log, made.table = 7, [1, 2], {1: 2}
+    assert program_identity(made) == before
+    made.memory = [1]
+    assert program_identity(made) != before
+    assert program_identity(Logging(4)) != before
+
+
+def test_what_code_reads_and_writes_decides() -> None:
+    def remembering(seen: list[int]) -> Any:
+        def run(value: int) -> bool:
+            seen.append(value)
+            return value in seen
+
+        return run
+
+    def popping(seen: list[int]) -> Any:
+        return lambda: seen.pop()
+
+    def given(seen: list[int]) -> Any:
+        return lambda: (seen.append(1), seen)[1]
+
+    def total(seen: int) -> Any:
+        def run() -> int:
+            nonlocal seen
+            seen += 1
+            return seen
+
+        return run
+
+    for make, one, two in (
+        (remembering, [1], [2]),
+        (popping, [1], [2]),
+        (given, [1], [2]),
+        (total, 1, 2),
+    ):
+        assert hash_of(make(one)) != hash_of(make(two))
+
+
 def test_a_value_that_holds_itself_is_described() -> None:
     def loop(n: int) -> list[Any]:
         made: list[Any] = [n]

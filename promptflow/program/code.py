@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -129,3 +129,76 @@ def _imported_file(name: str, names: Mapping[str, Any]) -> Path | None:
     except (ImportError, ValueError, AttributeError):
         return None
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+_ADDING = frozenset({"append", "appendleft", "add", "extend", "update", "insert", "clear"})
+"""Methods of containers that a log is written with: they give nothing back."""
+
+
+def only_written(code: types.CodeType) -> set[str]:
+    """Return the names that code adds to and reads nothing of, such as a log's or a counter's.
+
+    Of closures and globals by their names, of attributes with a dot before theirs. Where the code
+    is not plain the name is left out: it counts as read.
+    """
+    written: dict[str, bool] = {}
+    for one in _nested(code):
+        steps = list(dis.get_instructions(one))
+        for place, step in enumerate(steps):
+            if step.opname in ("LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLASSDEREF"):
+                name = str(step.argval)
+            elif step.opname == "LOAD_ATTR":
+                name = f".{step.argval}"
+            else:
+                continue
+            written[name] = written.get(name, True) and _is_added_to(steps, place)
+    return {name for name, only in written.items() if only}
+
+
+def attributes_of(code: types.CodeType) -> set[str]:
+    """Return the names of the attributes and methods that code loads."""
+    return {
+        str(step.argval)
+        for one in _nested(code)
+        for step in dis.get_instructions(one)
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD")
+    }
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _nested(constant)
+
+
+def _is_added_to(steps: Sequence[dis.Instruction], place: int) -> bool:
+    """Say whether what is loaded at ``place`` is added to at once, and what that gives is dropped.
+
+    That is ``x.append(...)``, ``x += ...`` and ``x[...] = ...`` as statements.
+    """
+    depth = 1
+    called = False
+    for number in range(place + 1, min(place + 60, len(steps) - 2)):
+        step, following = steps[number], steps[number + 1 : number + 3]
+        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            return False
+        if step.opname == "STORE_SUBSCR" and depth == 2:
+            return True
+        if number == place + 1 and step.opname in ("LOAD_METHOD", "LOAD_ATTR"):
+            called = step.argval in _ADDING
+            if not called:
+                return False
+        depth += dis.stack_effect(step.opcode, step.arg, jump=False)
+        if depth < 1:
+            return False
+        if depth == 1 and step.opname.startswith("CALL"):
+            return called and following[0].opname == "POP_TOP"
+        if depth == 1 and step.opname == "BINARY_OP" and not called:
+            inplace = step.arg is not None and step.arg >= _INPLACE
+            stored = [s.argval for s in following if s.opname.startswith("STORE_")][:1]
+            return inplace and stored == [steps[place].argval]
+    return False
+
+
+_INPLACE = 13  # of BINARY_OP: its argument from here on is += and the like

@@ -31,7 +31,14 @@ from promptflow.engine.request import ModelInfo
 from promptflow.errors import ProgramError
 from promptflow.layout import Decoding, find_layout
 from promptflow.modules import Predict, ZeroShotCoT
-from promptflow.program.code import globals_of, own_class, own_file, release
+from promptflow.program.code import (
+    attributes_of,
+    globals_of,
+    only_written,
+    own_class,
+    own_file,
+    release,
+)
 from promptflow.signatures import begins_with_default, own_instructions
 from promptflow.storage import canonical, sha256_bytes, sha256_of
 
@@ -206,7 +213,11 @@ class _Description:
         described["code"] = self.of(code)
         kept = {key: item for key, item in vars(value).items() if not key.startswith("__")}
         described["attributes"] = self._mapping(kept)
-        described["globals"] = {name: self.of(item) for name, item in globals_of(value)}
+        logs = only_written(code)  # what a function only writes decides nothing
+        read = {name: item for name, item in globals_of(value) if name not in logs}
+        described["globals"] = {name: self.of(item) for name, item in read.items()}
+        for name in logs & described["closure"].keys():
+            described["closure"][name] = {"<written>": None}
         return {"<function>": described}
 
     def _cell(self, cell: types.CellType) -> Any:
@@ -330,8 +341,10 @@ class _Description:
         return {"<predictor>": described}
 
     def program(self, value: dspy.Module) -> Any:
-        """Describe a module by its class and its attributes."""
-        held = {name: item for name, item in vars(value).items() if name not in _RUNTIME}
+        """Describe a module by its class and its attributes, but those that it only writes."""
+        logs = _logs(type(value))
+        apart = _RUNTIME | logs
+        held = {name: item for name, item in vars(value).items() if name not in apart}
         if isinstance(value, ZeroShotCoT):
             del held["triggers"]  # a document's name; its labels are in the predictors' signatures
         described = {"class": self.of(type(value)), "attributes": self._attributes(value, held)}
@@ -387,6 +400,8 @@ class _Description:
         if isinstance(value, pydantic.BaseModel):
             held |= {**(value.__pydantic_extra__ or {}), **(value.__pydantic_private__ or {})}
             held = {k: v for k, v in held.items() if not k.startswith("__pydantic")}
+        for name in held.keys() & _logs(type(value)):
+            del held[name]
         described["attributes"] = self._attributes(value, held)
         described["content"] = self._content(value)
         return {"<object>": described}
@@ -436,6 +451,19 @@ _DESCRIBED: Sequence[tuple[Any, Any]] = (
     (type, _Description.cls),
 )
 """How values of a kind are described: the first that fits."""
+
+
+def _logs(cls: type[Any]) -> frozenset[str]:
+    """Return the attributes that no method of the user's reads, and one writes while it runs."""
+    written: set[str] = set()
+    read: set[str] = set()
+    for base in cls.__mro__:
+        for name, item in vars(base).items() if own_class(base) else ():
+            if isinstance(item, types.FunctionType) and name != "__init__":
+                logs = only_written(item.__code__)
+                written |= {log[1:] for log in logs if log.startswith(".")}
+                read |= {a for a in attributes_of(item.__code__) if f".{a}" not in logs}
+    return frozenset(written - read)
 
 
 def _foreign(lm: Any) -> bool:
