@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import enum
 from typing import Any, Literal
 
@@ -425,3 +426,69 @@ def test_what_is_lost_with_the_engine_is_asked_again_by_our_modules_too():
     results = pf.run_many(pf.Predict("question -> answer"), inputs, lm=lm)
     assert [isinstance(result, EngineLost) for result in results] == [False, True, False]
     assert [len(batch) for batch in batches] == [3, 3, 1, 1, 1]
+
+
+def test_a_baml_adapter_works_on_a_local_model():
+    from dspy.adapters.baml_adapter import BAMLAdapter
+
+    lm, _ = scripted(lambda prompt, slot: '{"answer": 4}')
+    with dspy.context(lm=lm, adapter=BAMLAdapter()):
+        assert dspy.Predict("question -> answer: int")(question="q").answer == 4
+
+
+# What DSPy puts around programs
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_dspy_runs_programs_in_threads_and_counts_their_tokens(kind: Any):
+    lm, engine = scripted(lambda text, slot: text.split("Question: ")[1].split("<")[0])
+    questions = [
+        dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(9)
+    ]
+    program = kind("question -> answer")
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter(), track_usage=True):
+        evaluate = dspy.Evaluate(
+            devset=questions,
+            metric=lambda example, prediction, trace=None: example.answer == prediction.answer,
+            num_threads=8,
+            display_progress=False,
+        )
+        assert evaluate(program).score == 100.0
+        parallel = dspy.Parallel(num_threads=4, disable_progress_bar=True)
+        answers = [p.answer for p in parallel([(program, q) for q in questions])]
+        [usage] = program(question="one two").get_lm_usage().values()
+    assert answers == [q.answer for q in questions]
+    assert usage["completion_tokens"] == 2
+    assert len(engine.prompts) == 19
+
+
+NAMED = ["module", "seed", "inputs", "flow", "layout", "adapter", "callbacks", "n", "messages"]
+
+
+@pytest.mark.parametrize("how", ["call", "async", "stream"])
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict, pf.ChainOfThought])
+@pytest.mark.parametrize("name", NAMED)
+def test_inputs_have_any_name(name: str, kind: Any, how: str):
+    lm, engine = scripted(lambda text, slot: "x")
+    program = kind(f"{name} -> answer")
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        if how == "async":
+            prediction = asyncio.run(dspy.asyncify(program)(**{name: "given"}))
+        elif how == "stream":
+            listeners = [dspy.streaming.StreamListener("answer")]
+            streamed = dspy.streamify(program, stream_listeners=listeners, async_streaming=False)
+            *heard, prediction = streamed(**{name: "given"})
+            assert "".join(chunk.chunk for chunk in heard) == "x"
+        else:
+            prediction = program(**{name: "given"})
+    assert prediction.answer == "x"
+    assert ": given" in engine.prompts[0]
+
+
+def test_knn_finds_demos_with_our_embedders():
+    from promptflow.retrieval import HashingEmbedder
+
+    examples = [dspy.Example(question=q).with_inputs("question") for q in ("a red fox", "two cats")]
+    embed = dspy.Embedder(HashingEmbedder().encode, caching=False)
+    [nearest] = dspy.KNN(k=1, trainset=examples, vectorizer=embed)(question="the red fox")
+    assert nearest.question == "a red fox"

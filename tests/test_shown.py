@@ -4,8 +4,10 @@ from typing import Any
 
 import dspy
 import pytest
+from conftest import SMOLLM
 
 import promptflow as pf
+from promptflow.engine import Engine
 from promptflow.engine.fake import ScriptedEngine
 from promptflow.lm.shown import Shown
 
@@ -116,3 +118,12 @@ def test_react_v2_is_made_to_submit_where_it_calls_nothing():
     with dspy.context(lm=pf.load("s", engine=engine), adapter=pf.SlotAdapter()):
         prediction = dspy.ReActV2("question -> answer", tools=[find])(question="x?")
     assert (prediction.answer, prediction.termination_reason) == ("42", "forced_submit")
+
+
+def test_react_v2_runs_to_its_end_on_a_small_model(smollm: Engine):
+    lm = pf.load(SMOLLM, engine=smollm).copy(max_tokens=48)
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        agent = dspy.ReActV2("a: int, b: int -> sum: int", tools=[add], max_iters=2)
+        prediction = agent(a=3, b=4)
+    assert isinstance(prediction.sum, int)
+    assert prediction.termination_reason in ("submit", "forced_submit")
