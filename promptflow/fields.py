@@ -68,8 +68,8 @@ class Shape:
     constraint: Constraint | None = None
     tokens: int | None = None
     options: tuple[str, ...] = ()
-    low: Any = None
-    high: Any = None
+    low: float | str | None = None
+    high: float | str | None = None
     sketch: str = ""
     quotes: str = ""
     kind: str = "text"

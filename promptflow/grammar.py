@@ -386,7 +386,7 @@ def sketch(schema: Schema, definitions: Mapping[str, Schema], seen: tuple[str, .
             return "text"
         case "array":
             items = [sketch(item, definitions, seen) for item in schema.get("prefixItems", [])]
-            if schema.get("items", not items):
+            if schema.get("items", not items) is not False:
                 items.append(f"{sketch(schema.get('items', {}), definitions, seen)}, ...")
             return f"[{', '.join(items)}]"
         case "object":
@@ -394,7 +394,7 @@ def sketch(schema: Schema, definitions: Mapping[str, Schema], seen: tuple[str, .
             fields = [f'"{n}": {sketch(s, definitions, seen)}' for n, s in shown.items()]
             values: Any = schema.get("x-values", schema.get("additionalProperties", not shown))
             if values is not False:
-                key = sketch(schema.get("x-keys", {"type": "string"}), definitions, seen)
+                key = sketch(schema.get("x-keys") or {"type": "string"}, definitions, seen)
                 values = {} if values is True else values
                 fields.append(f"{key}: {sketch(values, definitions, seen)}")
             return f"{{{', '.join(fields)}}}"

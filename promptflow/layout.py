@@ -112,8 +112,8 @@ class Field:
     long: bool
     kind: str = "text"
     options: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
+    low: float | str | None = None
+    high: float | str | None = None
     sketch: str = ""
     quotes: str = ""
 

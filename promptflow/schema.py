@@ -153,9 +153,10 @@ class _Types(GenerateJsonSchema):
             )
         limits = {name: schema.get(name) for name in ("ge", "gt", "le", "lt")}
         given = {n: Decimal(str(v)) for n, v in limits.items() if v is not None}
+        low, high = given.get("ge", given.get("gt")), given.get("le", given.get("lt"))
         shown = {
-            "x-low": given.get("ge", given.get("gt")),
-            "x-high": given.get("le", given.get("lt")),
+            "x-low": None if low is None else str(low),
+            "x-high": None if high is None else str(high),
         }
         if digits is None and places is None and given in ({}, {"ge": 0}):
             return _leaf("decimal", ranges.DECIMAL.removeprefix("-?" if given else ""), most=90)
@@ -212,7 +213,7 @@ class _Types(GenerateJsonSchema):
         highs = [schema.get("le"), _later(schema.get("lt"), -day)]
         lows.append(today + day if schema.get("now_op") == "future" else None)
         highs.append(today - day if schema.get("now_op") == "past" else None)
-        return _leaf("date", DATE, *self._days(lows, highs), most=10)
+        return _leaf("date", DATE, *self._days(lows, highs), most=10) | _told(schema)
 
     def _days(self, lows: Sequence[Any], highs: Sequence[Any]) -> list[str]:
         low = max((n for n in lows if n is not None), default=datetime.date.min)
@@ -228,7 +229,8 @@ class _Types(GenerateJsonSchema):
             return _leaf("time", _CLOCK + self._zone(schema), most=24)
         if schema.get("tz_constraint") == "aware":
             _refuse("limits on a time with a zone cannot be held; leave them out")
-        return _leaf("time", _SECONDS, _moments(*self._limits(schema, datetime.time)), most=16)
+        moments = _moments(*self._limits(schema, datetime.time))
+        return _leaf("time", _SECONDS, moments, most=16) | _told(schema)
 
     def datetime_schema(self, schema: Any) -> Schema:
         """Return a moment, with a zone where one may stand."""
@@ -236,12 +238,12 @@ class _Types(GenerateJsonSchema):
         found = [schema.get(name) for name in ("ge", "gt", "le", "lt")]
         plain = f"{DATE}[T ]{_CLOCK}"
         if any(n is not None and n.tzinfo for n in found):
-            return _leaf("date-time", plain + _ZONE, self._zoned(schema), most=33)
+            return _leaf("date-time", plain + _ZONE, self._zoned(schema), most=33) | _told(schema)
         if any(n is not None for n in found):
             if schema.get("tz_constraint") == "aware":
                 _refuse("its limits have no zone, and its values have one; give the limits a zone")
             moments = _moments(*self._limits(schema, datetime.datetime))
-            return _leaf("date-time", f"{DATE}T{_SECONDS}", moments, most=26)
+            return _leaf("date-time", f"{DATE}T{_SECONDS}", moments, most=26) | _told(schema)
         tail = "(?s:.)*"
         past, future = (schema.get("now_op") == op for op in ("past", "future"))
         days = self._days([today if future else None], [today if past else None])
@@ -406,6 +408,15 @@ def _moments(low: Any, high: Any) -> str:
 
 def _exact(number: float | None) -> Decimal | None:
     return None if number is None else Decimal(repr(float(number)))
+
+
+def _told(schema: Any) -> Schema:
+    """Return the limits that a prompt tells of days and times."""
+    low, high = schema.get("ge", schema.get("gt")), schema.get("le", schema.get("lt"))
+    return {
+        "x-low": None if low is None else low.isoformat(),
+        "x-high": None if high is None else high.isoformat(),
+    }
 
 
 def _plus(number: Decimal | None, more: Decimal) -> Decimal | None:

@@ -225,6 +225,9 @@ def test_a_picture_of_the_values():
     )
     assert field(Tree).shape.sketch == '{"name": text, "children": [..., ...]}'
     assert field(dict[str, int]).shape.sketch == "{text: integer}"
+    assert field(list[Any]).shape.sketch == "[any value, ...]"
+    assert field(list[dict]).shape.sketch == "[{text: any value}, ...]"
+    assert field(tuple[int, str]).shape.sketch == "[integer, text]"
 
 
 def test_a_type_without_finite_values_is_named():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import re
 from collections.abc import Callable
@@ -68,6 +70,17 @@ def test_only_a_label_that_can_still_follow_ends_free_text():
     assert shelf.stop == ()
     [plan] = slots(rendered(spec, {"title": "T", "year": 1}, until="plan"))
     assert plan.stop == ()
+
+
+def test_limits_of_days_and_decimals_are_told():
+    class Bill(dspy.Signature):
+        text: str = dspy.InputField()
+        due: datetime.date = dspy.OutputField(ge=datetime.date(2024, 1, 1))
+        total: decimal.Decimal = dspy.OutputField(ge=0, le=decimal.Decimal("99.5"))
+
+    shown = flat(rendered(Bill, {"text": "x"}))
+    assert "Due (date of at least 2024-01-01): {due}" in shown
+    assert "Total (decimal from 0 to 99.5): {total}" in shown
 
 
 def test_free_text_without_its_own_label():
