@@ -9,7 +9,6 @@ import difflib
 import enum
 import json
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -128,19 +127,11 @@ def read_document(
 def document_text(path: Path) -> str:
     """Return the text of a document's file. Raises SignatureError naming it."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise SignatureError(f"{path}: no regular file; a signature document is a TOML file")
-        with path.open("rb") as file:
-            data = file.read(SIZE + 1)
+        return storage.read_text(path, SIZE)
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > SIZE:
-        raise SignatureError(f"{path}: longer than {SIZE:,} bytes, which no signature document is")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        what = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
-        raise SignatureError(f"{path}: {what} ({error.reason}); save it as UTF-8") from error
+    except ValueError as error:
+        raise SignatureError(f"{path}: no signature document: {error}") from error
 
 
 def write_document(

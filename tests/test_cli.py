@@ -282,3 +282,16 @@ def test_optimize_refuses_a_budget_it_cannot_read(questions: Path, tmp_path: Pat
     stderr = call("optimize", *program, "--budget", budget, code=2).stderr
     assert "budget" in stderr.lower()
     assert not (tmp_path / "out" / "program").exists()
+
+
+def test_broken_signatures_are_one_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "signatures"
+    folder.mkdir()
+    (folder / "latin.toml").write_bytes(b"x='\xe9'")
+    os.mkfifo(folder / "pipe.toml")
+    (folder / "classify.toml").mkdir()
+    for name in ("latin", "pipe", "classify"):
+        shown = call("signatures", "show", name, code=2).stderr
+        assert shown.startswith(f"error: signatures/{name}.toml: cannot be read")
+        assert shown.count("\n") == 1

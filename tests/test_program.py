@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -375,3 +376,26 @@ def test_a_program_made_for_a_remote_model_says_so_on_another(tmp_path: Path) ->
     assert isinstance(load_program(tmp_path, lm=one), Predict)
     with pytest.raises(ProgramError, match="saved with openai/one, now openai/other"):
         load_program(tmp_path, lm=other)
+
+
+def test_a_long_signature_is_no_path():
+    options = ", ".join(repr(f"option {n}") for n in range(99))
+    program = resolve_program(f"a -> b: Literal[{options}]")
+    assert isinstance(program, Predict)
+    with pytest.raises(ProgramError, match="no program"):
+        resolve_program("a" * 5_000)
+
+
+@pytest.mark.parametrize("file", ["program.toml", "predict.toml"])
+@pytest.mark.parametrize(
+    "damage", [b"x=[", b"\xff\xfe", b"", b"x=" + b"[" * 9_000, b"#" * 2_000_000]
+)
+def test_a_damaged_folder_is_told_by_its_file(tmp_path: Path, file: str, damage: bytes):
+    save_program(ChainOfThought(QA), tmp_path / "saved")
+    (tmp_path / "saved" / file).write_bytes(damage)
+    with pytest.raises((StoreCorrupt, SignatureError), match=file):
+        load_program(tmp_path / "saved")
+    (tmp_path / "saved" / file).unlink()
+    os.mkfifo(tmp_path / "saved" / file)
+    with pytest.raises((StoreNotFound, SignatureError), match=file):
+        load_program(tmp_path / "saved")

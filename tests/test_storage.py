@@ -611,3 +611,32 @@ class Shade(int, Enum):
 def test_toml_refuses_what_it_cannot_hold(tables, message):
     with pytest.raises(StoreError, match=message):
         storage.toml_dumps(tables)
+
+
+def test_text_of_any_origin_is_read_or_refused(tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbfabcd")
+    assert storage.read_text(tmp_path / "x", 7) == "abcd"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "u16").write_bytes("a".encode("utf-16"))
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    faults = {
+        "pipe": "no regular",
+        ".": "no regular",
+        "u16": "UTF-16",
+        "bytes": "not UTF-8",
+        "x": "longer",
+    }
+    for name, says in faults.items():
+        with pytest.raises(ValueError, match=says):
+            storage.read_text(tmp_path / name, 4)
+
+
+@pytest.mark.parametrize("key", ["a" + ".a" * 100_000, '"a".' * 100_000 + "b", "a . " * 99 + "a"])
+def test_keys_of_many_parts_are_refused_before_they_take_memory(key: str):
+    for text in (f"{key}=1", f"[{key}]", f"x={{{key}=1}}", f'x="""\n it\'s """\n{key}=1'):
+        with pytest.raises(ValueError, match="32 parts"):
+            storage.toml_loads(text)
+    for text in (f"x='''{key}'''", f'x="""{key}"""', f"# {key}\nx=1"):
+        assert set(storage.toml_loads(text)) == {"x"}
+    with pytest.raises(ValueError, match="too deep"):
+        storage.toml_loads("x=" + "[" * 9_000)

@@ -104,7 +104,7 @@ def models(*, trust: bool = False) -> dict[str, Model]:
 
 def _read(path: Path) -> dict[str, Model]:
     try:
-        tables = storage.toml_loads(path.read_text(encoding="utf-8"))
+        tables = storage.toml_loads(storage.read_text(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a catalogue of models: {error}") from error
     return {name: _model(path, name, table) for name, table in tables.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from promptflow.cli.console import Json, commands, print_json, print_rows
-from promptflow.errors import PromptflowError, StoreError
+from promptflow.errors import PromptflowError, SignatureError, StoreError
 from promptflow.terminal import say, visible
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def signatures_show(name: str) -> None:
     """Print a signature document."""
     from promptflow.storage import find_document
 
-    say(find_document("signatures", name).read_text(encoding="utf-8"), end="")
+    say(_text_of(find_document("signatures", name)), end="")
 
 
 @signatures.command("copy")
@@ -258,7 +258,16 @@ def signatures_copy(name: str) -> None:
 
     source = find_document("signatures", name)
     target = Path("signatures") / source.name
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise StoreError(f"{target} is there already; edit it, or remove it to copy {name} again")
-    write_text(target, source.read_text(encoding="utf-8"))
+    write_text(target, _text_of(source))
     say(target)
+
+
+def _text_of(path: Path) -> str:
+    from promptflow.storage import read_text
+
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise SignatureError(f"{path}: cannot be read: {error}") from error

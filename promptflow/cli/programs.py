@@ -127,12 +127,12 @@ def _ready(
 ) -> tuple[Any, Any]:
     """Return the configured model and the program, whose lock is compared with the model."""
     from promptflow.lm import configure
-    from promptflow.program import import_code, load_program, resolve_program
+    from promptflow.program import import_code, is_folder, load_program, resolve_program
 
     for place in imports:
         import_code(place)
     lm = configure(model)
-    if force and Path(program).is_dir():
+    if force and is_folder(program):
         return lm, load_program(program, force=True)
     return lm, resolve_program(program)
 

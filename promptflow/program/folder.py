@@ -106,7 +106,7 @@ def read_folder(folder: Path) -> Saved:
     if not path.is_file():
         raise StoreNotFound(f"{path}: no such file; {folder} is no saved program")
     try:
-        tables = storage.toml_loads(path.read_text(encoding="utf-8"))
+        tables = storage.toml_loads(storage.read_text(path))
         if tables["format"] != FORMAT:
             raise ProgramError(
                 f"{path}: written in format {tables['format']}, this version reads {FORMAT}; "
@@ -126,7 +126,7 @@ def read_folder(folder: Path) -> Saved:
                 for n, e in tables.get("types", {}).items()
             },
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreCorrupt(
             f"{path}: damaged ({type(error).__name__}: {error}); save the program again"
         ) from error

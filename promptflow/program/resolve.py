@@ -26,7 +26,7 @@ def resolve_program(spec: Any) -> Any:
     if isinstance(spec, dspy.Module):
         return spec
     text = str(spec)
-    if Path(text).is_dir():
+    if is_folder(text):
         return load_program(text)
     if "->" in text:
         return modules.Predict(text)
@@ -36,10 +36,18 @@ def resolve_program(spec: Any) -> Any:
         return modules.Predict(spec)
     except SignatureNotFound as error:
         raise ProgramError(
-            f"no program {text!r}: no folder, and {error} "
+            f"no program {text[:100]!r}: no folder, and {error} "
             "A program is a saved folder, module:attribute, a signature like "
             "'question -> answer', or the name of a signature document."
         ) from error
+
+
+def is_folder(spec: str) -> bool:
+    """Tell whether ``spec`` is the path of a folder; a long signature is no path at all."""
+    try:
+        return Path(spec).is_dir()
+    except OSError:
+        return False
 
 
 def find_code(spec: str) -> Any:

@@ -17,6 +17,7 @@ from promptflow.storage import (
     bundled_folder,
     cache_dir,
     find_document,
+    read_text,
     toml_dumps,
     toml_loads,
     write_text,
@@ -128,7 +129,7 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read an ``index.toml``. Raises StoreError naming the key that is wrong."""
     try:
-        table = toml_loads(path.read_text(encoding="utf-8"))
+        table = toml_loads(read_text(path))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read as TOML: {error}") from error
     for key, value in table.items():

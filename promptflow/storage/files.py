@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,6 +171,26 @@ def write_json(path: str | Path, obj: Any) -> None:
         # Lone surrogates have no UTF-8 form, but they have a JSON escape.
         data = json.dumps(obj, indent=2).encode()
     write_bytes(path, data + b"\n")
+
+
+def read_text(path: str | Path, most: int = 1_000_000) -> str:
+    """Return the text of a file of any origin, at most ``most`` bytes of UTF-8.
+
+    Raises OSError, and ValueError for what is no regular file (a pipe would be waited for), is
+    longer, or holds other bytes.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"longer than {most:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "not UTF-8"
+        raise ValueError(f"{what} ({error.reason}); save it as UTF-8") from error
 
 
 def read_json(path: str | Path) -> Any:
