@@ -68,6 +68,20 @@ class Decoding:
     layout: str | None = None
     stop: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be decoded by."""
+        for name, least in (("max_tokens", 1), ("reasoning_tokens", 1), ("logprobs", 0)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number from {least}")
+        stops = () if self.stop is None else self.stop
+        if not isinstance(stops, tuple) or not all(isinstance(s, str) and s for s in stops):
+            raise ValueError(f"stop={self.stop!r}: give texts that are not empty")
+        if self.sampling is not None and not isinstance(self.sampling, Sampling):
+            raise ValueError(f"sampling={self.sampling!r}: give Sampling(temperature=...)")
+
     def over(self, below: Decoding) -> Decoding:
         """Return this, with what nobody chose here taken from ``below``."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

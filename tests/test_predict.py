@@ -207,6 +207,34 @@ def test_what_a_local_model_cannot_honour_is_refused_by_name_before_a_call(optio
     assert engine.batches == []
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"max_tokens": "12"},
+        {"temperature": "hot"},
+        {"temperature": -1},
+        {"top_k": 1.5},
+        {"n": 0},
+        {"n": "3"},
+        {"logprobs": -1},
+        {"stop": 5},
+        {"stop": [""]},
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_an_error_in_its_place(option: Any):
+    lm, engine = scripted()
+    inputs = [{"question": "a", "config": option}, {"question": "b"}]
+    bad, good = pf.run_many(pf.Predict("question -> answer"), inputs, lm=lm)
+    assert isinstance(bad, UnsupportedOption)
+    assert next(iter(option)) in str(bad)
+    assert good.answer == "x"
+    assert engine.batches == [1]
+    with pytest.raises(ValueError, match="reasoning_tokens=0"):
+        pf.ChainOfThought("question -> answer", reasoning_tokens=0)
+
+
 NAMES = "module, seed, progress, lm, config, demos, inputs, flow, call, text, path"
 
 

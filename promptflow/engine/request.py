@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -46,6 +47,8 @@ class Sampling:
         """Refuse values outside their ranges."""
         _within("temperature", self.temperature, 0.0, 100.0)
         _within("top_k", self.top_k, 0, 10_000_000)
+        if not isinstance(self.top_k, numbers.Integral):
+            raise ValueError(f"top_k={self.top_k!r} is no whole number")
         _within("top_p", self.top_p, 0.0, 1.0)
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("typical_p", self.typical_p, 0.0, 1.0)
@@ -58,7 +61,7 @@ class Sampling:
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+    if not isinstance(value, numbers.Real) or not low <= value <= high:
         raise ValueError(f"{name}={value!r} is outside {low:g} to {high:g}")
 
 

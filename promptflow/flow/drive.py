@@ -11,7 +11,7 @@ import dspy
 from dspy.utils.exceptions import DSPyError
 
 from promptflow.engine.request import Usage
-from promptflow.errors import ProgramError, PromptflowError, names_options
+from promptflow.errors import ProgramError, PromptflowError, UnsupportedOption, names_options
 from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, usage_of_answer
 from promptflow.lm import Seen, fault_of, lm_of, usage_of
 
@@ -278,6 +278,10 @@ def _complete(call: Call, lm: Any, path: tuple[int, ...]) -> Call | PromptflowEr
         return call.complete(lm, *path)
     except PromptflowError as error:
         return error
+    except (TypeError, ValueError) as error:  # a value that an option cannot have
+        refused = UnsupportedOption(str(error))
+        refused.__cause__ = error
+        return refused
 
 
 def _begun(flows: list[Flow], progress: Callable[[int, int], None] | None) -> list[_Running]:

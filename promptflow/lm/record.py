@@ -30,9 +30,11 @@ def decoding_of(config: Mapping[str, Any], below: layout.Decoding = _UNCHOSEN) -
 
     Of its sampling they may set a part. ``max_tokens`` bounds each free text, reasoning too.
     """
-    given = config.get("max_tokens") or config.get("max_completion_tokens")
-    tokens = int(given) if given else None
+    tokens = config.get("max_tokens")
+    tokens = config.get("max_completion_tokens") if tokens is None else tokens
     stop = config.get("stop")
+    if isinstance(stop, str | list):
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
     logprobs = config.get("logprobs")
     if logprobs is True or config.get("top_logprobs"):
         logprobs = int(config.get("top_logprobs") or 0)
@@ -41,7 +43,7 @@ def decoding_of(config: Mapping[str, Any], below: layout.Decoding = _UNCHOSEN) -
         max_tokens=tokens,
         reasoning_tokens=tokens,
         logprobs=None if logprobs is False else logprobs,
-        stop=((stop,) if isinstance(stop, str) else tuple(stop)) if stop else None,
+        stop=stop or None,
     )
     return asked.over(below)
 

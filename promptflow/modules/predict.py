@@ -15,7 +15,7 @@ from dspy.predict.predict import (
 )
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import ProgramError, UnknownField
+from promptflow.errors import ProgramError, UnknownField, UnsupportedOption
 from promptflow.flow import Call, Flow, Prediction, answered, request_of
 from promptflow.layout import Decoding
 from promptflow.lm import is_local, prompt_text, seed_of
@@ -117,7 +117,9 @@ class Predict(dspy.Predict):
         call = self.call(**inputs)
         lm = call.lm or self.lm or dspy.settings.lm
         asked = {**getattr(lm, "kwargs", {}), **self.config, **call.config}
-        n = asked.get("n") or 1
+        n = 1 if asked.get("n") is None else asked["n"]
+        if not isinstance(n, int) or n < 1:
+            raise UnsupportedOption(f"n={n!r}: give a whole number from 1")
         if n == 1:
             [prediction] = yield [call]
             return prediction
