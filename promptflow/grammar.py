@@ -17,7 +17,7 @@ import pydantic_core
 
 from promptflow import ranges
 from promptflow.errors import UnsupportedType
-from promptflow.schema import Schema, text_of
+from promptflow.schema import Schema, number_of, text_of
 
 _CHAR = r'([^"\\\x00-\x1f\x7f]|\\["\\nrt])'
 _ESCAPES = {"x-guidance": {"json_allowed_escapes": 'nrt"\\'}}
@@ -318,9 +318,14 @@ def _plain(schema: Any) -> Any:
         return _plain(schema["allOf"][0])
     if "const" in schema:
         return {**schema, "enum": [schema["const"]]}
-    if schema.get("type") == "string" and "x-written" not in schema and "enum" not in schema:
-        return text_of(schema)
-    return schema
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        return {"anyOf": [{**schema, "type": one} for one in kind]}
+    if {"x-written", "x-json", "enum"} & set(schema):
+        return schema
+    if kind in ("integer", "number"):
+        return number_of(schema)
+    return text_of(schema) if kind == "string" else schema
 
 
 def _key(option: Any) -> str:

@@ -406,6 +406,20 @@ def _moments(low: Any, high: Any) -> str:
     return ranges.either([*within, re.escape(high.isoformat())])
 
 
+def number_of(schema: Schema) -> Schema:
+    """Return a schema of numbers that a type wrote itself, as ours are. Raises UnsupportedType."""
+    words = {
+        "minimum": "ge",
+        "exclusiveMinimum": "gt",
+        "maximum": "le",
+        "exclusiveMaximum": "lt",
+        "multipleOf": "multiple_of",
+    }
+    limits = {ours: schema[theirs] for theirs, ours in words.items() if theirs in schema}
+    made = _Types()
+    return made.int_schema(limits) if schema["type"] == "integer" else made.float_schema(limits)
+
+
 def _exact(number: float | None) -> Decimal | None:
     return None if number is None else Decimal(repr(float(number)))
 

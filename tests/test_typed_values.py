@@ -392,6 +392,8 @@ HELD: list[Any] = [
     Closed,
     Strictly,
     pydantic.JsonValue,
+    Annotated[int, pydantic.WithJsonSchema({"type": "integer", "minimum": 3})],
+    list[Annotated[float, pydantic.WithJsonSchema({"type": "number"})]],
     Recursive,
     pydantic.ByteSize,
     pydantic.FileUrl,
