@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import dspy
 import pytest
 from dspy.utils.exceptions import AdapterParseError, LMServerError, LMUnsupportedFeatureError
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 import promptflow as pf
 from promptflow.engine.fake import ScriptedEngine
@@ -492,3 +492,37 @@ def test_knn_finds_demos_with_our_embedders():
     embed = dspy.Embedder(HashingEmbedder().encode, caching=False)
     [nearest] = dspy.KNN(k=1, trainset=examples, vectorizer=embed)(question="the red fox")
     assert nearest.question == "a red fox"
+
+
+# A validator of the type, which no constraint holds
+
+
+def even(value: int) -> int:
+    if value % 2:
+        raise ValueError("odd")
+    return value
+
+
+class Even(dspy.Signature):
+    question: str = dspy.InputField()
+    answer: Annotated[int, AfterValidator(even)] = dspy.OutputField()
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_a_value_that_its_type_refuses_is_asked_for_once_more(kind: Any, how: str):
+    def ask(*said: str) -> tuple[Any, list[Slot]]:
+        left = list(said)
+        engine = Noted(lambda text, slot: left.pop(0))
+        with dspy.context(lm=pf.load("noted", engine=engine), adapter=pf.SlotAdapter()):
+            predict = kind(Even)
+            call = predict.acall(question="q") if how == "async" else None
+            prediction = asyncio.run(call) if call else predict(question="q")
+        return prediction, engine.slots()
+
+    prediction, slots = ask("3", "4")
+    assert prediction.answer == 4
+    assert [slot.sampling.temperature > 0 for slot in slots] == [False, True]
+    for name in (ParseError, AdapterParseError):
+        with pytest.raises(name, match="asked for twice"):
+            ask("3", "5")

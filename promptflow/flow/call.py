@@ -18,6 +18,7 @@ from promptflow.engine.interface import TextEngine
 from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Usage
 from promptflow.errors import EngineLost, PromptflowError, ValueRefused
 from promptflow.lm import (
+    AGAIN,
     TOOL_OPTIONS,
     Shown,
     Told,
@@ -39,8 +40,6 @@ from promptflow.lm import (
 from promptflow.lm.remote import Answer, Question, ask
 
 _UNCHOSEN = layout.Decoding()
-AGAIN = 0.7
-"""Temperature of a greedy call that is made once more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from promptflow.lm.listeners import audiences, generate, tell
 from promptflow.lm.local import LocalLM, answers_by_engine, is_local, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import (
+    AGAIN,
     Seen,
     Turns,
     decoding_of,
@@ -21,6 +22,7 @@ from promptflow.lm.shown import Shown
 from promptflow.lm.told import Told
 
 __all__ = [
+    "AGAIN",
     "TOOL_OPTIONS",
     "LocalLM",
     "Seen",

@@ -15,15 +15,15 @@ from dspy.clients._deprecation import adapter_message_call
 from dspy.utils.callback import BaseCallback
 
 from promptflow import layout
-from promptflow.engine.request import Request
-from promptflow.errors import ParseError, UnsupportedOption
+from promptflow.engine.request import Part, Request, Slot
+from promptflow.errors import ParseError, UnsupportedOption, ValueRefused
 from promptflow.fields import to_text
 from promptflow.lm.chat import FILLING, Filling
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences
 from promptflow.lm.local import LocalLM, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
-from promptflow.lm.record import Turns, decoding_of, seed_of, written_text
+from promptflow.lm.record import AGAIN, Turns, decoding_of, seed_of, written_text
 from promptflow.lm.shown import Shown
 from promptflow.lm.told import Step
 from promptflow.signatures import label_of
@@ -61,6 +61,12 @@ class SlotAdapter(dspy.ChatAdapter):
         asked = self._asked(lm, lm_kwargs, signature, demos, inputs)
         with asked.filling(lm) as filling:
             outputs = lm(messages=asked.messages, **asked.options)
+        try:
+            return self._values(lm, asked, filling, outputs)
+        except ValueRefused:
+            asked = asked.again()
+        with asked.filling(lm) as filling:
+            outputs = lm(messages=asked.messages, **asked.options)
         return self._values(lm, asked, filling, outputs)
 
     async def acall(
@@ -80,6 +86,12 @@ class SlotAdapter(dspy.ChatAdapter):
             return plain
         # In a thread: a chat template is rendered in a process of its own, once.
         asked = await asyncio.to_thread(self._asked, lm, lm_kwargs, signature, demos, inputs)
+        with asked.filling(lm) as filling:
+            outputs = await lm.acall(messages=asked.messages, **asked.options)
+        try:
+            return self._values(lm, asked, filling, outputs)
+        except ValueRefused:
+            asked = asked.again()
         with asked.filling(lm) as filling:
             outputs = await lm.acall(messages=asked.messages, **asked.options)
         return self._values(lm, asked, filling, outputs)
@@ -125,6 +137,8 @@ class SlotAdapter(dspy.ChatAdapter):
                 try:
                     values = asked.shown.read(completion)
                 except ParseError as error:
+                    if asked.is_second:
+                        error.args = (f"{error} (it was asked for twice)",)
                     raise as_dspys(error, lm.model, asked.signature, text) from error
                 told.append(values)
             if isinstance(output, dict) and output.get("logprobs"):
@@ -216,11 +230,28 @@ class _Asked:
     messages: list[dict[str, str]]
     options: Mapping[str, Any]
     requests: Sequence[Request]
+    is_second: bool = False
+
+    def again(self) -> _Asked:
+        """Return the same from other seeds, and sampled, after a type refused a value.
+
+        A greedy call would write the same again. Nobody hears it while it is written.
+        """
+        requests = [
+            replace(
+                request,
+                parts=tuple(map(_varied, request.parts)),
+                seed=seed_of(request.seed, "again"),
+            )
+            for request in self.requests
+        ]
+        return replace(self, requests=requests, is_second=True)
 
     @contextlib.contextmanager
     def filling(self, lm: LocalLM) -> Iterator[Filling]:
         """Have the LM's next call fill the requests, and say to listeners what it writes."""
-        heard = audiences([(dspy.settings.caller_predict, self.requests[0])], lm.model)
+        asking = [(dspy.settings.caller_predict, self.requests[0])]
+        heard = {} if self.is_second else audiences(asking, lm.model)
         filling = Filling(self.requests, heard, dspy.settings.send_stream)
         token = FILLING.set(filling)
         try:
@@ -228,6 +259,13 @@ class _Asked:
                 yield filling
         finally:
             FILLING.reset(token)
+
+
+def _varied(part: Part) -> Part:
+    """Return a slot that is not greedy."""
+    if isinstance(part, Slot) and part.sampling.temperature == 0 and part.beam is None:
+        return replace(part, sampling=replace(part.sampling, temperature=AGAIN))
+    return part
 
 
 def _options(lm: LocalLM, lm_kwargs: Mapping[str, Any], signature: Any) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from promptflow.layout import Scaffold
 
 _UNCHOSEN = layout.Decoding()
 
+AGAIN = 0.7
+"""Temperature of a greedy call that is made once more."""
+
 
 def sampling_of(config: Mapping[str, Any], below: Sampling | None = None) -> Sampling | None:
     """Return ``below`` with what DSPy's keyword arguments set; None where both are silent."""
