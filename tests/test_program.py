@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -399,3 +400,32 @@ def test_a_damaged_folder_is_told_by_its_file(tmp_path: Path, file: str, damage:
     os.mkfifo(tmp_path / "saved" / file)
     with pytest.raises((StoreNotFound, SignatureError), match=file):
         load_program(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "3",
+        "{config=3}",
+        "{layout=3}",
+        "{sampling=3}",
+        "{until=[1]}",
+        "{max_tokens='x'}",
+        "{max_tokens=-3}",
+        "{max_tokens=true}",
+        "{max_token=3}",
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tmp_path: Path, settings: str):
+    save_program(ChainOfThought(QA), tmp_path)
+    text = (tmp_path / "program.toml").read_text()
+    damaged = re.sub(r"(file = .*settings =) .* }", rf"\1 {settings} }}", text)
+    assert damaged != text
+    (tmp_path / "program.toml").write_text(damaged)
+    with pytest.raises(StoreCorrupt, match=r"program\.toml"):
+        load_program(tmp_path)
+
+
+def test_what_makes_no_program_says_so():
+    with pytest.raises(ProgramError, match="json:dumps: cannot be made"):
+        resolve_program("json:dumps")

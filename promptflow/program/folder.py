@@ -115,6 +115,10 @@ def read_folder(folder: Path) -> Saved:
         predictors = {name: dict(entry) for name, entry in tables["predictors"].items()}
         if outside := [e["file"] for e in predictors.values() if Path(e["file"]).name != e["file"]]:
             raise ValueError(f"documents outside the folder: {outside}")
+        for name, entry in predictors.items():
+            settings = entry.get("settings", {})
+            if not isinstance(settings, dict) or not isinstance(settings.get("config", {}), dict):
+                raise ValueError(f"the settings of {name} are {settings!r}, expected a table")
         return Saved(
             str(tables["module"]),
             dict(tables.get("settings", {})),

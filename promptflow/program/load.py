@@ -147,10 +147,19 @@ def _restore(folder: Path, saved: Saved, classes: Mapping[str, Any], program: An
             predictor.decoding = _decoding(folder / FILE, saved_decoding)
 
 
+_KINDS = {"max_tokens": int, "reasoning_tokens": int, "logprobs": int, "until": str, "layout": str}
+
+
 def _decoding(path: Path, settings: Mapping[str, Any]) -> Decoding:
     try:
-        return Decoding.from_json({k: v for k, v in settings.items() if k != "config"})
-    except (TypeError, ValueError) as error:
+        made = Decoding.from_json({k: v for k, v in settings.items() if k != "config"})
+        for name, kind in _KINDS.items():
+            if (value := getattr(made, name)) is not None and type(value) is not kind:
+                raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
+        if min(made.max_tokens or 1, made.reasoning_tokens or 1) < 1:
+            raise ValueError("max_tokens and reasoning_tokens are 1 or more")
+        return made
+    except (TypeError, ValueError, AttributeError) as error:
         raise StoreCorrupt(
             f"{path}: settings that no predictor has ({error}); save the program again"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 
 from promptflow import modules
-from promptflow.errors import ProgramError, SignatureNotFound
+from promptflow.errors import ProgramError, PromptflowError, SignatureNotFound
 from promptflow.program.load import load_program
 
 
@@ -72,7 +72,15 @@ def _imported(spec: str) -> Any:
     """Import ``module:attribute``, from the working folder too, and make a program of it."""
     found = find_code(spec)
     if not isinstance(found, dspy.Module) and callable(found):
-        found = found()
+        try:
+            found = found()
+        except PromptflowError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            raise ProgramError(
+                f"{spec}: cannot be made ({type(error).__name__}: {error}); a program is a module, "
+                "or a class or function without arguments that makes one"
+            ) from error
     if not isinstance(found, dspy.Module):
         raise ProgramError(
             f"{spec}: is a {type(found).__name__}; a program is a module, or a class or function "
