@@ -111,6 +111,13 @@ def test_stops_are_found_as_in_the_whole_text(pieces, stops):
     assert (kept + filling.rest).decode() == expected
 
 
+def test_a_slot_that_needs_text_does_not_end_before_it_has_some():
+    slot = Slot("s", stop=("\n", "x"), needs_text=True)
+    assert result(write(slot, "\n", " ", "\nlabel", "\n", "a")) == ("\n \nlabel", "stop")
+    assert result(write(slot, "x. y", "x")) == ("x. y", "stop")
+    assert result(write(Slot("s", stop=("\n",)), "\n", "a")) == ("", "stop")
+
+
 def test_a_stop_token_is_no_text():
     assert result(write(Slot("s", stop_tokens=(ord("b"),)), "a", "b")) == ("a", "stop")
 

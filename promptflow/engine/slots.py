@@ -179,11 +179,13 @@ class Filling:
         return token in self._vocabulary.end_set or token in self.slot.stop_tokens
 
     def _look_for_stops(self, fresh: int) -> None:
+        after = 0
+        if self.slot.needs_text:
+            after = len(self.text) - len(self.text.lstrip()) + 1
         ends = [
             at
             for stop in self._stops
-            if (at := self.text.find(stop, max(0, len(self.text) - fresh - len(stop) + 1))) >= 0
-            and (not self.slot.needs_text or self.text[:at].strip())
+            if (at := self.text.find(stop, max(after, len(self.text) - fresh - len(stop) + 1))) >= 0
         ]
         if ends:
             self._end("stop", min(ends))
