@@ -403,11 +403,20 @@ def test_a_value_that_holds_itself_is_described() -> None:
         return made
 
     assert holding(loop(1)) == holding(loop(1)) != holding(loop(2))
+    names: dict[str, Any] = {}
+    for number in range(400):
+        exec(f"def f{number}(): return f{number + 1}()", names)
+    names["f400"] = lambda: 1
+    before = holding(names["f0"])
+    names["f400"] = lambda: 2
+    assert holding(names["f0"]) != before
+    limit = sys.getrecursionlimit()
     deep: list[Any] = []
-    for _ in range(5000):
+    for _ in range(20_000):
         deep = [deep]
     with pytest.raises(ProgramError, match="nested too deeply"):
         holding(deep)
+    assert sys.getrecursionlimit() == limit
 
 
 def test_locks_threads_and_files_say_no_more_than_their_class() -> None:

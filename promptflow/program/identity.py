@@ -14,11 +14,13 @@ import inspect
 import logging
 import math
 import re
+import sys
 import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,9 @@ from promptflow.storage import canonical, sha256_bytes, sha256_of
 FORMAT = 2
 """Counts up when equal programs get other hashes: nothing made under another format is reused."""
 
+FRAMES = 8000
+"""Python frames that a walk over a program may take: some 1,000 functions in a row."""
+
 _RUNTIME = frozenset({"callbacks", "history", "_compiled", "compiled", "stage", "traces", "train"})
 """Attributes of modules that record what happened and decide nothing."""
 
@@ -63,7 +68,8 @@ _WRITTEN |= {"_original_annotation"}
 
 def hash_of(value: Any) -> str:
     """Return the SHA-256 of all that decides ``value``: JSON data, code, modules, types."""
-    return sha256_bytes(canonical(_described(value)).encode())
+    with _deep(value):
+        return sha256_bytes(canonical(_Description().of(value)).encode())
 
 
 def program_state(program: Any) -> Any:
@@ -73,12 +79,14 @@ def program_state(program: Any) -> Any:
     globals; of every predictor its instructions, typed fields, demos, decoding, LM, and the text
     of its layout; of an index its content. Raises TemplateError for a layout that is not there.
     """
-    return {"format": FORMAT, "program": _described(program)}
+    with _deep(program):
+        return {"format": FORMAT, "program": _Description().of(program)}
 
 
 def program_identity(program: Any) -> str:
     """Return the SHA-256 of ``program_state``: programs that differ may not share results."""
-    return sha256_bytes(canonical(program_state(program)).encode())
+    with _deep(program):
+        return sha256_bytes(canonical(program_state(program)).encode())
 
 
 def code_hash(modules: Sequence[Any]) -> str:
@@ -94,7 +102,8 @@ def engines_of(*values: Any) -> list[Any]:
     """Return the engines of this process that programs, metrics and LMs ask, each once."""
     description = _Description()
     for value in values:
-        description.of(value)
+        with _deep(value):
+            description.of(value)
     return list(description.engines.values())
 
 
@@ -108,16 +117,22 @@ def index_hash(index: Any) -> str:
 
 def adapter_state(adapter: Any = None) -> Any:
     """Return what decides how DSPy words a prompt: of ``adapter``, or of the configured one."""
-    return _described(adapter or dspy.settings.adapter or dspy.ChatAdapter())
+    return _Description().of(adapter or dspy.settings.adapter or dspy.ChatAdapter())
 
 
-def _described(value: Any) -> Any:
+@contextmanager
+def _deep(value: Any) -> Iterator[None]:
+    """Let a walk over ``value`` go deep: functions that call functions make long ways."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, FRAMES))
     try:
-        return _Description().of(value)
+        yield
     except RecursionError as error:
         raise ProgramError(
             f"{type(value).__name__}: holds values that are nested too deeply to be identified"
         ) from error
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @dataclass(slots=True)
