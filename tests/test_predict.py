@@ -383,7 +383,7 @@ def test_every_option_is_weighed_from_one_prefill(smollm: Engine):
 
 
 def test_dspys_own_tools_run_on_a_model(smollm: Engine):
-    lm = pf.load(SMOLLM, engine=smollm)
+    lm = pf.load(SMOLLM, engine=smollm).copy(max_tokens=48)
     data = [
         dspy.Example(question=f"What is {n} plus 1?", answer=str(n + 1)).with_inputs("question")
         for n in range(4)
