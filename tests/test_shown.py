@@ -69,7 +69,8 @@ def test_only_the_tools_that_are_there_can_be_called_with_their_own_arguments():
 def test_a_choice_of_a_tool_is_honoured():
     forced = kind_of({"tool_choice": {"type": "function", "function": {"name": "find"}}})
     forced.model_validate({"tool_calls": [{"name": "find", "args": {"name": "x"}}]})
-    for calls in ([], [{"name": "add", "args": {"first": 1}}]):
+    twice = [{"name": "find", "args": {"name": "x"}}] * 2
+    for calls in ([], [{"name": "add", "args": {"first": 1}}], twice):
         with pytest.raises(ValueError, match="validation error"):
             forced.model_validate({"tool_calls": calls})
     one = kind_of({"parallel_tool_calls": False})
@@ -121,7 +122,7 @@ def test_react_v2_is_made_to_submit_where_it_calls_nothing():
 
 
 def test_react_v2_runs_to_its_end_on_a_small_model(smollm: Engine):
-    lm = pf.load(SMOLLM, engine=smollm).copy(max_tokens=48)
+    lm = pf.load(SMOLLM, engine=smollm).copy(max_tokens=200)
     with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
         agent = dspy.ReActV2("a: int, b: int -> sum: int", tools=[add], max_iters=2)
         prediction = agent(a=3, b=4)

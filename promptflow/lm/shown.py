@@ -75,7 +75,8 @@ def _offering(signature: Any, inputs: Mapping[str, Any], options: Mapping[str, A
     if isinstance(chosen, Mapping):
         name = (chosen.get("function") or chosen).get("name")
         tools = [tool for tool in tools if tool.name == name] or tools
-    if isinstance(chosen, Mapping) or chosen == "required":
+        count = {"min_length": 1, "max_length": 1}
+    elif chosen == "required":
         count["min_length"] = 1
     if options.get("parallel_tool_calls") is False:
         count["max_length"] = 1
