@@ -72,7 +72,24 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, list | tuple | Set | deque):
         return [_plain(item) for item in value]
+    if (held := _held(value)) is not None:
+        return _plain(held)
     return _scalar(value)
+
+
+def _classes(value: Any) -> tuple[type, ...]:
+    return type(value).__mro__[:-1]  # without object
+
+
+def _held(value: Any) -> Any:
+    """Return what an array, a table or an example holds: their own text leaves the middle out."""
+    if isinstance(value, dspy.Example):
+        return dict(value.items())
+    if callable(getattr(value, "tolist", None)):  # numpy's arrays, pandas' columns
+        return value.tolist()
+    if hasattr(value, "columns") and callable(getattr(value, "to_dict", None)):  # pandas' tables
+        return value.to_dict(orient="records")
+    return None
 
 
 def _names(value: Any) -> list[str] | None:
@@ -143,9 +160,10 @@ def _scalar(value: Any) -> Any:
     try:
         return json.loads(to_json(value))
     except (PydanticSerializationError, ValueError):
-        if str(value) == object.__repr__(value):
+        shown = str(value)
+        if shown.startswith("<") and not any("__str__" in vars(c) for c in _classes(value)):
             raise UnsupportedType(
                 f"a value of type {type(value).__name__} has no text; give it a method "
                 "prompt_text or __str__, or pass its text"
             ) from None
-        return str(value)
+        return shown

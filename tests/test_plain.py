@@ -5,9 +5,11 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import json
 from typing import Any, NamedTuple
 
 import dspy
+import numpy as np
 import pytest
 from dspy.experimental import Document
 from pydantic import BaseModel, Field, RootModel, field_serializer, model_serializer
@@ -146,4 +148,33 @@ FILE = dspy.File(file_data="data:application/pdf;base64,AAAA", filename="a.pdf")
 )
 def test_what_is_no_text_is_refused_by_name(value: Any, says: str):
     with pytest.raises(UnsupportedType, match=says):
+        to_text(value)
+
+
+class Table:
+    columns = ("a",)
+
+    def to_dict(self, orient: str) -> list[dict[str, int]]:
+        assert orient == "records"
+        return [{"a": 1}, {"a": 2}]
+
+    def __str__(self) -> str:
+        return "a\n1\n..."
+
+
+def test_arrays_tables_and_examples_are_shown_whole():
+    assert to_text(np.arange(3_000)) == json.dumps(list(range(3_000)))
+    assert to_text([np.float64(0.5), np.array([[1], [2]])]) == "[0.5, [[1], [2]]]"
+    assert to_text(Table()) == '[{"a": 1}, {"a": 2}]'
+    assert to_text([dspy.Example(text="t", n=5).with_inputs("n")]) == '[{"text": "t", "n": 5}]'
+
+
+class Picture:
+    def __repr__(self) -> str:
+        return "<Picture 3 x 4>"
+
+
+@pytest.mark.parametrize("value", [Picture(), [Picture()], lambda: 3, len, json, int, {"a": int}])
+def test_what_has_no_text_but_a_name_is_refused(value: object):
+    with pytest.raises(UnsupportedType, match="has no text"):
         to_text(value)
