@@ -1,6 +1,6 @@
 """Five prompting techniques on the same grade-school problems, with what each costs.
 
-    python examples/techniques.py [--model qwen2.5-coder-0.5b] [--n 12] [--samples 5] [--seed 0]
+    python examples/techniques.py [--model qwen2.5-coder-0.5b] [--n 12] [--samples 5] [--tokens 1024]
 
 Problems are seeded GSM8K test problems from $PROMPTFLOW_DATA (or ../shared/data), demonstrations
 are GSM8K training problems; without that folder, four problems and four demonstrations of our own.
@@ -62,15 +62,14 @@ def problems(n: int, seed: int) -> tuple[list[dspy.Example], list[dspy.Example]]
     )
 
 
-def techniques(demos: Sequence[dspy.Example], samples: int) -> dict[str, Any]:
+def techniques(demos: Sequence[dspy.Example], samples: int, tokens: int) -> dict[str, Any]:
+    chain = pf.ChainOfThought(SIGNATURE, reasoning_tokens=tokens)
     return {
         "zero-shot": pf.Predict(SIGNATURE),
         f"few-shot ({len(demos)})": pf.Predict(SIGNATURE, demos=demos),
-        "chain of thought": pf.ChainOfThought(SIGNATURE),
-        "zero-shot CoT": pf.ZeroShotCoT(SIGNATURE),
-        f"self-consistency ({samples})": pf.SelfConsistency(
-            pf.ChainOfThought(SIGNATURE), n=samples
-        ),
+        "chain of thought": chain,
+        "zero-shot CoT": pf.ZeroShotCoT(SIGNATURE, reasoning_tokens=tokens),
+        f"self-consistency ({samples})": pf.SelfConsistency(chain, n=samples),
     }
 
 
@@ -79,13 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--n", type=int, default=12, help="how many problems")
     parser.add_argument("--samples", type=int, default=5, help="of self-consistency")
+    parser.add_argument("--tokens", type=int, default=1024, help="of a chain of thought at most")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     demos, test = problems(given.n, given.seed)
     inputs = [dict(problem.inputs()) for problem in test]
     columns = ("right", "errors", "prefilled", "reused", "generated", "seconds")
     print(f"{'technique':22}", *(f"{column:>10}" for column in columns))
-    for name, program in techniques(demos, given.samples).items():
+    for name, program in techniques(demos, given.samples, given.tokens).items():
         with closing(pf.Engine(given.model)) as engine:
             began = time.perf_counter()
             lm = pf.load(given.model, engine=engine)

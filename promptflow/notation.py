@@ -471,6 +471,10 @@ def _quotes(annotation: Any) -> bool:
     return any(isinstance(m, Quote) for m in getattr(annotation, "__metadata__", ()))
 
 
+# What \a, \b, \v and \f become in a text that is not raw; a pattern meant the escape.
+_SLIPPED = re.compile(r"[\x07\x08\x0b\x0c]")
+
+
 def _takes(annotation: Any, limit: str) -> bool:
     """Tell whether a limit is one of a type; of a user's own type pydantic decides."""
     origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
@@ -494,7 +498,7 @@ def _limit(
     if name == "pattern":
         if not isinstance(value, str):
             raise wrong(f"pattern={brief(value)}: expected a regular expression in quotes")
-        if re.search(r"[\x07\x08\x0b\x0c]", value):
+        if _SLIPPED.search(value):
             raise wrong(f"pattern={brief(value)}: a control character; write r'...' before it")
         return value
     if name in ("min_length", "max_length"):
@@ -593,6 +597,10 @@ def _written(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:
         raise SignatureError(
             f"{more[0]} of the type {annotation} cannot be written in a document, only limits "
             f"({', '.join(LIMITS)}); keep its signature in code"
+        )
+    if _SLIPPED.search(str(found.get("pattern", ""))):
+        raise SignatureError(
+            f"the pattern {found['pattern']!r} holds a control character; write it as an escape"
         )
     return found
 

@@ -16,7 +16,7 @@ MODEL = ("--model", SMOLLM)
 RUNS = {
     "game_of_24.py": (*MODEL, "--puzzles", "1"),
     "grounded_qa.py": (*MODEL, "--calls", "16"),
-    "techniques.py": (*MODEL, "--n", "1", "--samples", "2"),
+    "techniques.py": (*MODEL, "--n", "1", "--samples", "2", "--tokens", "48"),
 }
 """The arguments with which each example is run here."""
 

@@ -216,6 +216,7 @@ TREES = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(TREES)
 @example(limited(int | None, ge=1))
+@example(limited(str, pattern=re.escape("a\x0c")))
 def test_types_read_back_as_they_were_written(annotation: Any):
     try:
         text = type_text(annotation)
