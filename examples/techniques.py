@@ -1,6 +1,6 @@
 """Five prompting techniques on the same grade-school problems, with what each costs.
 
-    python examples/techniques.py [--model qwen2.5-coder-0.5b] [--n 12] [--samples 5] [--tokens 1024]
+    python examples/techniques.py [--model qwen2.5-coder-0.5b] [--n 12] [--samples 5] [--tokens N]
 
 Problems are seeded GSM8K test problems from $PROMPTFLOW_DATA (or ../shared/data), demonstrations
 are GSM8K training problems; without that folder, four problems and four demonstrations of our own.

@@ -13,9 +13,9 @@ import dspy
 import numpy as np
 
 from promptflow.errors import DataError, names_options
+from promptflow.evaluation.csv_rows import table_rows
 from promptflow.evaluation.encodings import decoded
-from promptflow.evaluation.objects import object_rows
-from promptflow.evaluation.tables import table_rows
+from promptflow.evaluation.json_rows import object_rows
 
 GOLD = ("answer", "answers", "target", "label", "labels", "output", "gold", "documents", "id")
 """Fields that are not inputs unless they are named as such."""

@@ -20,7 +20,6 @@ import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import DataError, names_options
-from promptflow.evaluation.exact import Exact
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -30,6 +29,7 @@ from promptflow.evaluation.identity import (
 )
 from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.metrics import Metric, bound, find_metric, has_gold, no_gold
+from promptflow.evaluation.renewal import Exact
 from promptflow.evaluation.scoring import (
     CHUNK,
     Job,

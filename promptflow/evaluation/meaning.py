@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, PydanticUserError, RootModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
-from promptflow.evaluation.moments import read_moment, same_moment
+from promptflow.evaluation.dates import read_moment, same_moment
 from promptflow.evaluation.normal import is_unspaced, normalize, words
 from promptflow.evaluation.numerals import Reading, number_of, read_number
 

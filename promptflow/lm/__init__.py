@@ -1,6 +1,7 @@
 """Local models as DSPy language models: the only package that knows DSPy's LM contract."""
 
 from promptflow.lm.adapter import SlotAdapter, as_adapted, configure
+from promptflow.lm.callbacks import Told
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences, generate, tell
 from promptflow.lm.local import LocalLM, answers_by_engine, is_local, lm_of, load
@@ -19,7 +20,6 @@ from promptflow.lm.record import (
 )
 from promptflow.lm.remote import fault_of
 from promptflow.lm.shown import Shown
-from promptflow.lm.told import Told
 
 __all__ = [
     "AGAIN",

@@ -18,6 +18,7 @@ from promptflow import layout
 from promptflow.engine.request import Part, Request, Slot
 from promptflow.errors import ParseError, UnsupportedOption, ValueRefused
 from promptflow.fields import to_text
+from promptflow.lm.callbacks import Step
 from promptflow.lm.chat import FILLING, Filling
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import audiences
@@ -25,7 +26,6 @@ from promptflow.lm.local import LocalLM, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import AGAIN, Turns, decoding_of, seed_of, written_text
 from promptflow.lm.shown import Shown
-from promptflow.lm.told import Step
 from promptflow.signatures import label_of
 
 _FOREIGN: ContextVar[bool] = ContextVar("promptflow_foreign", default=False)

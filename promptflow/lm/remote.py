@@ -32,10 +32,10 @@ from promptflow.errors import (
     UnsupportedOption,
     UnsupportedType,
 )
+from promptflow.lm.callbacks import Step, inside
 from promptflow.lm.faults import as_dspys, as_ours
 from promptflow.lm.options import KNOWN, REFUSED
 from promptflow.lm.record import Seen, finish_of, part_of, seed_of, usage_of
-from promptflow.lm.told import Step, inside
 from promptflow.notation import Quote
 
 WHOLE = ""

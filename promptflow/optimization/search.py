@@ -26,7 +26,6 @@ from promptflow.evaluation.evaluate import (
     none_graded,
     summarize,
 )
-from promptflow.evaluation.exact import Exact
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -36,6 +35,7 @@ from promptflow.evaluation.identity import (
 )
 from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.metrics import Metric, bound, find_metric, has_gold
+from promptflow.evaluation.renewal import Exact
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition
 from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan

@@ -9,7 +9,7 @@ import pytest
 from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.fake import FakeModel, ScriptedEngine
 from promptflow.evaluation import evaluate
-from promptflow.evaluation.exact import Exact
+from promptflow.evaluation.renewal import Exact
 from promptflow.flow import run
 from promptflow.lm import LocalLM
 from promptflow.modules import Predict, SelfConsistency

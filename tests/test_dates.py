@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from promptflow.errors import DataError
-from promptflow.evaluation.moments import read_moment, same_moment
+from promptflow.evaluation.dates import read_moment, same_moment
 
 FORMS = (
     "%Y-%m-%d",
