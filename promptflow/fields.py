@@ -159,7 +159,7 @@ class TypedField:
         a ValueRefused where a validator of the type refuses the value.
         """
         shape = self.shape
-        if fill.finish == "length" and shape.written != "free":
+        if fill.finish == "length" and (shape.written != "free" or shape.quotes):
             self._fail(fill.text, "it was cut at its token limit; raise max_tokens")
         return self.parse(fill.text)
 

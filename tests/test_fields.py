@@ -253,6 +253,7 @@ def test_quotes_come_from_their_field():
         (int, "12"),
         (Literal["a", "ab"], "a"),
         (Annotated[str, Field(max_length=9)], "abc"),
+        (Quote["passages"], "half a senten"),
     ],
 )
 def test_a_value_that_was_cut_is_an_error_that_names_the_limit(annotation: Any, text: str):
