@@ -286,12 +286,14 @@ def _complete(call: Call, lm: Any, path: tuple[int, ...]) -> Call | PromptflowEr
 
 def _begun(flows: list[Flow], progress: Callable[[int, int], None] | None) -> list[_Running]:
     """Start flows in order; those that end without a call are counted as one."""
-    running = []
+    running: list[_Running] = []
+    ended = 0
     for flow in flows:
         running.append(_Running(flow))
-        ended = sum(r.calls is None for r in running)
-        if progress is not None and running[-1].calls is None:
-            progress(ended, len(flows))
+        if running[-1].calls is None:
+            ended += 1
+            if progress is not None:
+                progress(ended, len(flows))
     return running
 
 
