@@ -46,7 +46,7 @@ class Workload:
 def promptflow(path: Path, work: Workload, threads: int) -> Figures:
     """Submit each batch as a whole."""
     from promptflow import Engine, EngineOptions, Request, Sampling, Slot, Text
-    from promptflow.engine.prefix import lower_bound
+    from promptflow.engine.cache.prefix import lower_bound
 
     slot = Slot(
         "text",

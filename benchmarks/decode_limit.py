@@ -56,7 +56,7 @@ def loaded(path: str) -> dict[str, Any]:
 
 def bare(path: str, size: int, tokens: int) -> dict[str, float]:
     """Decode ``size`` branches for ``tokens`` steps with nothing between the calls."""
-    from promptflow.engine import llama
+    from promptflow.engine.model import llama
 
     c = llama.c
     model = llama.Model(catalog.locate(path), "bare", "", llama.Load(**loaded(path)))

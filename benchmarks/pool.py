@@ -26,7 +26,9 @@ from typing import Any
 
 from promptflow import catalog
 from promptflow.child import usable_cores
-from promptflow.engine import Engine, EngineOptions, llama
+from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.interface import Stats
+from promptflow.engine.model import llama
 from promptflow.engine.request import (
     Beam,
     Choice,
@@ -36,7 +38,6 @@ from promptflow.engine.request import (
     Request,
     Sampling,
     Slot,
-    Stats,
     Substring,
     Text,
 )

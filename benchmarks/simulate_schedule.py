@@ -15,9 +15,9 @@ import re
 from evaluation_sets import questions
 from prefix_sharing import WORKLOADS, workload
 
+from promptflow.engine.loop.scheduler import Plan, Scheduler
 from promptflow.engine.options import EngineOptions, worker_settings
-from promptflow.engine.scheduler import Scheduler
-from promptflow.engine.task import Plan, Task
+from promptflow.engine.sequence import Task
 
 PASS, TOKEN, LOGITS = 0.033, 0.0085, 0.0085
 """Seconds of a pass over the weights, and more for each token and each row of logits."""

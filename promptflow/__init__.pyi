@@ -5,8 +5,11 @@ from .engine import (
     Engine as Engine,
     EngineOptions as EngineOptions,
 )
-from .engine.fake import ScriptedEngine as ScriptedEngine
-from .engine.interface import TextEngine as TextEngine
+from .engine.interface import (
+    ModelInfo as ModelInfo,
+    Stats as Stats,
+    TextEngine as TextEngine,
+)
 from .engine.request import (
     Alternative as Alternative,
     Beam as Beam,
@@ -16,17 +19,16 @@ from .engine.request import (
     Fill as Fill,
     Json as Json,
     Lark as Lark,
-    ModelInfo as ModelInfo,
     Regex as Regex,
     Request as Request,
     Sampling as Sampling,
     Slot as Slot,
-    Stats as Stats,
     Substring as Substring,
     Text as Text,
     TokenLogprob as TokenLogprob,
     Usage as Usage,
 )
+from .engine.scripted import ScriptedEngine as ScriptedEngine
 from .engine.stream import (
     Delta as Delta,
     Stream as Stream,

@@ -373,7 +373,7 @@ def _fault_in(shape: Shape, adapter: TypeAdapter[Any]) -> str | None:
 
     Raises UnsupportedType where the constraint cannot be compiled.
     """
-    from promptflow.engine.constraint import Walks, WalkTooLong
+    from promptflow.engine.model.constraint import Walks, WalkTooLong
 
     if shape.constraint is None:
         for text in ("a", "one two three", "1, x: [y]\nz"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from promptflow import catalog, storage
 from promptflow.doctor import Speed, measure
-from promptflow.engine.quantize import quantize
+from promptflow.engine.model.quantize import quantize
 from promptflow.engine.request import Text
 from promptflow.engine.tuned import BRANCHES
 from promptflow.errors import DataError

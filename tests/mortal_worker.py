@@ -30,9 +30,9 @@ class Life:
 
 
 def serve(life: Life, parent: int) -> None:
-    from promptflow.engine import worker
-    from promptflow.engine.fake import FakeModel
-    from promptflow.engine.frames import Message, encode
+    from promptflow.engine.model.fake import FakeModel
+    from promptflow.engine.process import worker
+    from promptflow.engine.process.frames import Message, encode
 
     class Mortal(FakeModel):
         def tokenize(self, text: str, special: bool) -> list[int]:

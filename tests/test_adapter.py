@@ -10,8 +10,8 @@ from dspy.utils.exceptions import AdapterParseError, LMServerError, LMUnsupporte
 from pydantic import AfterValidator, BaseModel
 
 import promptflow as pf
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Completion, Fill, Json, Slot, Text, TokenLogprob
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ContextOverflow, EngineLost, ParseError, UnsupportedOption
 
 # Refine and its like: adapters that wrap one

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from promptflow.engine import admission
-from promptflow.engine.fake import FakeModel
+from promptflow.engine.loop import admission
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Sampling, Slot
 from promptflow.errors import CapacityError, ContextOverflow, EngineError
 

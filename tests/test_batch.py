@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from promptflow.engine.batch import Batch, batch_of
-from promptflow.engine.task import Task
+from promptflow.engine.loop.batch import Batch, batch_of
+from promptflow.engine.sequence import Task
 
 
 def task(tokens: list[int], sequence: int, **state) -> Task:

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from promptflow.engine.decoder import Decoder
-from promptflow.engine.fake import FakeModel
+from promptflow.engine.loop.decoder import Decoder
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Beam, Completion, Fill, Regex, Request, Sampling, Slot, Text
 from promptflow.errors import EngineError
 

@@ -10,7 +10,7 @@ from dspy.utils import callback_context
 from dspy.utils.callback import BaseCallback
 
 import promptflow as pf
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ConstraintError
 
 OWNERS = (dspy.Module, dspy.Adapter, dspy.BaseLM)

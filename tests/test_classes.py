@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import promptflow as pf
 from promptflow.cli import app
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ProgramError, PromptflowError, SignatureError
 from promptflow.lm import LocalLM
 from promptflow.modules import ChainOfThought, Predict

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.constraint import (
+from promptflow.engine.model.constraint import (
     MAX_BYTES,
     Constraints,
     Matcher,
@@ -21,9 +21,9 @@ from promptflow.engine.constraint import (
     WalkTooLong,
     byte_tokenizer,
 )
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.prefix import common
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Choice, Constraint, Json, Lark, Regex, Substring
+from promptflow.engine.sequence import common
 from promptflow.errors import ConstraintDeadEnd, ConstraintError
 
 END = 256

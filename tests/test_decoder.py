@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from promptflow.engine.decoder import Decoder
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.lengths import Lengths
+from promptflow.engine.loop.decoder import Decoder
+from promptflow.engine.loop.lengths import Lengths
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Beam, Choice, Completion, Json, Request, Sampling, Slot, Text
 from promptflow.errors import (
     Cancelled,
@@ -278,7 +278,7 @@ class Clock:
 def test_a_deadline_ends_a_request_that_waits_prefills_or_generates(monkeypatch):
     """What was written until then is kept, the slot that is open included."""
     fake = FakeModel(batch=4)
-    monkeypatch.setattr("promptflow.engine.decoder.time", Clock(fake))
+    monkeypatch.setattr("promptflow.engine.loop.decoder.time", Clock(fake))
     decoder = Decoder(fake, max_running=2)
     slots = Slot("a", Choice(("yes",))), Text(" "), Slot("b", max_tokens=50, ignore_eos=True)
     decoder.submit(0, Request((Text("q"), *slots), deadline=7.0))  # generates

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.deltas import Deltas
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.job import FillJob, Tools
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Beam, Choice, Regex, Request, Slot, Text
+from promptflow.engine.slot.deltas import Deltas
+from promptflow.engine.slot.job import FillJob, Tools
 
 WORDS = ("ab", "the", " end", "é", "😀")
 TOOLS = Tools(FakeModel(words=WORDS))

@@ -6,7 +6,7 @@ import dspy
 import numpy as np
 import pytest
 
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.evaluation.metrics import exact_match
 from promptflow.flow import Module, Prediction
 from promptflow.lm import LocalLM

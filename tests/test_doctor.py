@@ -11,7 +11,8 @@ from conftest import SMOLLM
 
 from promptflow import doctor
 from promptflow.engine import Engine, EngineOptions
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.engine.tuned import BRANCHES
 from promptflow.errors import EngineLost
 

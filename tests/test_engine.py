@@ -17,8 +17,10 @@ import pytest
 from conftest import ROOT, SMOLLM
 
 from promptflow.catalog import locate, sha256_cached
-from promptflow.engine import Engine, EngineOptions, memory
-from promptflow.engine.fake import FakeModel
+from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.model import memory
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.process.wire import submission
 from promptflow.engine.request import (
     Beam,
     Choice,
@@ -31,7 +33,6 @@ from promptflow.engine.request import (
     Text,
 )
 from promptflow.engine.stream import Delta
-from promptflow.engine.wire import submission
 from promptflow.errors import (
     CapacityError,
     ContextOverflow,

@@ -12,8 +12,8 @@ import pydantic
 import pytest
 from conftest import SMOLLM
 
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Usage
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ContextOverflow, DataError, EngineLost, MetricError
 from promptflow.evaluation import compare, evaluate, exact_match, input_fields, read_examples
 from promptflow.evaluation.evaluate import compare_scores

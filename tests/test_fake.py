@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from promptflow.engine.fake import END, FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import END, FakeModel
 from promptflow.engine.request import Completion, Request, Slot, Text
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost
 
 

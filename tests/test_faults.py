@@ -30,13 +30,15 @@ from test_oracle import (
     run,
 )
 
-from promptflow.engine import Engine, EngineOptions, host
-from promptflow.engine.constraint import Constraints
-from promptflow.engine.decoder import Decoder
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.frames import Message
-from promptflow.engine.host import ChildHost
-from promptflow.engine.prefix import common
+from promptflow.engine import Engine, EngineOptions
+from promptflow.engine.cache.cells import Drop
+from promptflow.engine.loop.decoder import Decoder
+from promptflow.engine.loop.scheduler import Plan
+from promptflow.engine.model.constraint import Constraints
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.process import host
+from promptflow.engine.process.frames import Message
+from promptflow.engine.process.host import ChildHost
 from promptflow.engine.request import (
     Beam,
     Choice,
@@ -48,7 +50,7 @@ from promptflow.engine.request import (
     Substring,
     Text,
 )
-from promptflow.engine.task import Drop, Plan
+from promptflow.engine.sequence import common
 from promptflow.errors import CapacityError, ContextOverflow, EngineError, EngineLost, NumericError
 
 CALLS = range(1, 51)

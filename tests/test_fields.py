@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from promptflow.engine.constraint import Constraints, byte_tokenizer
+from promptflow.engine.model.constraint import Constraints, byte_tokenizer
 from promptflow.engine.request import Choice, Fill, Lark, Regex, Substring
 from promptflow.errors import ParseError, UnknownField, UnsupportedType
 from promptflow.fields import Quote, TypedField, to_text

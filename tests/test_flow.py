@@ -9,8 +9,9 @@ import pytest
 from pydantic import AfterValidator
 
 import promptflow as pf
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Sampling, Slot, Text, Usage
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import (
     ContextOverflow,
     EngineLost,

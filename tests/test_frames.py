@@ -7,7 +7,7 @@ import threading
 
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.frames import encode, read_frame, write_frame
+from promptflow.engine.process.frames import encode, read_frame, write_frame
 
 values = st.recursive(
     st.none()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from promptflow.engine.constraint import Constraints, Walks, byte_tokenizer
+from promptflow.engine.model.constraint import Constraints, Walks, byte_tokenizer
 from promptflow.engine.request import Lark
 from promptflow.errors import UnsupportedType
 from promptflow.grammar import grammar_of, longest, sketch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import promptflow as pf
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ProgramError
 from promptflow.flow import run, run_many
 from promptflow.modules.grounded import GroundedQA

@@ -9,16 +9,16 @@ import sys
 
 import pytest
 
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.frames import Message
-from promptflow.engine.host import ChildHost, ThreadHost, describe, launch
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.process.frames import Message
+from promptflow.engine.process.host import ChildHost, ThreadHost, describe, launch
 from promptflow.errors import EngineLost, ModelInvalid
 
 READY = {"ready": {"_": "ModelInfo", "name": "stub"}, "features": "none"}
 PRELUDE = """
 import os, signal, sys
-from promptflow.engine.frames import read_frame, write_frame
-from promptflow.engine.wire import to_wire
+from promptflow.engine.process.frames import read_frame, write_frame
+from promptflow.engine.process.wire import to_wire
 from promptflow.errors import ModelInvalid
 settings = read_frame(sys.stdin.buffer)
 def say(message): write_frame(sys.stdout.buffer, message)

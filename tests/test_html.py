@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import dspy
 import pytest
 
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Usage
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.evaluation import Evaluation, Record, evaluate
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict

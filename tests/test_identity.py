@@ -20,7 +20,7 @@ from hypothesis import given, settings, strategies as st
 from identified import color_of, helper, model_of, program
 
 import promptflow as pf
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ProgramError, TemplateError
 from promptflow.evaluation.identity import (
     data_hash,

@@ -8,7 +8,7 @@ import dspy
 import pydantic
 import pytest
 
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import DataError
 from promptflow.evaluation import evaluate, input_fields, read_examples
 from promptflow.evaluation.inputs import output_types

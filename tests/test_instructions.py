@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dspy
 
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict
 from promptflow.optimization.instructions import additions, is_copied, propose, with_addition

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.job import SEAM, FillJob, Meter, ScoreJob, Tools
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Choice, Regex, Request, Slot, Text, Usage
+from promptflow.engine.slot.job import SEAM, FillJob, Meter, ScoreJob, Tools
 from promptflow.errors import ConstraintError, ContextOverflow, NumericError
 
 TOOLS = Tools(FakeModel(words=("ab", "x. y")))

@@ -6,7 +6,7 @@ import pytest
 from conftest import SMOLLM
 
 import promptflow as pf
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost, SignatureError
 from promptflow.flow import Prediction, run, run_many
 from promptflow.modules.judge import Judge, PairJudge, consistency, shares

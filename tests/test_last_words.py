@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from promptflow.engine.last_words import ERRORS, LINES, LastWords
+from promptflow.engine.process.last_words import ERRORS, LINES, LastWords
 
 ASSERT = "/src/ggml/src/ggml.c:123: GGML_ASSERT(n_tokens <= n_batch) failed"
 GDB = """\

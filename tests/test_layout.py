@@ -14,7 +14,6 @@ from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel
 
 from promptflow import layout
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import (
     Choice,
     Completion,
@@ -25,6 +24,7 @@ from promptflow.engine.request import (
     Slot,
     Text,
 )
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ParseError, TemplateError, UnknownField, UnsupportedType
 from promptflow.signatures import signature
 

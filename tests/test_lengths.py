@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from promptflow.engine.lengths import FIRST, KINDS, Lengths
+from promptflow.engine.loop.lengths import FIRST, KINDS, Lengths
 
 
 def test_an_answer_is_taken_to_be_as_long_as_those_of_its_kind():

@@ -11,8 +11,9 @@ from dspy.streaming import StreamListener, StreamResponse
 
 import promptflow as pf
 from promptflow.engine import Engine, EngineOptions
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Completion, Fill, Request, Slot, Text
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.engine.stream import Delta
 from promptflow.errors import ContextOverflow
 from promptflow.lm.listeners import _Everybody, audiences

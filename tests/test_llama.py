@@ -12,10 +12,9 @@ from conftest import SMOLLM
 from hypothesis import given, settings, strategies as st
 
 from promptflow.catalog import locate
-from promptflow.engine.decoder import Decoder
-from promptflow.engine.job import FillJob, Tools
-from promptflow.engine.llama import Load, Model, build, log_to_stderr, system_info
-from promptflow.engine.prompt import Prompts
+from promptflow.engine.loop.decoder import Decoder
+from promptflow.engine.model.llama import Load, Model, build, log_to_stderr, system_info
+from promptflow.engine.model.tokenizer import Prompts
 from promptflow.engine.request import (
     Choice,
     Fill,
@@ -27,6 +26,7 @@ from promptflow.engine.request import (
     Substring,
     Text,
 )
+from promptflow.engine.slot.job import FillJob, Tools
 from promptflow.errors import ModelInvalid
 
 CELLS, BATCH, SEQUENCES = 256, 64, 4

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 import promptflow as pf
 from promptflow.engine import Engine, EngineOptions
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import (
     Completion,
     Fill,
@@ -31,6 +31,7 @@ from promptflow.engine.request import (
     TokenLogprob,
     Usage,
 )
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ContextOverflow, EngineLost, ModelNotFound, UnsupportedType
 from promptflow.lm import local
 

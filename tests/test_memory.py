@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from promptflow.engine import memory
+from promptflow.engine.model import memory
 from promptflow.errors import CapacityError
 
 QWEN = {

@@ -11,7 +11,7 @@ import dspy
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import BudgetExceeded, DataError, EngineLost, ProgramError, ResumeMismatch
 from promptflow.evaluation import evaluate
 from promptflow.evaluation.identity import versions

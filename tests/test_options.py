@@ -7,10 +7,11 @@ import pytest
 import promptflow as pf
 from promptflow.child import usable_cores
 from promptflow.engine import tuned
-from promptflow.engine.fake import FakeModel, ScriptedEngine
-from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.options import DEFAULTS, EngineOptions, load_settings, worker_settings
 from promptflow.engine.request import Choice
+from promptflow.engine.scripted import ScriptedEngine
+from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import MOST_PASS_ROWS, Choices, Tuned
 from promptflow.errors import ModelNotFound
 from promptflow.fields import TypedField
@@ -54,7 +55,7 @@ def test_invariant_text_does_not_depend_on_what_was_tuned():
 
 
 def test_load_settings_are_those_of_llama():
-    llama = pytest.importorskip("promptflow.engine.llama")
+    llama = pytest.importorskip("promptflow.engine.model.llama")
     settings = load_settings(EngineOptions(context=64, max_running=3), BEST)
     load = llama.Load(**settings)
     assert (load.context, load.sequences, load.batch, load.kv_type) == (64, 51, 256, "q8_0")

@@ -14,14 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from promptflow.engine import sampling
-from promptflow.engine.constraint import Constraints
-from promptflow.engine.decoder import Decoder
-from promptflow.engine.deltas import Deltas
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.job import SEAM, Tools
-from promptflow.engine.lengths import Lengths
-from promptflow.engine.prefix import lower_bound
+from promptflow.engine.cache.prefix import lower_bound
+from promptflow.engine.loop.decoder import Decoder
+from promptflow.engine.loop.lengths import Lengths
+from promptflow.engine.model.constraint import Constraints
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import (
     Alternative,
     Beam,
@@ -37,7 +34,10 @@ from promptflow.engine.request import (
     Text,
     TokenLogprob,
 )
-from promptflow.engine.slots import Filling
+from promptflow.engine.slot import sampling
+from promptflow.engine.slot.deltas import Deltas
+from promptflow.engine.slot.filling import Filling
+from promptflow.engine.slot.job import SEAM, Tools
 from promptflow.engine.stream import Feed
 from promptflow.errors import CapacityError, ContextOverflow, EngineError
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from promptflow.engine.constraint import Walks
+from promptflow.engine.model.constraint import Walks
 from promptflow.engine.request import Regex
 from promptflow.patterns import PatternRefused, translated
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field
 
 import promptflow as pf
 from promptflow.engine import Engine
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Slot
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import (
     ProgramError,
     SignatureError,

@@ -3,7 +3,9 @@ from __future__ import annotations
 from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from promptflow.engine.prefix import CellLedger, PrefixTree, common, lower_bound
+from promptflow.engine.cache.cells import CellLedger
+from promptflow.engine.cache.prefix import PrefixTree, lower_bound
+from promptflow.engine.sequence import common
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 

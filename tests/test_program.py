@@ -14,7 +14,7 @@ import dspy
 import pytest
 
 import promptflow as pf
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import (
     ProgramError,
     SignatureError,

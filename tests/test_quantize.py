@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from promptflow.engine.quantize import FORMATS, PURE, quantize
+from promptflow.engine.model.quantize import FORMATS, PURE, quantize
 from promptflow.errors import ModelInvalid
 
 

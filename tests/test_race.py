@@ -5,7 +5,7 @@ import re
 import dspy
 import pytest
 
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ContextOverflow, EngineLost
 from promptflow.evaluation.metrics import exact_match
 from promptflow.lm import LocalLM

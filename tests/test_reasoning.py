@@ -8,8 +8,8 @@ from conftest import SMOLLM
 
 import promptflow as pf
 from promptflow.engine import Engine
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Slot
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import SignatureNotFound
 
 

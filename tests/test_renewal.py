@@ -7,7 +7,8 @@ import dspy
 import pytest
 
 from promptflow.engine import Engine, EngineOptions
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.evaluation import evaluate
 from promptflow.evaluation.renewal import Exact
 from promptflow.flow import run

@@ -6,17 +6,8 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from promptflow.engine.request import (
-    Completion,
-    Fill,
-    ModelInfo,
-    Request,
-    Sampling,
-    Slot,
-    Stats,
-    Text,
-    Usage,
-)
+from promptflow.engine.interface import ModelInfo, Stats
+from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Text, Usage
 
 counts = st.integers(0, 1 << 40)
 

@@ -4,7 +4,7 @@ from itertools import takewhile
 
 from hypothesis import given, strategies as st
 
-from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, MOST_AGE, RENT, Retention
+from promptflow.engine.cache.retention import FIRST_AGE, LEAST_AGE, MOST_AGE, RENT, Retention
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=10)
 TRUNK = list(range(100))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine import sampling
 from promptflow.engine.request import Sampling
+from promptflow.engine.slot import sampling
 from promptflow.errors import NumericError
 
 SIZE = 1_300  # several blocks

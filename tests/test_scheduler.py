@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from promptflow.engine.lengths import Lengths
-from promptflow.engine.retention import FIRST_AGE, LEAST_AGE, RENT
-from promptflow.engine.scheduler import PATIENCE, SCORED_ROWS, Scheduler
-from promptflow.engine.task import Copy, Drop, Plan, Task
+from promptflow.engine.cache.cells import Copy, Drop
+from promptflow.engine.cache.retention import FIRST_AGE, LEAST_AGE, RENT
+from promptflow.engine.loop.lengths import Lengths
+from promptflow.engine.loop.scheduler import PATIENCE, SCORED_ROWS, Plan, Scheduler
+from promptflow.engine.sequence import Task
 
 TRUNK = list(range(100, 110))
 ROW = np.zeros(3, dtype=np.float32)

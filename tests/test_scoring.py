@@ -5,8 +5,8 @@ import json
 import dspy
 import pytest
 
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Completion, Usage
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ContextOverflow, EngineLost
 from promptflow.evaluation.metrics import exact_match
 from promptflow.evaluation.scoring import RETRIES, Job, Record, check_excluded, score_jobs

@@ -8,7 +8,7 @@ from conftest import SMOLLM
 
 import promptflow as pf
 from promptflow.engine import Engine
-from promptflow.engine.fake import ScriptedEngine
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.lm.shown import Shown
 
 

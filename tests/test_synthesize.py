@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from promptflow.engine.fake import ScriptedEngine
 from promptflow.engine.request import Substring
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost
 from promptflow.lm import LocalLM
 from promptflow.optimization.synthesize import is_fit, synthesize

@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 
-from promptflow.engine.constraint import Clock
+from promptflow.engine.loop.totals import Totals
+from promptflow.engine.model.constraint import Clock
 from promptflow.engine.request import Usage
-from promptflow.engine.totals import Totals
 
 
 def test_totals_become_stats():

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import promptflow as pf
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost
 from promptflow.flow import Prediction, run, run_many
 from promptflow.modules.predict import Predict

@@ -48,7 +48,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from typing_extensions import TypeAliasType, TypedDict
 
-from promptflow.engine.constraint import Walks
+from promptflow.engine.model.constraint import Walks
 from promptflow.engine.request import Fill
 from promptflow.errors import ParseError, UnsupportedType, ValueRefused
 from promptflow.fields import TypedField

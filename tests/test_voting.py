@@ -8,7 +8,8 @@ import dspy
 import pytest
 
 import promptflow as pf
-from promptflow.engine.fake import FakeModel, ScriptedEngine
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost, ProgramError, UnknownField
 from promptflow.flow import Module, Prediction, run, run_many
 from promptflow.modules.predict import Predict

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptflow.engine.width import EXPECTED, LEAST, PASS, Width
+from promptflow.engine.loop.width import EXPECTED, LEAST, PASS, Width
 
 
 def width_of(fresh: int, answer: int, most: int = 64) -> int:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from promptflow import errors
+from promptflow.engine.interface import ModelInfo, Stats
+from promptflow.engine.process.wire import Outcome, from_wire, submission, texts, to_wire
 from promptflow.engine.request import (
     Alternative,
     Beam,
@@ -15,18 +17,15 @@ from promptflow.engine.request import (
     Fill,
     Json,
     Lark,
-    ModelInfo,
     Regex,
     Request,
     Sampling,
     Slot,
-    Stats,
     Substring,
     Text,
     TokenLogprob,
     Usage,
 )
-from promptflow.engine.wire import Outcome, from_wire, submission, texts, to_wire
 
 anything = st.text(st.characters(), max_size=20)  # lone surrogates too
 floats = st.floats(allow_nan=False)

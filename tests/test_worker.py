@@ -6,8 +6,10 @@ import subprocess
 import pytest
 
 from promptflow import child
-from promptflow.engine.fake import FakeModel
-from promptflow.engine.frames import Message, encode, read_frame
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.process.frames import Message, encode, read_frame
+from promptflow.engine.process.wire import from_wire, to_wire
+from promptflow.engine.process.worker import Worker, probe
 from promptflow.engine.request import (
     Completion,
     Json,
@@ -15,8 +17,6 @@ from promptflow.engine.request import (
     Slot,
     Text,
 )
-from promptflow.engine.wire import from_wire, to_wire
-from promptflow.engine.worker import Worker, probe
 from promptflow.errors import (
     ConstraintError,
     ContextOverflow,
@@ -122,7 +122,7 @@ def test_the_probe_decodes_and_leaves_nothing():
 
 def child_answers(settings: Message) -> tuple[Message | None, int]:
     process = subprocess.Popen(
-        [*child.command("promptflow.engine.worker"), str(os.getpid())],
+        [*child.command("promptflow.engine.process.worker"), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

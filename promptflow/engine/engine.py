@@ -19,23 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptflow.engine import template
-from promptflow.engine.frames import Message
-from promptflow.engine.host import Host, ThreadHost, describe, launch
+from promptflow.engine.interface import ModelInfo, Stats
+from promptflow.engine.model import chat_template
 from promptflow.engine.options import DEFAULTS, EngineOptions, worker_settings
-from promptflow.engine.request import (
-    Completion,
-    ModelInfo,
-    Part,
-    Request,
-    Slot,
-    Stats,
-    Text,
-    TokenLogprob,
-)
+from promptflow.engine.process.frames import Message
+from promptflow.engine.process.host import Host, ThreadHost, describe, launch
+from promptflow.engine.process.wire import Outcome, from_wire, submission, texts
+from promptflow.engine.request import Completion, Part, Request, Slot, Text, TokenLogprob
 from promptflow.engine.stream import Feed, Stream, runs_event_loop
 from promptflow.engine.tickets import OnDelta, Tickets, frames, resolve
-from promptflow.engine.wire import Outcome, from_wire, submission, texts
 from promptflow.errors import (
     Cancelled,
     EngineError,
@@ -46,7 +38,7 @@ from promptflow.errors import (
 )
 
 if TYPE_CHECKING:
-    from promptflow.engine.model import Model
+    from promptflow.engine.model.protocol import Model
 
 
 class Engine:
@@ -378,7 +370,7 @@ class Engine:
         key = tuple(roles)
         if key not in self._scaffolds:
             info = self.info
-            self._scaffolds[key] = template.scaffold(info.template, key, info.bos, info.eos)
+            self._scaffolds[key] = chat_template.scaffold(info.template, key, info.bos, info.eos)
         return self._scaffolds[key]
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:

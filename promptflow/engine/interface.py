@@ -2,24 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
-from promptflow.engine.request import (
-    Completion,
-    ModelInfo,
-    Part,
-    Request,
-    Stats,
-    Text,
-    TokenLogprob,
-)
+from promptflow.engine.request import Completion, Part, Request, Text, TokenLogprob
 from promptflow.engine.stream import Stream
 
 
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What an engine knows of its model file.
+
+    ``context`` counts the tokens that one request may hold. ``identity`` names weights, template,
+    build and ``numerics`` in one string; equal identities may share caches.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    architecture: str
+    context: int
+    vocabulary: int
+    template: str
+    build: str
+    load: str  # how it was loaded: "default", or the fall-back that survived the probe decode
+    bos: str = ""
+    eos: str = ""
+    features: str = ""  # CPU features of this build of llama.cpp
+    threads: int = 1
+    numerics: str = ""  # flash attention, or a cache of another type: logits differ a little
+
+    @property
+    def identity(self) -> str:
+        """Return ``name@sha12/build``, and the numerics where they are not the usual ones."""
+        tail = f" ({self.numerics})" if self.numerics else ""
+        return f"{self.name}@{self.sha256[:12]}/{self.build}{tail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Totals of an engine since it was made; tokens, decode calls, and seconds by kind of work.
+
+    ``occupancy`` is the mean number of sequences in a decode call. Of ``drafted`` tokens
+    ``accepted`` were what the model went on to say. ``pipe_seconds`` is what the
+    worker spent on reading and writing messages.
+    """
+
+    requests: int = 0
+    prefilled: int = 0
+    reused: int = 0
+    generated: int = 0
+    forced: int = 0
+    decodes: int = 0
+    occupancy: float = 0.0
+    preempted: int = 0
+    evicted: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    restarts: int = 0
+    decode_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    constraint_seconds: float = 0.0
+    bookkeeping_seconds: float = 0.0
+    pipe_seconds: float = 0.0
+
+    def __add__(self, other: Stats) -> Stats:
+        """Add field by field; occupancies are weighted by decode calls."""
+        sums = {
+            f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)
+        }
+        rows = self.occupancy * self.decodes + other.occupancy * other.decodes
+        return Stats(**{**sums, "occupancy": rows / sums["decodes"] if sums["decodes"] else 0.0})
+
+
 class TextEngine(Protocol):
-    """What programs need of an engine: ``engine.Engine`` and ``fake.ScriptedEngine`` have it."""
+    """What programs need of an engine: ``Engine`` and ``ScriptedEngine`` have it."""
 
     info: ModelInfo
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from promptflow.child import usable_cores
-from promptflow.engine import memory
-from promptflow.engine.frames import Message
-from promptflow.engine.lookup import PASS_ROWS, PASS_ROWS_GPU
+from promptflow.engine.model import memory
+from promptflow.engine.process.frames import Message
+from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import Choices, recall
 from promptflow.errors import names_options
 
@@ -36,7 +36,7 @@ class EngineOptions:
     ``Engine.submit``. ``isolate=False`` runs llama.cpp in this process, which it may abort.
     ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
     running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
-    own text where that is likely to pay, as in quotations: see lookup.py.
+    own text where that is likely to pay, as in quotations: see prompt_lookup.py.
 
     None leaves a choice to what ``promptflow doctor --tune`` found fastest for this model on this
     machine, and where it was not run, to ``tuned.Choices``' defaults: ``threads`` (physical cores

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from promptflow.engine.frames import Message
+from promptflow.engine.process.frames import Message
 from promptflow.errors import Cancelled, DeadlineExceeded, EngineLost, PromptflowError
 
 REPLAYS = 2  # children that may die before they begin anything, until what waits is given up

@@ -29,7 +29,7 @@ import dspy
 import pydantic
 from pydantic.fields import FieldInfo
 
-from promptflow.engine.request import ModelInfo
+from promptflow.engine.interface import ModelInfo
 from promptflow.errors import ProgramError
 from promptflow.layout import Decoding, find_layout
 from promptflow.modules import Predict, ZeroShotCoT

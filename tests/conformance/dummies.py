@@ -22,8 +22,9 @@ from dspy.adapters.chat_adapter import FieldInfoWithName
 from dspy.dsp.utils.settings import DEFAULT_CONFIG
 
 import promptflow as pf
-from promptflow.engine.fake import END, ScriptedEngine
+from promptflow.engine.model.fake import END
 from promptflow.engine.request import Choice, Completion, Json, Lark, Request, Slot
+from promptflow.engine.scripted import ScriptedEngine
 from promptflow.fields import to_text
 
 WAY = os.environ["PROMPTFLOW_PATH"]

@@ -1,0 +1,1 @@
+"""What the engine needs of a model: tokens, templates, constraints, logits, memory."""

@@ -1,0 +1,114 @@
+"""Texts to tokens: untrusted text can spell a control token and never becomes one.
+
+All texts between two slots are tokenized as one, so that tokens may span trusted and untrusted
+text, unless a control text lies in untrusted text or reaches into it. Then each text is tokenized
+apart, with those in untrusted text cut after their first character.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+
+from promptflow.engine.model.protocol import Model
+from promptflow.engine.request import Part, Slot, Text
+from promptflow.engine.sequence import common
+
+FOLLOWERS = ("a", "A", " a", "1", "\n", ".", ",", '"')
+"""Beginnings of text that tokenizers treat in different ways."""
+
+
+class Prompts:
+    """Tokenize the texts of requests for one model."""
+
+    def __init__(self, model: Model) -> None:
+        """Gather the model's control texts."""
+        self._model = model
+        controls = sorted({c for c in model.control_texts() if c}, key=len, reverse=True)
+        either = "|".join(map(re.escape, controls))
+        # Looking ahead finds the ones that overlap too.
+        self._controls = re.compile(f"(?=({either}))") if controls else None
+
+    def before_slots(self, parts: Sequence[Part]) -> list[list[int]]:
+        """Return the tokens before each slot; what follows the last one is left out.
+
+        The first list is never empty: a model needs a token to start from.
+        """
+        before: list[list[int]] = []
+        run: list[Text] = []
+        for part in parts:
+            if isinstance(part, Text):
+                run.append(part)
+            else:
+                before.append(self._tokenize(run))
+                run = []
+        before[0] = self._with_start(before[0])
+        return before
+
+    def tokens(self, parts: Sequence[Part]) -> list[int]:
+        """Return the tokens of all texts among ``parts``, each run between slots as one."""
+        whole = self.before_slots([*parts, Slot("end")])
+        return [token for tokens in whole for token in tokens]
+
+    def stable(self, parts: Sequence[Part]) -> list[int]:
+        """Return the tokens of texts that stay as they are whatever text follows.
+
+        A tokenizer may join the last letters with what comes next.
+        """
+        ends = [self.tokens([*parts, Text(text)]) for text in ("", *FOLLOWERS)]
+        length = min(common(ends[0], other, len(ends[0])) for other in ends)
+        return ends[0][:length]
+
+    def continuation(self, text: str) -> list[int]:
+        """Return the tokens of untrusted text that goes on in a sequence."""
+        return self._tokenize([Text(text)])
+
+    def text(self, token: int) -> str:
+        """Return a token as text; a control token by its name."""
+        piece = self._model.piece(token) or self._model.control_piece(token)
+        return piece.decode("utf-8", "replace")
+
+    def _with_start(self, tokens: list[int]) -> list[int]:
+        bos = self._model.bos
+        if bos is not None and tokens[:1] != [bos]:
+            return [bos, *tokens]
+        return tokens or [min(self._model.end_tokens)]
+
+    def _tokenize(self, run: Sequence[Text]) -> list[int]:
+        if not run:
+            return []
+        merged = [
+            ("".join(text.text for text in texts), trusted)
+            for trusted, texts in groupby(run, key=lambda text: text.trusted)
+        ]
+        whole = "".join(text for text, _ in merged)
+        if self._found(whole) == self._found_in_trusted(merged):
+            return self._model.tokenize(whole, special=True)
+        tokens: list[int] = []
+        for text, trusted in merged:
+            if trusted:
+                tokens += self._model.tokenize(text, special=True)
+            else:
+                for piece in self._disarmed(text):
+                    tokens += self._model.tokenize(piece, special=False)
+        return tokens
+
+    def _found(self, text: str) -> list[tuple[int, str]]:
+        """Return where control texts are, and which."""
+        if self._controls is None:
+            return []
+        return [(match.start(), match[1]) for match in self._controls.finditer(text)]
+
+    def _found_in_trusted(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, str]]:
+        found: list[tuple[int, str]] = []
+        offset = 0
+        for text, trusted in texts:
+            if trusted:
+                found += [(offset + at, control) for at, control in self._found(text)]
+            offset += len(text)
+        return found
+
+    def _disarmed(self, text: str) -> list[str]:
+        cuts = [0, *(at + 1 for at, _ in self._found(text)), len(text)]
+        return [text[a:b] for a, b in pairwise(cuts) if a < b]

@@ -1,0 +1,1 @@
+"""The child process of an engine: host, loop of messages, and what goes through the pipe."""
