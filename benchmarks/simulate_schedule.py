@@ -17,7 +17,7 @@ from prefix_sharing import WORKLOADS, workload
 
 from promptflow.engine.loop.scheduler import Plan, Scheduler
 from promptflow.engine.options import EngineOptions, worker_settings
-from promptflow.engine.sequence import Task
+from promptflow.engine.sequence import Sequence
 
 PASS, TOKEN, LOGITS = 0.033, 0.0085, 0.0085
 """Seconds of a pass over the weights, and more for each token and each row of logits."""
@@ -34,7 +34,7 @@ def tokens_of(text: str, numbers: dict[str, int]) -> list[int]:
 def price(plan: Plan, used: int) -> tuple[float, float]:
     """Return the seconds of a step beside ``used`` cells, and how many of them are attention."""
     tokens = sum(take for _, take in plan.rows)
-    logits = sum(take == task.pending for task, take in plan.rows)
+    logits = sum(take == sequence.pending for sequence, take in plan.rows)
     attention = CELL * (used + tokens) * tokens
     return PASS + TOKEN * tokens + LOGITS * logits + attention, attention
 
@@ -52,22 +52,24 @@ def simulate(batches: tuple[tuple[str, ...], ...], answer: int) -> dict[str, flo
         for text in batch:
             number += 1
             prompt = tokens_of(text, numbers)
-            scheduler.submit(Task(number, prompt, len(prompt) + answer))
+            scheduler.submit(Sequence(number, prompt, len(prompt) + answer))
         while scheduler.waiting or scheduler.running:
             while not scheduler.relieve()[0]:
                 scheduler.preempt(scheduler.first_to_go(scheduler.running))
             plan = scheduler.step()
-            prefilled = sum(take for task, take in plan.rows if not task.written)
+            prefilled = sum(take for sequence, take in plan.rows if not sequence.written)
             found = (*price(plan, scheduler.cells.used), prefilled, 1, len(plan.rows))
             for name, value in zip(sums, found, strict=True):
                 sums[name] += value
-            for task, take in plan.rows:
-                scheduler.computed(task, take)
-            for task in [task for task in scheduler.running if not task.pending]:
-                if task.written + 1 < answer:  # nobody needs the last token in the cache
-                    task.tokens.append(-1 - hash((task.number, len(task.tokens))) % 100_000)
+            for sequence, take in plan.rows:
+                scheduler.computed(sequence, take)
+            for sequence in [sequence for sequence in scheduler.running if not sequence.pending]:
+                if sequence.written + 1 < answer:  # nobody needs the last token in the cache
+                    sequence.tokens.append(
+                        -1 - hash((sequence.number, len(sequence.tokens))) % 100_000
+                    )
                 else:
-                    scheduler.finish(task, keep=True)
+                    scheduler.finish(sequence, keep=True)
     return sums
 
 

@@ -336,7 +336,7 @@ def test_batch_invariant_runs_alone_from_an_empty_cache_at_the_same_boundaries()
     alone = calls([one])
     assert calls([other, one])[-len(alone) :] == alone
     assert calls([one, one, other])[: 2 * len(alone)] == alone * 2
-    assert {sequence for call in alone for sequence in call[2]} == {0}
+    assert {seq_id for call in alone for seq_id in call[2]} == {0}
 
 
 class Recording(FakeModel):
@@ -395,8 +395,8 @@ def test_what_stays_in_the_cache_is_what_the_text_was():
     decoder.submit(0, Request((Text("question"), *slots)))
     [completion] = drain(decoder).values()
     assert completion.fills["a"].finish == "stop"
-    for sequence, tokens in decoder.scheduler.retained.items():
-        assert model.held_tokens(sequence) == tokens
+    for seq_id, tokens in decoder.scheduler.retained.items():
+        assert model.held_tokens(seq_id) == tokens
 
 
 def test_a_fatal_code_makes_the_cache_anew():
@@ -426,9 +426,9 @@ def test_long_prefills_hold_up_no_running_decode_by_more_than_two_steps(batch, l
             job = decoder.job(key)
             if job is None:
                 del last[key]
-            elif len(job.task.tokens) > last[key][0]:
+            elif len(job.sequence.tokens) > last[key][0]:
                 gaps.append(fake.decodes - last[key][1])
-                last[key] = len(job.task.tokens), fake.decodes
+                last[key] = len(job.sequence.tokens), fake.decodes
     assert not decoder.busy
     assert len(gaps) > 4 * 25 or lookup
     assert max(gaps) <= 2

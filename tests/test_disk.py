@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from promptflow.engine import Engine
-from promptflow.engine.cache.disk import GAIN, KeptPrefixes
+from promptflow.engine.cache.disk import GAIN, DiskPrefixes
 from promptflow.engine.loop.decoder import Decoder
 from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Completion, Request, Slot, Text
@@ -55,7 +55,7 @@ def test_the_longest_prefix_is_taken_and_read_once(folder: Path):
     fresh = Decoder(FakeModel(), prefixes=folder)
     assert ask(fresh, longer + "?").usage.reused == len(longer)
     assert ask(fresh, longer + "!").usage.reused == len(longer)
-    assert fresh._kept.recalled == 1
+    assert fresh._disk.recalled == 1
 
 
 def test_texts_that_begin_otherwise_take_nothing(folder: Path):
@@ -99,7 +99,7 @@ def test_a_cache_without_room_computes_as_before(folder: Path):
     while small.busy:
         outcomes |= dict(small.step())
     assert outcomes[0].error is None
-    assert small._kept.recalled == 0
+    assert small._disk.recalled == 0
 
 
 def test_a_short_prefix_is_not_worth_reading(tmp_path: Path):
@@ -113,7 +113,7 @@ def test_a_short_prefix_is_not_worth_reading(tmp_path: Path):
 def test_the_least_recently_used_go_first(tmp_path: Path):
     model = FakeModel()
     decoder = Decoder(model)
-    kept = KeptPrefixes(model, decoder.scheduler, tmp_path, max_bytes=6_000)
+    kept = DiskPrefixes(model, decoder.scheduler, tmp_path, max_bytes=6_000)
     texts = [f"{number}{PREFIX}" for number in range(3)]
     for age, text in enumerate(texts[:2]):
         ask(decoder, text)

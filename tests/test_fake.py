@@ -11,15 +11,15 @@ from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost
 
 
-def feed(model: FakeModel, text: str, sequence: int = 0, start: int = 0) -> int:
+def feed(model: FakeModel, text: str, seq_id: int = 0, start: int = 0) -> int:
     tokens = model.tokenize(text, special=True)
     positions = list(range(start, start + len(tokens)))
     outputs = [False] * (len(tokens) - 1) + [True]
-    return model.decode(tokens, positions, [sequence] * len(tokens), outputs)
+    return model.decode(tokens, positions, [seq_id] * len(tokens), outputs)
 
 
-def last(model: FakeModel, text: str, sequence: int = 0, start: int = 0) -> np.ndarray:
-    assert feed(model, text, sequence, start) == 0
+def last(model: FakeModel, text: str, seq_id: int = 0, start: int = 0) -> np.ndarray:
+    assert feed(model, text, seq_id, start) == 0
     return model.logits(len(model.tokenize(text, special=True)) - 1).copy()
 
 
@@ -29,7 +29,7 @@ def test_logits_follow_from_the_cells_that_a_sequence_holds():
     feed(model, "abx")
     model.drop(0, 2)
     model.copy(0, 3, 2)
-    assert (last(model, "cd", sequence=3, start=2) == whole).all()
+    assert (last(model, "cd", seq_id=3, start=2) == whole).all()
     assert (last(model, "c", start=2) != whole).any()
     assert (last(FakeModel(seed=1), "abcd") != whole).any()
 
@@ -49,7 +49,7 @@ def test_cells_are_shared_by_copies_and_freed_by_the_last_holder():
 def test_a_full_cache_returns_1_and_takes_nothing():
     model = FakeModel(context=5)
     assert feed(model, "abc") == 0
-    assert feed(model, "def", sequence=1) == 1
+    assert feed(model, "def", seq_id=1) == 1
     assert model.used_cells() == 3
 
 
@@ -62,10 +62,10 @@ def test_wrong_positions_and_batches_are_refused():
 
 def test_faults_come_at_the_calls_that_were_named():
     model = FakeModel(fail={2: -2})
-    assert [feed(model, "a", sequence) for sequence in range(3)] == [0, -2, 0]
+    assert [feed(model, "a", seq_id) for seq_id in range(3)] == [0, -2, 0]
     poisoned = FakeModel(poison=ord("x"))
     assert np.isnan(last(poisoned, "axb")).all()
-    assert not np.isnan(last(poisoned, "ab", sequence=1)).any()
+    assert not np.isnan(last(poisoned, "ab", seq_id=1)).any()
 
 
 def test_words_are_tokens():

@@ -68,11 +68,11 @@ def test_the_meter_forgets_what_was_cut():
 def test_texts_and_slots_follow_each_other_in_one_sequence():
     one = job(Text("q"), Slot("a"), Text("-"), Slot("b"), Text("ignored"))
     one.open()
-    assert bytes(one.task.tokens) == b"q"
+    assert bytes(one.sequence.tokens) == b"q"
     assert one.take(wish("1")) == 1
-    assert bytes(one.task.tokens) == b"q1"
+    assert bytes(one.sequence.tokens) == b"q1"
     assert one.take(wish(END)) == 2
-    assert bytes(one.task.tokens) == b"q1-"
+    assert bytes(one.sequence.tokens) == b"q1-"
     one.take(wish("2"))
     assert not one.is_done
     one.take(wish(END))
@@ -86,7 +86,7 @@ def test_what_a_stop_cuts_is_taken_back():
     one.open()
     one.take(wish("1"))
     assert one.take(wish("x. y")) == 2, "the token before the cut one stands"
-    assert bytes(one.task.tokens) == b"q1x-"
+    assert bytes(one.sequence.tokens) == b"q1x-"
 
 
 def test_forced_tokens_in_place_of_cut_ones_are_not_computed_again():
@@ -96,7 +96,7 @@ def test_forced_tokens_in_place_of_cut_ones_are_not_computed_again():
     one.take(wish("2"))
     one.meter.compute(0, 3)
     assert one.take(wish(".")) == 2
-    assert bytes(one.task.tokens) == b"q1xy"
+    assert bytes(one.sequence.tokens) == b"q1xy"
     one.meter.compute(2, 4)
     assert one.usage() == Usage(prompt=1, prefilled=1, generated=3, forced=2)
 
@@ -105,11 +105,11 @@ def test_room_shrinks_as_slots_end():
     one = job(Text("q"), Slot("a", max_tokens=10, stop=(".",)), Text("--"), Slot("b", max_tokens=5))
     assert one.room() == 10 + SEAM + 2 + 5
     one.open()
-    assert one.task.length_limit == 1 + one.room()
+    assert one.sequence.length_limit == 1 + one.room()
     one.take(wish("1"))
     one.take(wish(END))
     assert one.room() == 5
-    assert one.task.length_limit == len("q1--") + 5
+    assert one.sequence.length_limit == len("q1--") + 5
 
 
 def test_a_slot_that_stops_have_left_too_little_is_refused_with_the_numbers():
@@ -142,7 +142,7 @@ def test_slots_that_are_all_forced_need_no_model():
 def test_a_forced_slot_in_between_is_passed():
     one = job(Text("q"), Slot("a", Choice(("yes",))), Text("-"), Slot("b"))
     one.open()
-    assert bytes(one.task.tokens) == b"qyes-"
+    assert bytes(one.sequence.tokens) == b"qyes-"
     one.take(wish(END))
     assert one.is_done
 
@@ -164,8 +164,8 @@ def test_a_constraint_that_cannot_be_compiled_is_met_where_its_slot_opens():
 
 def test_scores_come_one_row_at_a_time():
     one = ScoreJob([1, 2, 3], [ord("a"), 257], TOOLS)
-    assert one.task.tokens == [1, 2, 3, ord("a")]
-    assert (one.task.scored_from, one.task.share_limit) == (2, 2)
+    assert one.sequence.tokens == [1, 2, 3, ord("a")]
+    assert (one.sequence.scored_from, one.sequence.share_limit) == (2, 2)
     one.take(wish("a"))
     assert not one.is_done
     one.take(wish("x"))

@@ -319,8 +319,8 @@ def test_a_prompt_with_forced_slots_is_tokenized_as_its_text(loaded):
         "Who wrote the first program?\nName: Ada Lovelace\nBorn: 1815\n"
         'Tags: ["poet", "countess"]\nQuote: imagination'
     )
-    assert job.task.tokens == loaded.tokenize(whole, special=False)
-    assert job.usage().prompt + job.usage().forced == len(job.task.tokens)
+    assert job.sequence.tokens == loaded.tokenize(whole, special=False)
+    assert job.usage().prompt + job.usage().forced == len(job.sequence.tokens)
 
 
 def test_a_constraint_allows_no_control_token(loaded):

@@ -222,11 +222,11 @@ def run(decoder: Decoder, requests: list[Request]) -> list[Completion]:
 def check_cells(decoder: Decoder) -> None:
     """The model holds what the scheduler believes: the same tokens, in as many cells."""
     scheduler, fake = decoder.scheduler, decoder.model
-    held = {task.sequence: task.tokens[: task.computed] for task in scheduler.running}
+    held = {sequence.seq_id: sequence.tokens[: sequence.computed] for sequence in scheduler.running}
     assert not held.keys() & scheduler.retained.keys()
     held |= scheduler.retained
-    for sequence in range(fake.max_sequences):
-        assert fake.held_tokens(sequence) == held.get(sequence, []), f"sequence {sequence}"
+    for seq_id in range(fake.max_sequences):
+        assert fake.held_tokens(seq_id) == held.get(seq_id, []), f"sequence {seq_id}"
     assert scheduler.cells.used == fake.used_cells()
     assert fake.used_cells() <= fake.cells
 
@@ -405,7 +405,7 @@ class Decoding(RuleBasedStateMachine):
         assert not scheduler.running
         assert not scheduler.waiting
         for move in scheduler.evict_all():
-            self.decoder.model.drop(move.sequence, move.start)
+            self.decoder.model.drop(move.seq_id, move.start)
         assert scheduler.cells.used == self.decoder.model.used_cells() == 0
         assert not list(scheduler.tree.nodes())
 
@@ -606,7 +606,7 @@ def test_500_random_cancellations_leave_no_cell_behind():
         if completion.error is None:
             assert comparable(completion, batch[key]) == REFERENCE.fills(batch[key])
     for move in decoder.scheduler.evict_all():
-        decoder.model.drop(move.sequence, move.start)
+        decoder.model.drop(move.seq_id, move.start)
     assert decoder.model.used_cells() == decoder.scheduler.cells.used == 0
     assert sorted(decoder.scheduler._free) == list(range(decoder.model.max_sequences))
 

@@ -91,11 +91,11 @@ class Ledger(RuleBasedStateMachine):
     def used(self) -> int:
         return len({id(cell) for cells in self.cells.values() for cell in cells})
 
-    @rule(sequence=st.integers(0, 3), count=st.integers(1, 10))
-    def extend(self, sequence: int, count: int) -> None:
+    @rule(seq_id=st.integers(0, 3), count=st.integers(1, 10))
+    def extend(self, seq_id: int, count: int) -> None:
         count = min(count, self.CAPACITY - self.used)
-        self.ledger.extend(sequence, count)
-        self.cells[sequence] += [object() for _ in range(count)]
+        self.ledger.extend(seq_id, count)
+        self.cells[seq_id] += [object() for _ in range(count)]
 
     @rule(source=st.integers(0, 3), empty=st.integers(0, 3), end=st.integers(1, 20))
     def share(self, source: int, empty: int, end: int) -> None:
@@ -103,16 +103,16 @@ class Ledger(RuleBasedStateMachine):
             self.ledger.share(source, empty, end)
             self.cells[empty] = self.cells[source][:end]
 
-    @rule(sequence=st.integers(0, 3), start=st.integers(0, 20))
-    def drop(self, sequence: int, start: int) -> None:
-        self.ledger.drop(sequence, start)
-        del self.cells[sequence][start:]
+    @rule(seq_id=st.integers(0, 3), start=st.integers(0, 20))
+    def drop(self, seq_id: int, start: int) -> None:
+        self.ledger.drop(seq_id, start)
+        del self.cells[seq_id][start:]
 
     @invariant()
     def counts_agree(self) -> None:
         assert self.ledger.used == self.used
-        for sequence, cells in self.cells.items():
-            assert self.ledger.length(sequence) == len(cells)
+        for seq_id, cells in self.cells.items():
+            assert self.ledger.length(seq_id) == len(cells)
 
 
 test_ledger_agrees_with_lists_of_cells = Ledger.TestCase

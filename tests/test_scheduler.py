@@ -9,14 +9,14 @@ from promptflow.engine.cache.cells import Copy, Drop
 from promptflow.engine.cache.retention import FIRST_AGE, LEAST_AGE, RENT
 from promptflow.engine.loop.lengths import Lengths
 from promptflow.engine.loop.scheduler import PATIENCE, SCORED_ROWS, Plan, Scheduler
-from promptflow.engine.sequence import Task
+from promptflow.engine.sequence import Sequence
 
 TRUNK = list(range(100, 110))
 ROW = np.zeros(3, dtype=np.float32)
 
 
-def task(number: int, tokens: list[int], room: int = 5, **more: Any) -> Task:
-    return Task(number, list(tokens), len(tokens) + room, **more)
+def sequence(number: int, tokens: list[int], room: int = 5, **more: Any) -> Sequence:
+    return Sequence(number, list(tokens), len(tokens) + room, **more)
 
 
 def step(scheduler: Scheduler) -> Plan:
@@ -28,8 +28,8 @@ def step(scheduler: Scheduler) -> Plan:
     return plan
 
 
-def finish(scheduler: Scheduler, *tasks: Task) -> None:
-    for one in tasks:
+def finish(scheduler: Scheduler, *sequences: Sequence) -> None:
+    for one in sequences:
         while one.pending:
             step(scheduler)
         scheduler.finish(one, keep=True)
@@ -41,8 +41,8 @@ def rows(plan: Plan) -> list[tuple[int, int]]:
 
 def test_siblings_wait_for_one_prefill_and_share_it():
     scheduler = Scheduler(1000, 64, 8, 8)
-    tasks = [task(n, [*TRUNK, n]) for n in range(4)]
-    for one in tasks:
+    sequences = [sequence(n, [*TRUNK, n]) for n in range(4)]
+    for one in sequences:
         scheduler.submit(one)
     assert rows(step(scheduler)) == [(0, 11)]
     plan = step(scheduler)
@@ -54,8 +54,8 @@ def test_siblings_wait_for_one_prefill_and_share_it():
 def test_programs_that_arrive_together_are_computed_one_after_the_other():
     scheduler = Scheduler(1000, 64, 32, 16)
     heads = [[number] * 100 for number in (7, 8)]
-    tasks = [task(number, [*heads[number % 2], number]) for number in range(12)]
-    for one in tasks:
+    sequences = [sequence(number, [*heads[number % 2], number]) for number in range(12)]
+    for one in sequences:
         scheduler.submit(one)
     assert rows(step(scheduler)) == [(0, 64)]
     assert rows(step(scheduler)) == [(0, 37)], "nothing of the other program yet"
@@ -67,7 +67,7 @@ def test_programs_that_arrive_together_are_computed_one_after_the_other():
 def test_nested_prefixes_are_computed_from_the_root_on():
     scheduler = Scheduler(1000, 64, 8, 8)
     for number, tail in enumerate([[1], [2, 2, 2, 1], [2, 2, 2, 2]]):
-        scheduler.submit(task(number, TRUNK + tail))
+        scheduler.submit(sequence(number, TRUNK + tail))
     assert rows(step(scheduler)) == [(0, 11)]
     assert rows(step(scheduler)) == [(1, 4)]
     assert rows(step(scheduler)) == [(2, 1)]
@@ -75,47 +75,47 @@ def test_nested_prefixes_are_computed_from_the_root_on():
 
 def test_without_sharing_nothing_is_taken_or_left():
     scheduler = Scheduler(1000, 64, 8, 8, sharing=False)
-    tasks = [task(n, TRUNK) for n in range(2)]
-    for one in tasks:
+    sequences = [sequence(n, TRUNK) for n in range(2)]
+    for one in sequences:
         scheduler.submit(one)
     plan = step(scheduler)
     assert rows(plan) == [(0, 10), (1, 10)]
     assert not plan.moves
-    assert not tasks[0].wants
-    finish(scheduler, *tasks)
+    assert not sequences[0].wants
+    finish(scheduler, *sequences)
     assert not scheduler.retained
     assert scheduler.cells.used == 0
 
 
 def test_the_longest_ready_prefix_goes_first():
     scheduler = Scheduler(1000, 64, 8, max_running=1)
-    first = task(0, TRUNK)
+    first = sequence(0, TRUNK)
     scheduler.submit(first)
     finish(scheduler, first)
-    scheduler.submit(task(1, [1, 2, 3]))
-    scheduler.submit(task(2, [*TRUNK, 5]))
+    scheduler.submit(sequence(1, [1, 2, 3]))
+    scheduler.submit(sequence(2, [*TRUNK, 5]))
     assert [one.number for one in step(scheduler).admitted] == [2]
 
 
-def test_a_task_is_overtaken_a_limited_number_of_times():
+def test_a_sequence_is_overtaken_a_limited_number_of_times():
     scheduler = Scheduler(10_000, 64, 8, max_running=1)
-    trunk = task(0, TRUNK)
+    trunk = sequence(0, TRUNK)
     scheduler.submit(trunk)
     finish(scheduler, trunk)
-    scheduler.submit(task(1, [1, 2, 3]))
+    scheduler.submit(sequence(1, [1, 2, 3]))
     order = []
     for number in range(2, 2 * PATIENCE):
-        scheduler.submit(task(number, [*TRUNK, number]))
+        scheduler.submit(sequence(number, [*TRUNK, number]))
         [admitted] = step(scheduler).admitted
         order.append(admitted.number)
         finish(scheduler, admitted)
     assert order.index(1) == PATIENCE + 1
 
 
-def test_a_task_that_only_waits_in_line_loses_no_patience():
+def test_a_sequence_that_only_waits_in_line_loses_no_patience():
     scheduler = Scheduler(10_000, 64, 8, max_running=1)
     for number in range(PATIENCE + 10):
-        scheduler.submit(task(number, [number]))
+        scheduler.submit(sequence(number, [number]))
     last = scheduler.waiting[-1]
     for _ in range(PATIENCE + 5):
         [admitted] = step(scheduler).admitted
@@ -125,7 +125,7 @@ def test_a_task_that_only_waits_in_line_loses_no_patience():
 
 def test_decoding_goes_before_prefill_within_the_batch():
     scheduler = Scheduler(1000, 8, 8, 8)
-    long, short = task(0, list(range(30))), task(1, [50])
+    long, short = sequence(0, list(range(30))), sequence(1, [50])
     scheduler.submit(short)
     assert rows(step(scheduler)) == [(1, 1)]
     scheduler.submit(long)
@@ -137,8 +137,8 @@ def test_decoding_goes_before_prefill_within_the_batch():
 
 def test_scored_positions_of_a_batch_are_limited():
     scheduler = Scheduler(10_000, 512, 8, 8)
-    one = task(0, list(range(400)), scored_from=100)
-    other = task(1, [900, 901])
+    one = sequence(0, list(range(400)), scored_from=100)
+    other = sequence(1, [900, 901])
     scheduler.submit(one)
     scheduler.submit(other)
     assert rows(step(scheduler)) == [(1, 2), (0, 100 + SCORED_ROWS)]
@@ -148,7 +148,7 @@ def test_scored_positions_of_a_batch_are_limited():
 
 def test_the_end_of_a_waiting_prompt_is_asked_of_who_computes_it():
     scheduler = Scheduler(1000, 4, 8, 8)
-    holder, twin, part = task(0, TRUNK), task(1, TRUNK), task(2, TRUNK[:6])
+    holder, twin, part = sequence(0, TRUNK), sequence(1, TRUNK), sequence(2, TRUNK[:6])
     for one in (holder, twin):
         scheduler.submit(one)
     step(scheduler)
@@ -160,14 +160,14 @@ def test_the_end_of_a_waiting_prompt_is_asked_of_who_computes_it():
     step(scheduler)
     plan = step(scheduler)
     assert plan.admitted == [part]
-    assert plan.moves == [Copy(holder.sequence, part.sequence, 6)]
+    assert plan.moves == [Copy(holder.seq_id, part.seq_id, 6)]
     assert part.pending == 0
     assert part.row is ROW
 
 
 def test_without_the_logits_the_last_token_is_computed_again():
     scheduler = Scheduler(1000, 64, 8, 8)
-    first, twin = task(0, TRUNK), task(1, TRUNK)
+    first, twin = sequence(0, TRUNK), sequence(1, TRUNK)
     scheduler.submit(first)
     finish(scheduler, first)
     scheduler.submit(twin)
@@ -176,21 +176,21 @@ def test_without_the_logits_the_last_token_is_computed_again():
     assert rows(plan) == [(1, 1)]
 
 
-def test_capacity_is_reserved_up_to_what_tasks_may_need():
+def test_capacity_is_reserved_up_to_what_sequence_may_need():
     scheduler = Scheduler(40, 64, 8, 8)
-    tasks = [task(n, [n] * 10, room=5) for n in range(3)]
-    for one in tasks:
+    sequences = [sequence(n, [n] * 10, room=5) for n in range(3)]
+    for one in sequences:
         scheduler.submit(one)
     assert [one.number for one in step(scheduler).admitted] == [0, 1]
     assert not step(scheduler).admitted
-    finish(scheduler, tasks[0])
+    finish(scheduler, sequences[0])
     assert [one.number for one in step(scheduler).admitted] == [2]
 
 
 def test_a_shared_prefix_is_reserved_once():
     scheduler = Scheduler(40, 64, 8, 8)
     for number in range(4):
-        scheduler.submit(task(number, [*TRUNK, number], room=4))
+        scheduler.submit(sequence(number, [*TRUNK, number], room=4))
     step(scheduler)
     assert len(step(scheduler).admitted) == 3
 
@@ -198,14 +198,14 @@ def test_a_shared_prefix_is_reserved_once():
 def test_the_least_recently_used_prefix_is_evicted_first():
     scheduler = Scheduler(60, 64, 8, 8)
     for number in range(3):
-        one = task(number, [number] * 8, room=0)
+        one = sequence(number, [number] * 8, room=0)
         scheduler.submit(one)
         finish(scheduler, one)
-    again = task(3, [*[0] * 8, 9], room=0)
+    again = sequence(3, [*[0] * 8, 9], room=0)
     scheduler.submit(again)
     finish(scheduler, again)
     plan = Plan()
-    scheduler.submit(task(4, [7] * 40, room=0))
+    scheduler.submit(sequence(4, [7] * 40, room=0))
     plan = scheduler.step()
     assert plan.moves == [Drop(1)]
     assert scheduler.evicted == 1
@@ -214,34 +214,34 @@ def test_the_least_recently_used_prefix_is_evicted_first():
 def test_where_only_the_prefix_itself_can_be_evicted_its_tail_is():
     scheduler = Scheduler(40, 64, 8, 8)
     scheduler.retain_limit = 40
-    old = task(0, [*TRUNK, *[1] * 20], room=0)
+    old = sequence(0, [*TRUNK, *[1] * 20], room=0)
     scheduler.submit(old)
     finish(scheduler, old)
-    heir = task(1, [*TRUNK, *[2] * 20], room=5)
+    heir = sequence(1, [*TRUNK, *[2] * 20], room=5)
     scheduler.submit(heir)
     plan = step(scheduler)
-    assert plan.moves == [Drop(0, 10), Copy(0, heir.sequence, 10)]
+    assert plan.moves == [Drop(0, 10), Copy(0, heir.seq_id, 10)]
     assert scheduler.retained == {0: TRUNK}
     assert scheduler.cells.used == 30
 
 
 def test_a_prefix_is_taken_over_where_no_sequence_number_is_left():
     scheduler = Scheduler(100, 64, sequences=1, max_running=4)
-    old, heir = task(0, [*TRUNK, 1]), task(1, [*TRUNK, 2])
+    old, heir = sequence(0, [*TRUNK, 1]), sequence(1, [*TRUNK, 2])
     scheduler.submit(old)
     finish(scheduler, old)
     scheduler.submit(heir)
     plan = step(scheduler)
     assert plan.moves == [Drop(0, 10)]
     assert rows(plan) == [(1, 1)]
-    assert heir.sequence == 0
+    assert heir.seq_id == 0
     assert not scheduler.retained
 
 
-def test_sequence_numbers_held_by_finished_tasks_are_given_up_for_new_ones():
+def test_sequence_numbers_held_by_finished_sequence_are_given_up_for_new_ones():
     scheduler = Scheduler(1000, 64, sequences=2, max_running=2)
     for number in range(20):
-        one = task(number, [number, 1])
+        one = sequence(number, [number, 1])
         scheduler.submit(one)
         finish(scheduler, one)
         assert not scheduler.waiting
@@ -250,7 +250,7 @@ def test_sequence_numbers_held_by_finished_tasks_are_given_up_for_new_ones():
 
 def test_what_can_never_fit_is_handed_back():
     scheduler = Scheduler(20, 64, 8, 8)
-    kept, giant = task(0, [1, 2]), task(1, [3] * 21, room=0)
+    kept, giant = sequence(0, [1, 2]), sequence(1, [3] * 21, room=0)
     scheduler.submit(kept)
     step(scheduler)
     scheduler.submit(giant)
@@ -262,7 +262,7 @@ def test_what_can_never_fit_is_handed_back():
 
 def test_a_finished_sequence_replaces_those_it_covers():
     scheduler = Scheduler(1000, 64, 8, 8)
-    short, long, again = task(0, TRUNK), task(1, [*TRUNK, 1, 2]), task(2, [*TRUNK, 1])
+    short, long, again = sequence(0, TRUNK), sequence(1, [*TRUNK, 1, 2]), sequence(2, [*TRUNK, 1])
     for one in (short, long, again):
         scheduler.submit(one)
         finish(scheduler, one)
@@ -273,30 +273,30 @@ def test_a_finished_sequence_replaces_those_it_covers():
 def test_finished_sequences_keep_half_of_the_cache_at_most():
     scheduler = Scheduler(100, 64, 64, 8)
     for number in range(20):
-        one = task(number, [number] * 9, room=0)
+        one = sequence(number, [number] * 9, room=0)
         scheduler.submit(one)
         finish(scheduler, one)
     assert scheduler.cells.used == 45
 
 
-def test_a_preempted_task_starts_again_from_what_others_hold():
+def test_a_preempted_sequence_starts_again_from_what_others_hold():
     scheduler = Scheduler(1000, 64, 8, 8)
-    first, second = task(0, [*TRUNK, 1]), task(1, [*TRUNK, 2])
+    first, second = sequence(0, [*TRUNK, 1]), sequence(1, [*TRUNK, 2])
     scheduler.submit(first)
     scheduler.submit(second)
     step(scheduler)
     step(scheduler)
     second.tokens.append(3)
     scheduler.preempt(second)
-    assert (second.computed, second.preempted, second.sequence) == (0, 1, -1)
+    assert (second.computed, second.preempted, second.seq_id) == (0, 1, -1)
     plan = step(scheduler)
     assert rows(plan) == [(1, 2)]
-    assert plan.moves == [Copy(first.sequence, second.sequence, 10)]
+    assert plan.moves == [Copy(first.seq_id, second.seq_id, 10)]
 
 
-def test_a_preempted_task_keeps_logits_for_nobody():
+def test_a_preempted_sequence_keeps_logits_for_nobody():
     scheduler = Scheduler(1000, 4, 8, 8)
-    holder, twin = task(0, TRUNK), task(1, TRUNK)
+    holder, twin = sequence(0, TRUNK), sequence(1, TRUNK)
     scheduler.submit(holder)
     scheduler.submit(twin)
     step(scheduler)
@@ -309,7 +309,7 @@ def test_a_preempted_task_keeps_logits_for_nobody():
 
 def test_a_preempted_holder_lets_its_siblings_go_on():
     scheduler = Scheduler(1000, 4, 8, 8)
-    holder, sibling = task(0, TRUNK), task(1, [*TRUNK, 1])
+    holder, sibling = sequence(0, TRUNK), sequence(1, [*TRUNK, 1])
     scheduler.submit(holder)
     scheduler.submit(sibling)
     step(scheduler)
@@ -317,9 +317,9 @@ def test_a_preempted_holder_lets_its_siblings_go_on():
     assert rows(step(scheduler)) == [(1, 4)]
 
 
-def test_cut_takes_cells_back_and_the_tree_forgets_only_when_the_task_ends():
+def test_cut_takes_cells_back_and_the_tree_forgets_only_when_the_sequence_ends():
     scheduler = Scheduler(1000, 64, 8, 8)
-    one = task(0, TRUNK)
+    one = sequence(0, TRUNK)
     scheduler.submit(one)
     step(scheduler)
     assert scheduler.cut(one, 10) == []
@@ -331,9 +331,9 @@ def test_cut_takes_cells_back_and_the_tree_forgets_only_when_the_task_ends():
     assert scheduler.cells.used == 0
 
 
-def test_finishing_a_waiting_task_forgets_it():
+def test_finishing_a_waiting_sequence_forgets_it():
     scheduler = Scheduler(1000, 64, 8, 8)
-    one = task(0, TRUNK)
+    one = sequence(0, TRUNK)
     scheduler.submit(one)
     assert scheduler.finish(one, keep=True) == []
     assert not step(scheduler).rows
@@ -354,10 +354,10 @@ prompts = st.lists(
     st.integers(1, 5),
     st.integers(1, 5),
 )
-def test_every_task_is_admitted_in_the_end(prompts, cells, batch, sequences, running):
+def test_every_sequence_is_admitted_in_the_end(prompts, cells, batch, sequences, running):
     scheduler = Scheduler(cells, batch, sequences, running)
-    tasks = [task(number, tokens, room) for number, (tokens, room) in enumerate(prompts)]
-    for one in tasks:
+    queue = [sequence(number, tokens, room) for number, (tokens, room) in enumerate(prompts)]
+    for one in queue:
         scheduler.submit(one)
     for _ in range(2_000):
         if not scheduler.waiting and not scheduler.running:
@@ -376,8 +376,8 @@ def test_every_task_is_admitted_in_the_end(prompts, cells, batch, sequences, run
     assert not scheduler.running
 
 
-def answer_all(scheduler: Scheduler, ends: dict[Task, int], together: list[int]) -> int:
-    """Run tasks until each holds the tokens of its end; return how many were computed.
+def answer_all(scheduler: Scheduler, ends: dict[Sequence, int], together: list[int]) -> int:
+    """Run sequences until each holds the tokens of its end; return how many were computed.
 
     Adds to ``together`` how many sequences each step had.
     """
@@ -403,7 +403,7 @@ def answer_all(scheduler: Scheduler, ends: dict[Task, int], together: list[int])
 
 def test_short_answers_with_high_bounds_run_side_by_side():
     scheduler = Scheduler(8192, 512, 80, 32)
-    ends = {task(n, [*TRUNK * 10, n], room=4096): 150 + 7 * n for n in range(20)}
+    ends = {sequence(n, [*TRUNK * 10, n], room=4096): 150 + 7 * n for n in range(20)}
     together: list[int] = []
     assert answer_all(scheduler, ends, together) == 100 + sum(end - 100 for end in ends.values())
     assert not any(one.preempted for one in ends)
@@ -414,7 +414,7 @@ def test_answers_that_run_to_their_bounds_are_not_computed_again_and_again():
     """Two fit at a time. At an eighth of a context of 8,192 and bounds of 4,096."""
     scheduler = Scheduler(1024, 64, 80, 32)
     scheduler._lengths = Lengths(32)
-    ends = {task(n, [*TRUNK, n], room=500): 511 for n in range(20)}
+    ends = {sequence(n, [*TRUNK, n], room=500): 511 for n in range(20)}
     computed = answer_all(scheduler, ends, [])
     assert 1.1 * 20 * 500 < computed < 1.4 * 20 * 500
     assert sum(one.preempted for one in ends) == 18
@@ -423,7 +423,7 @@ def test_answers_that_run_to_their_bounds_are_not_computed_again_and_again():
 def test_answers_longer_than_was_likely_run_together_when_they_come_back():
     scheduler = Scheduler(1024, 64, 80, 32)
     scheduler._lengths = Lengths(1)
-    ends = {task(n, [*TRUNK, n], room=1000): 11 + 60 + n for n in range(20)}
+    ends = {sequence(n, [*TRUNK, n], room=1000): 11 + 60 + n for n in range(20)}
     assert answer_all(scheduler, ends, []) < 1.5 * 20 * 70
     assert 0 < sum(one.preempted for one in ends) < 8
 
@@ -431,7 +431,7 @@ def test_answers_longer_than_was_likely_run_together_when_they_come_back():
 def test_what_is_within_its_cells_stays_when_another_outgrows_its_own():
     scheduler = Scheduler(100, 64, 8, 8)
     scheduler._lengths = Lengths(10)
-    grows, other = task(0, [1] * 10, room=90), task(1, [2] * 10, room=60, kind="other")
+    grows, other = sequence(0, [1] * 10, room=90), sequence(1, [2] * 10, room=60, kind="other")
     scheduler._lengths.ended("other", 50)
     for one in (grows, other):
         scheduler.submit(one)
@@ -445,7 +445,7 @@ def test_what_is_within_its_cells_stays_when_another_outgrows_its_own():
     step(scheduler)
     assert scheduler.running == [other]
     assert grows.preempted == 1
-    young = task(2, [5] * 10, room=90)
+    young = sequence(2, [5] * 10, room=90)
     scheduler.submit(young)
     scheduler.finish(other, keep=False)
     step(scheduler)
@@ -459,11 +459,11 @@ def test_what_is_within_its_cells_stays_when_another_outgrows_its_own():
 def test_forks_of_a_search_are_likely_to_grow_as_it_is():
     scheduler = Scheduler(200, 64, 8, 8)
     scheduler._lengths = Lengths(20)
-    lead = task(0, TRUNK, room=90, forks=2, fork_limit=90)
+    lead = sequence(0, TRUNK, room=90, forks=2, fork_limit=90)
     scheduler.submit(lead)
     step(scheduler)
     assert scheduler._promised() == 3 * 20
-    child = Task(7, [*TRUNK, 1], 100)
+    child = Sequence(7, [*TRUNK, 1], 100)
     scheduler.fork(lead, child, lead)
     assert scheduler._promised() == 3 * 20
 
@@ -484,7 +484,7 @@ def test_whatever_answers_come_to_they_end_and_little_is_computed_twice(
     scheduler._lengths = Lengths(first)
     ends = {}
     for number, (prompt, kind, written, more) in enumerate(answers):
-        one = task(number, [kind] * prompt, room=written + more, kind=kind)
+        one = sequence(number, [kind] * prompt, room=written + more, kind=kind)
         one.length_limit = min(one.length_limit, cells)
         ends[one] = min(prompt + written, cells)
     computed = answer_all(scheduler, ends, [])
@@ -492,8 +492,8 @@ def test_whatever_answers_come_to_they_end_and_little_is_computed_twice(
 
 
 def alone(scheduler: Scheduler, number: int, tokens: list[int]) -> int:
-    """Run a task to its end and return how many tokens it took from the cache."""
-    one = task(number, tokens, room=0)
+    """Run a sequence to its end and return how many tokens it took from the cache."""
+    one = sequence(number, tokens, room=0)
     scheduler.submit(one)
     plan = scheduler.step()
     taken = one.computed
@@ -560,7 +560,9 @@ def test_a_refusal_that_is_remembered_changes_no_plan(seed):
         scheduler = Scheduler(4096, 64, 40, 32)
         if not remember:
             scheduler._width.still_refuses = lambda running: False
-        waiting = [task(n, [n % 3] * 40 + [9] * int(rng.integers(90)) + [n], 8) for n in range(24)]
+        waiting = [
+            sequence(n, [n % 3] * 40 + [9] * int(rng.integers(90)) + [n], 8) for n in range(24)
+        ]
         seen: list[object] = []
         while waiting or scheduler.running or scheduler.waiting:
             for one in [waiting.pop() for _ in range(min(len(waiting), int(rng.integers(4))))]:

@@ -1,8 +1,9 @@
-"""What scheduler and decoder tell each other: tasks, moves of cells, and the plan of a step."""
+"""A sequence: its tokens, how many of them are in the cache, and what it may still come to."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import abc
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ _NEVER = 1 << 40
 GROWTH = 16  # tokens that an answer longer than was likely is taken to go on for, or half of itself
 
 
-def common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+def common(a: abc.Sequence[int], b: abc.Sequence[int], limit: int) -> int:
     """Return the length of the common prefix of ``a`` and ``b``, at most ``limit``."""
     low, high = 0, min(len(a), len(b), limit)
     if a[:high] == b[:high]:
@@ -27,8 +28,8 @@ def common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
 
 
 @dataclass(eq=False, slots=True)
-class Task:
-    """A sequence: what is known of its text, and how much of that is in the cache."""
+class Sequence:
+    """What is known of a text, and how much of it the cache holds under the number ``seq_id``."""
 
     number: int
     tokens: list[int]
@@ -43,10 +44,10 @@ class Task:
     scored_from: int = _NEVER  # the logits of every position from here on are wanted
     computed: int = 0
     prompt: int = _NEVER  # tokens that it began with, where it is no fork
-    sequence: int = -1
-    wants: set[int] = field(default_factory=set)  # positions whose logits waiting tasks ask for
+    seq_id: int = -1
+    wants: set[int] = field(default_factory=set)  # positions whose logits waiting sequences ask for
     row: np.ndarray | None = None  # logits after the last token, computed by another sequence
-    waits_for: tuple[Task, int] | None = None
+    waits_for: tuple[Sequence, int] | None = None
     skipped: int = 0  # admissions that overtook it
     preempted: int = 0
 

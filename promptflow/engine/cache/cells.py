@@ -12,9 +12,9 @@ from promptflow.engine.model.protocol import Model
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Free the cells of ``sequence`` from ``start`` on."""
+    """Free the cells of ``seq_id`` from ``start`` on."""
 
-    sequence: int
+    seq_id: int
     start: int = 0
 
 
@@ -36,7 +36,7 @@ def carry_out(moves: Iterable[Move], model: Model) -> None:
         if isinstance(move, Copy):
             model.copy(move.source, move.target, move.end)
         else:
-            model.drop(move.sequence, move.start)
+            model.drop(move.seq_id, move.start)
 
 
 class CellLedger:
@@ -50,15 +50,15 @@ class CellLedger:
         self._free = list(range(capacity - 1, -1, -1))
         self._cells: dict[int, list[int]] = {}
 
-    def length(self, sequence: int) -> int:
+    def length(self, seq_id: int) -> int:
         """Return how many cells a sequence holds."""
-        return len(self._cells.get(sequence, ()))
+        return len(self._cells.get(seq_id, ()))
 
-    def extend(self, sequence: int, count: int) -> None:
+    def extend(self, seq_id: int, count: int) -> None:
         """Give ``count`` fresh cells to a sequence."""
         taken = [self._free.pop() for _ in range(count)]
         self._references[taken] = 1
-        self._cells.setdefault(sequence, []).extend(taken)
+        self._cells.setdefault(seq_id, []).extend(taken)
         self.used += count
 
     def share(self, source: int, target: int, end: int) -> None:
@@ -68,9 +68,9 @@ class CellLedger:
         self._references[cells] += 1
         self._cells[target] = cells
 
-    def drop(self, sequence: int, start: int = 0) -> None:
+    def drop(self, seq_id: int, start: int = 0) -> None:
         """Take the cells from ``start`` on away from a sequence."""
-        cells = self._cells.get(sequence, [])
+        cells = self._cells.get(seq_id, [])
         gone = cells[start:]
         if not gone:
             return

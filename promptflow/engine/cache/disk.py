@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import abc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ def folder_of(info: ModelInfo, settings: Mapping[str, Any]) -> Path:
     return storage.cache_dir() / "prefixes" / name
 
 
-def _name(tokens: Sequence[int]) -> str:
+def _name(tokens: abc.Sequence[int]) -> str:
     digest = storage.sha256_bytes(np.asarray(tokens, dtype=np.int32).tobytes())
     return f"{len(tokens)}-{digest[:40]}.kv"
 
 
-class KeptPrefixes:
+class DiskPrefixes:
     """Reads and writes the KV states of one model's prefixes."""
 
     def __init__(
@@ -64,7 +65,7 @@ class KeptPrefixes:
                     found.add(int(length))
         return sorted(found, reverse=True)
 
-    def recall(self, tokens: Sequence[int]) -> int:
+    def recall(self, tokens: abc.Sequence[int]) -> int:
         """Take the longest kept prefix of ``tokens`` into the cache; return its length, 0 for none.
 
         Nothing is read where the cache holds nearly as much, or has no room beside what runs.
@@ -94,22 +95,22 @@ class KeptPrefixes:
         return content[_DIGEST:]
 
     def _adopt(self, tokens: list[int], data: bytes) -> bool:
-        sequence = self._vacate(len(tokens))
-        if sequence < 0:
+        seq_id = self._vacate(len(tokens))
+        if seq_id < 0:
             return False
-        if not self._model.restore(sequence, data, len(tokens)):
-            self._model.drop(sequence, 0)
-            self._scheduler.give_back(sequence)
+        if not self._model.restore(seq_id, data, len(tokens)):
+            self._model.drop(seq_id, 0)
+            self._scheduler.give_back(seq_id)
             return False
-        self._scheduler.adopt(sequence, tokens)
+        self._scheduler.adopt(seq_id, tokens)
         return True
 
     def _vacate(self, count: int, spare: int = -1) -> int:
-        sequence, moves = self._scheduler.vacate(count, spare)
+        seq_id, moves = self._scheduler.vacate(count, spare)
         carry_out(moves, self._model)
-        return sequence
+        return seq_id
 
-    def keep(self, tokens: Sequence[int]) -> int:
+    def keep(self, tokens: abc.Sequence[int]) -> int:
         """Write the state of ``tokens``, which the cache must hold; return the bytes written.
 
         Raises EngineError where it does not hold them any more, and StoreError.

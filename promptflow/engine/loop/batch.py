@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, field
 
-from promptflow.engine.sequence import Task
+from promptflow.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -18,20 +18,22 @@ class Batch:
     outputs: list[bool] = field(default_factory=list)
 
 
-def batch_of(rows: Sequence[tuple[Task, int]]) -> Batch:
-    """Return the next tokens of each task, as many as its row says, and then its draft.
+def batch_of(rows: abc.Sequence[tuple[Sequence, int]]) -> Batch:
+    """Return the next tokens of each sequence, as many as its row says, and then its draft.
 
-    Logits are wanted after the last known token, after every drafted one, and wherever the task or
-    one that waits for it asks for them.
+    Logits are wanted after the last known token, after every drafted one, and wherever the
+    sequence or one that waits for it asks for them.
     """
     batch = Batch()
-    for task, take in rows:
-        start, end = task.computed, task.computed + take
-        span = range(start, end + len(task.draft))
-        last = len(task.tokens) - 1
-        batch.tokens += task.tokens[start:end]
-        batch.tokens += task.draft
+    for sequence, take in rows:
+        start, end = sequence.computed, sequence.computed + take
+        span = range(start, end + len(sequence.draft))
+        last = len(sequence.tokens) - 1
+        batch.tokens += sequence.tokens[start:end]
+        batch.tokens += sequence.draft
         batch.positions += span
-        batch.sequences += [task.sequence] * len(span)
-        batch.outputs += [p >= last or p in task.wants or p >= task.scored_from for p in span]
+        batch.sequences += [sequence.seq_id] * len(span)
+        batch.outputs += [
+            p >= last or p in sequence.wants or p >= sequence.scored_from for p in span
+        ]
     return batch

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from promptflow.engine.cache.cells import Move, carry_out
-from promptflow.engine.cache.disk import KeptPrefixes
+from promptflow.engine.cache.disk import DiskPrefixes
 from promptflow.engine.interface import Stats
 from promptflow.engine.loop import admission
 from promptflow.engine.loop.batch import batch_of
@@ -19,7 +20,7 @@ from promptflow.engine.loop.scheduler import Scheduler
 from promptflow.engine.loop.totals import Totals
 from promptflow.engine.model.protocol import Model
 from promptflow.engine.request import Completion, Request, Slot, Text, TokenLogprob, Usage
-from promptflow.engine.sequence import Task, common
+from promptflow.engine.sequence import Sequence, common
 from promptflow.engine.slot.beam import Fork
 from promptflow.engine.slot.job import FillJob, ScoreJob, Tools
 from promptflow.engine.slot.prompt_lookup import least_chance
@@ -76,10 +77,10 @@ class Decoder:
             sharing=not batch_invariant,
         )
         self._pass_rows = pass_rows
-        self._kept = KeptPrefixes(model, self.scheduler, prefixes)
+        self._disk = DiskPrefixes(model, self.scheduler, prefixes)
         self._on_start = on_start
         self._entries: dict[int, _Entry] = {}
-        self._by_task: dict[int, _Entry] = {}
+        self._by_number: dict[int, _Entry] = {}
         self._numbers = itertools.count(1)
         self._totals = Totals()
 
@@ -106,19 +107,19 @@ class Decoder:
         fits = any(slot.fits for slot in slots)
         admission.check_length(self.model, job.prompt, length - job.prompt, fits)
         searched = [slot.need for slot in slots if slot.beam is not None]
-        admission.check_cells(self.model, length, job.task.forks, max(searched, default=0))
+        admission.check_cells(self.model, length, job.sequence.forks, max(searched, default=0))
         job.open()
-        self._kept.recall(job.task.tokens)
+        self._disk.recall(job.sequence.tokens)
         entry = _Entry(key, job, started - waited, request.deadline)
         self._enqueue(entry)
         self._totals.bookkeeping += time.monotonic() - started + elsewhere - self._accounted()
         return [self._finish(entry)] if job.is_done else []
 
-    def keep(self, prefix: Sequence[Text]) -> int:
+    def keep(self, prefix: abc.Sequence[Text]) -> int:
         """Keep the state of ``prefix``, which the cache must hold, on disk; return its bytes."""
-        return self._kept.keep(self.tools.prompts.stable(prefix))
+        return self._disk.keep(self.tools.prompts.stable(prefix))
 
-    def score(self, key: int, prefix: Sequence[Text], continuation: str) -> None:
+    def score(self, key: int, prefix: abc.Sequence[Text], continuation: str) -> None:
         """Queue the scoring of ``continuation`` after ``prefix``; raises as ``submit`` does."""
         before = self.tools.prompts.tokens(prefix)
         expected = self.tools.prompts.continuation(continuation)
@@ -128,11 +129,11 @@ class Decoder:
         self._enqueue(_Entry(key, ScoreJob(before, expected, self.tools), time.monotonic()))
 
     def _enqueue(self, entry: _Entry) -> None:
-        entry.job.task.number = next(self._numbers)
-        self._by_task[entry.job.task.number] = entry
+        entry.job.sequence.number = next(self._numbers)
+        self._by_number[entry.job.sequence.number] = entry
         self._entries[entry.key] = entry
         if not entry.job.is_done:
-            self.scheduler.submit(entry.job.task)
+            self.scheduler.submit(entry.job.sequence)
 
     def job(self, key: int) -> FillJob | ScoreJob | None:
         """Return a job while it is unfinished."""
@@ -159,23 +160,23 @@ class Decoder:
         begun, elsewhere = time.perf_counter(), self._accounted()
         finished = self._relieve()
         plan = self.scheduler.step()
-        finished += [self._no_room(task) for task in plan.hopeless]
+        finished += [self._no_room(sequence) for sequence in plan.hopeless]
         self._move(plan.moves)
-        for task in plan.admitted:
-            self._by_task[task.number].job.meter.take_over(task.computed)
+        for sequence in plan.admitted:
+            self._by_number[sequence.number].job.meter.take_over(sequence.computed)
         if plan.admitted and self._on_start is not None:
-            self._on_start([self._by_task[task.number].key for task in plan.admitted])
+            self._on_start([self._by_number[sequence.number].key for sequence in plan.admitted])
         if plan.rows:
             self._draft(plan.rows if self._pass_rows else ())
             code = self._decode(plan.rows)
             if code == 0:
                 finished += self._collect(plan.rows)
             else:
-                finished += self._recover(code, [task for task, _ in plan.rows])
-        for task in plan.admitted:
-            if task.row is not None and task.sequence >= 0:
-                row, task.row = task.row, None
-                finished += self._advance(self._by_task[task.number], row, task)
+                finished += self._recover(code, [sequence for sequence, _ in plan.rows])
+        for sequence in plan.admitted:
+            if sequence.row is not None and sequence.seq_id >= 0:
+                row, sequence.row = sequence.row, None
+                finished += self._advance(self._by_number[sequence.number], row, sequence)
         self._totals.bookkeeping += time.perf_counter() - begun + elsewhere - self._accounted()
         return finished
 
@@ -183,20 +184,20 @@ class Decoder:
         """Return the seconds that were spent on anything but bookkeeping."""
         return self._totals.decode + self._totals.sample + self.tools.constraints.clock.seconds
 
-    def _move(self, moves: Sequence[Move]) -> None:
+    def _move(self, moves: abc.Sequence[Move]) -> None:
         carry_out(moves, self.model)
 
-    def _draft(self, rows: Sequence[tuple[Task, int]]) -> None:
+    def _draft(self, rows: abc.Sequence[tuple[Sequence, int]]) -> None:
         """Let jobs that are about to sample guess what they will say, while the batch has room."""
         free = self.scheduler.cells.capacity - self.scheduler.cells.used
         room = min(self.model.batch, DRAFTED_ROWS, free) - sum(take for _, take in rows)
-        for task, take in rows:
-            job = self._by_task[task.number].job
-            if take == task.pending and isinstance(job, FillJob):
-                task.draft = job.draft(room, least_chance(self._pass_rows, len(rows)))
-                room -= len(task.draft)
+        for sequence, take in rows:
+            job = self._by_number[sequence.number].job
+            if take == sequence.pending and isinstance(job, FillJob):
+                sequence.draft = job.draft(room, least_chance(self._pass_rows, len(rows)))
+                room -= len(sequence.draft)
 
-    def _decode(self, rows: Sequence[tuple[Task, int]]) -> int:
+    def _decode(self, rows: abc.Sequence[tuple[Sequence, int]]) -> int:
         batch = batch_of(rows)
         self._totals.decodes += 1
         self._totals.rows += len(rows)
@@ -205,40 +206,40 @@ class Decoder:
         self._totals.decode += time.perf_counter() - begun
         return code
 
-    def _collect(self, rows: Sequence[tuple[Task, int]]) -> list[Finished]:
+    def _collect(self, rows: abc.Sequence[tuple[Sequence, int]]) -> list[Finished]:
         """Read the logits of a batch and move every job on."""
         finished: list[Finished] = []
         row = 0
-        for task, take in rows:
-            start, first = task.computed, row
-            row += take + len(task.draft)
-            entry = self._by_task.get(task.number)
+        for sequence, take in rows:
+            start, first = sequence.computed, row
+            row += take + len(sequence.draft)
+            entry = self._by_number.get(sequence.number)
             if entry is None:
                 continue  # a fork whose search another row of this batch has ended
-            self.scheduler.computed(task, take)
-            if task is entry.job.task:
+            self.scheduler.computed(sequence, take)
+            if sequence is entry.job.sequence:
                 entry.job.meter.compute(start, start + take)
-            for position in sorted(p for p in task.wants if start <= p < start + take):
-                self._hand_over(task, position, first + position - start)
+            for position in sorted(p for p in sequence.wants if start <= p < start + take):
+                self._hand_over(sequence, position, first + position - start)
             if isinstance(entry.job, ScoreJob):
-                scored = range(max(start, task.scored_from) - start, take)
+                scored = range(max(start, sequence.scored_from) - start, take)
                 finished += self._score(entry, [first + offset for offset in scored])
-            elif task.draft:
+            elif sequence.draft:
                 finished += self._verify(entry, first + take - 1)
-            elif task.pending == 0:
-                finished += self._advance(entry, self.model.logits(row - 1), task)
+            elif sequence.pending == 0:
+                finished += self._advance(entry, self.model.logits(row - 1), sequence)
         return finished
 
-    def _hand_over(self, task: Task, position: int, row: int) -> None:
-        """Keep a row of logits for the waiting tasks whose prompt ends there."""
-        waiting = self.scheduler.waiting_at(task, position)
+    def _hand_over(self, sequence: Sequence, position: int, row: int) -> None:
+        """Keep a row of logits for the waiting sequences whose prompt ends there."""
+        waiting = self.scheduler.waiting_at(sequence, position)
         if waiting:
             logits = self.model.logits(row).copy()
             if np.isfinite(logits.max()):  # otherwise each computes its own
                 for other in waiting:
                     other.row = logits
 
-    def _score(self, entry: _Entry, rows: Sequence[int]) -> list[Finished]:
+    def _score(self, entry: _Entry, rows: abc.Sequence[int]) -> list[Finished]:
         job = entry.job
         assert isinstance(job, ScoreJob)
         try:
@@ -249,7 +250,7 @@ class Decoder:
             return [self._fail(entry, error)]
         return [self._finish(entry)] if job.is_done else []
 
-    def _advance(self, entry: _Entry, logits: np.ndarray, task: Task) -> list[Finished]:
+    def _advance(self, entry: _Entry, logits: np.ndarray, sequence: Sequence) -> list[Finished]:
         """Sample a token for a job; take back what no longer stands of its sequence."""
         job = entry.job
         assert isinstance(job, FillJob)
@@ -258,7 +259,7 @@ class Decoder:
                 if job.beams is None:
                     stands = job.take(logits)
                 else:
-                    self._fork(entry, job.beams.take(task, logits))
+                    self._fork(entry, job.beams.take(sequence, logits))
                     if not job.beams.is_done:
                         return []
                     self._join(entry)
@@ -271,50 +272,50 @@ class Decoder:
         """Take back what no longer stands of a sequence; end its job if it is done."""
         job = entry.job
         # Where nothing follows what stands, its last token is decoded again, for the logits.
-        last = len(job.task.tokens) - (not job.is_done)
-        self._move(self.scheduler.cut(job.task, min(stands, last)))
+        last = len(job.sequence.tokens) - (not job.is_done)
+        self._move(self.scheduler.cut(job.sequence, min(stands, last)))
         return [self._finish(entry)] if job.is_done else []
 
     def _verify(self, entry: _Entry, row: int) -> list[Finished]:
         """Sample from ``row`` on for as long as the draft has it right; drop the rest of it."""
-        job, task = entry.job, entry.job.task
+        job, sequence = entry.job, entry.job.sequence
         assert isinstance(job, FillJob)
-        draft, task.draft = task.draft, []
-        base = stands = len(task.tokens)
-        self.scheduler.computed(task, len(draft))
+        draft, sequence.draft = sequence.draft, []
+        base = stands = len(sequence.tokens)
+        self.scheduler.computed(sequence, len(draft))
         accepted, right = -1, True
         try:
             with self._totals.sampling(self.tools.constraints.clock):
                 while right and job.plain is not None:
                     accepted += 1
                     stands = min(stands, job.take(self.model.logits(row + accepted)))
-                    right = task.tokens[base:] == draft[: accepted + 1]
+                    right = sequence.tokens[base:] == draft[: accepted + 1]
         except PromptflowError as error:
             return [self._fail(entry, error)]
         self._totals.drafted += len(draft)
         self._totals.accepted += accepted
         if stands == base:
-            stands += common(draft, task.tokens[base:], len(draft))
+            stands += common(draft, sequence.tokens[base:], len(draft))
             job.meter.compute(base, stands)
         return self._settle(entry, stands)
 
-    def _fork(self, entry: _Entry, forks: Sequence[Fork]) -> None:
+    def _fork(self, entry: _Entry, forks: abc.Sequence[Fork]) -> None:
         job = entry.job
         for fork in forks:
-            if fork.child.sequence < 0:
+            if fork.child.seq_id < 0:
                 fork.child.number = next(self._numbers)
-                self._by_task[fork.child.number] = entry
-            self._move(self.scheduler.fork(fork.parent, fork.child, job.task))
-            if fork.child is job.task:
-                job.meter.cut(job.task.computed)
+                self._by_number[fork.child.number] = entry
+            self._move(self.scheduler.fork(fork.parent, fork.child, job.sequence))
+            if fork.child is job.sequence:
+                job.meter.cut(job.sequence.computed)
 
     def _join(self, entry: _Entry) -> None:
         """End the forks of a search."""
         if isinstance(entry.job, ScoreJob) or entry.job.beams is None:
             return
         for child in entry.job.beams.children:
-            self._by_task.pop(child.number, None)
-            self._move(self.scheduler.join(child, entry.job.task))
+            self._by_number.pop(child.number, None)
+            self._move(self.scheduler.join(child, entry.job.sequence))
 
     # Ending
 
@@ -332,8 +333,8 @@ class Decoder:
     def _retire(self, entry: _Entry, keep: bool) -> Usage:
         self._join(entry)
         del self._entries[entry.key]
-        del self._by_task[entry.job.task.number]
-        self._move(self.scheduler.finish(entry.job.task, keep=keep))
+        del self._by_number[entry.job.sequence.number]
+        self._move(self.scheduler.finish(entry.job.sequence, keep=keep))
         usage = entry.job.usage()
         self._totals.usage += usage
         self._totals.requests += 1
@@ -341,31 +342,31 @@ class Decoder:
 
     # Recovering
 
-    def _recover(self, code: int, tasks: Sequence[Task]) -> list[Finished]:
+    def _recover(self, code: int, sequences: abc.Sequence[Sequence]) -> list[Finished]:
         """Deal with a failed decode. 1: no room. 2: aborted. -1: bad batch. Below: fatal.
 
         After 2 and the fatal codes an unknown part of the batch is in the cache (llama.h at
         llama_decode), so its sequences are dropped whole and start again, once. A fatal code may
         have damaged more: everything starts again.
         """
-        for task in tasks:
-            task.draft = []
+        for sequence in sequences:
+            sequence.draft = []
         if code == 1:
             return self._make_room()
         finished: list[Finished] = []
-        for entry in dict.fromkeys(self._by_task[task.number] for task in tasks):
+        for entry in dict.fromkeys(self._by_number[sequence.number] for sequence in sequences):
             entry.faults += 1
             if entry.faults > RETRIES:
                 reason = f"llama_decode failed with code {code}, and again after a new start: "
                 reason += "send the request once more; if it fails too, run `promptflow doctor`"
                 finished.append(self._fail(entry, EngineError(reason)))
-        restart = list(tasks)
+        restart = list(sequences)
         if code < -1:
             restart = list(self.scheduler.running)
             self._move(self.scheduler.evict_all())
-        for task in reversed(restart):
-            if task.sequence >= 0:
-                self._preempt(self._by_task[task.number])
+        for sequence in reversed(restart):
+            if sequence.seq_id >= 0:
+                self._preempt(self._by_number[sequence.number])
         if code < -1:
             self.model.reset()
         return finished
@@ -389,22 +390,24 @@ class Decoder:
 
     def _send_back(self) -> list[Finished]:
         """Preempt a job; fail one that was alone thrice."""
-        running = {self._by_task[task.number].job.task for task in self.scheduler.running}
-        entry = self._by_task[self.scheduler.first_to_go(running).number]
+        running = {
+            self._by_number[sequence.number].job.sequence for sequence in self.scheduler.running
+        }
+        entry = self._by_number[self.scheduler.first_to_go(running).number]
         self._preempt(entry)
         entry.cramped += len(running) == 1
-        return [self._no_room(entry.job.task)] if entry.cramped > 2 else []
+        return [self._no_room(entry.job.sequence)] if entry.cramped > 2 else []
 
     def _preempt(self, entry: _Entry) -> None:
         """Send a job back to the queue."""
         self._join(entry)
-        self._move(self.scheduler.preempt(entry.job.task))
+        self._move(self.scheduler.preempt(entry.job.sequence))
         entry.job.restart(from_scratch=not self.scheduler.sharing)
         self._totals.preempted += 1
 
-    def _no_room(self, task: Task) -> Finished:
-        error = admission.no_room(self.model, task.length_limit)
-        return self._fail(self._by_task[task.number], error)
+    def _no_room(self, sequence: Sequence) -> Finished:
+        error = admission.no_room(self.model, sequence.length_limit)
+        return self._fail(self._by_number[sequence.number], error)
 
     def stats(self) -> Stats:
         """Return the totals so far."""

@@ -8,9 +8,9 @@ run side by side; long prompts with short answers are faster a few at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 
-from promptflow.engine.sequence import Task
+from promptflow.engine.sequence import Sequence
 
 LEAST = 4  # sequences that run together whatever it costs: requests should not stand in a line
 PASS = 8192  # cells whose attention costs a pass over the weights; measured 5,000 to 14,000
@@ -23,22 +23,22 @@ class Width:
     def __init__(self) -> None:
         """Expect answers of 32 tokens."""
         self.answer = EXPECTED
-        self.refused: tuple[Task, int] | None = None  # the best choice, until another may be
+        self.refused: tuple[Sequence, int] | None = None  # the best choice, until another may be
 
     def ended(self, generated: int, room: int) -> None:
         """Learn from an answer; one that filled its ``room`` tells only that it is no shorter."""
         if generated < room or generated > self.answer:
             self.answer += (generated - self.answer) / 8
 
-    def admits(self, running: Sequence[Task], task: Task, shared: int) -> bool:
-        """Return whether ``task``, with ``shared`` tokens held, should join; remember a refusal."""
-        size = len(task.tokens)
+    def admits(self, running: abc.Sequence[Sequence], sequence: Sequence, shared: int) -> bool:
+        """Return whether a ``sequence`` that finds ``shared`` tokens joins; remember a refusal."""
+        size = len(sequence.tokens)
         longest = max((other.written for other in running), default=0)
-        worth = self.is_worth(len(running), size - shared, task.length_limit - size, longest)
-        self.refused = None if worth else (task, shared)
+        worth = self.is_worth(len(running), size - shared, sequence.length_limit - size, longest)
+        self.refused = None if worth else (sequence, shared)
         return worth
 
-    def still_refuses(self, running: Sequence[Task]) -> bool:
+    def still_refuses(self, running: abc.Sequence[Sequence]) -> bool:
         """Return whether what was refused last would be refused again."""
         return self.refused is not None and not self.admits(running, *self.refused)
 

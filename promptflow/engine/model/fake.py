@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import abc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +41,7 @@ class FakeModel:
         batch: int = 64,
         sequences: int = 32,
         seed: int = 0,
-        words: Sequence[str] = (),
+        words: abc.Sequence[str] = (),
         fail: dict[int, int] | None = None,
         poison: int | None = None,
         spoil: dict[int, int] | None = None,
@@ -123,11 +123,11 @@ class FakeModel:
         self._rows.clear()
         taken = len(tokens) if code == 0 else len(tokens) // 2
         self.decoded_tokens += taken
-        for row, (token, position, sequence) in enumerate(
+        for row, (token, position, seq_id) in enumerate(
             zip(tokens[:taken], positions[:taken], sequences[:taken], strict=True)
         ):
-            held = self._held[sequence]
-            assert position == len(held), f"sequence {sequence}: {position} after {len(held)}"
+            held = self._held[seq_id]
+            assert position == len(held), f"sequence {seq_id}: {position} after {len(held)}"
             held[position] = (token, self._next_cell)
             self._next_cell += 1
             if outputs[row]:
@@ -155,24 +155,24 @@ class FakeModel:
         assert not self._held[target], f"sequence {target} is not empty"
         self._held[target] = {p: self._held[source][p] for p in range(end)}
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, seq_id: int) -> bytes:
         """Return the tokens of a sequence."""
-        return repr(self.held_tokens(sequence)).encode()
+        return repr(self.held_tokens(seq_id)).encode()
 
-    def restore(self, sequence: int, data: bytes, count: int) -> bool:
-        """Give an empty ``sequence`` new cells with the tokens that ``save`` returned."""
+    def restore(self, seq_id: int, data: bytes, count: int) -> bool:
+        """Give an empty ``seq_id`` new cells with the tokens that ``save`` returned."""
         tokens = [int(token) for token in data.decode().strip("[]").split(",")]
-        assert not self._held[sequence], f"sequence {sequence} is not empty"
+        assert not self._held[seq_id], f"sequence {seq_id} is not empty"
         if len(tokens) != count or self.used_cells() + count > self.cells:
             return False
         for position, token in enumerate(tokens):
-            self._held[sequence][position] = (token, self._next_cell)
+            self._held[seq_id][position] = (token, self._next_cell)
             self._next_cell += 1
         return True
 
-    def drop(self, sequence: int, start: int) -> None:
-        """Forget the cells of ``sequence`` from ``start`` on."""
-        self._held[sequence] = {p: c for p, c in self._held[sequence].items() if p < start}
+    def drop(self, seq_id: int, start: int) -> None:
+        """Forget the cells of ``seq_id`` from ``start`` on."""
+        self._held[seq_id] = {p: c for p, c in self._held[seq_id].items() if p < start}
 
     def reset(self) -> None:
         """Forget all cells."""
@@ -182,9 +182,9 @@ class FakeModel:
         """Return how many distinct cells are held."""
         return len({cell for held in self._held for _, cell in held.values()})
 
-    def held_tokens(self, sequence: int) -> list[int]:
+    def held_tokens(self, seq_id: int) -> list[int]:
         """Return the tokens in a sequence's cells."""
-        return [token for _, (token, _) in sorted(self._held[sequence].items())]
+        return [token for _, (token, _) in sorted(self._held[seq_id].items())]
 
     def close(self) -> None:
         """Do nothing."""

@@ -230,9 +230,9 @@ class Model:
         ctypes.memmove(batch.logits, bytes(outputs), count)
         ones = batch.n_seq_id
         numbers = batch.seq_id
-        for row, sequence in enumerate(sequences):
+        for row, seq_id in enumerate(sequences):
             ones[row] = 1
-            numbers[row][0] = sequence
+            numbers[row][0] = seq_id
         code: int = c.llama_decode(self._ctx, batch)
         return code
 
@@ -245,26 +245,26 @@ class Model:
         """Share the first ``end`` cells of ``source`` with ``target``; copies no data."""
         c.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, seq_id: int) -> bytes:
         """Return the state of a sequence's cells: keys, values and positions."""
-        size = c.llama_state_seq_get_size(self._ctx, sequence)
+        size = c.llama_state_seq_get_size(self._ctx, seq_id)
         buffer = (ctypes.c_uint8 * size)()
-        written = c.llama_state_seq_get_data(self._ctx, buffer, size, sequence)
+        written = c.llama_state_seq_get_data(self._ctx, buffer, size, seq_id)
         return bytes(memoryview(buffer)[:written])
 
-    def restore(self, sequence: int, data: bytes, count: int) -> bool:
-        """Give an empty ``sequence`` the ``count`` cells that ``save`` returned; False if refused.
+    def restore(self, seq_id: int, data: bytes, count: int) -> bool:
+        """Give an empty ``seq_id`` the ``count`` cells that ``save`` returned; False if refused.
 
         llama.cpp checks their shapes and types, but not what they hold.
         """
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        read = c.llama_state_seq_set_data(self._ctx, buffer, len(data), sequence)
-        last: int = c.llama_memory_seq_pos_max(self._memory, sequence)
+        read = c.llama_state_seq_set_data(self._ctx, buffer, len(data), seq_id)
+        last: int = c.llama_memory_seq_pos_max(self._memory, seq_id)
         return bool(read) and last == count - 1
 
-    def drop(self, sequence: int, start: int) -> None:
-        """Free the cells of ``sequence`` from ``start`` on."""
-        c.llama_memory_seq_rm(self._memory, sequence, start, -1)
+    def drop(self, seq_id: int, start: int) -> None:
+        """Free the cells of ``seq_id`` from ``start`` on."""
+        c.llama_memory_seq_rm(self._memory, seq_id, start, -1)
 
     def reset(self) -> None:
         """Make the context anew: after a fatal code nothing in the old one can be trusted."""

@@ -52,14 +52,14 @@ class Model(Protocol):
     def copy(self, source: int, target: int, end: int) -> None:
         """Share the first ``end`` cells of ``source`` with ``target``."""
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, seq_id: int) -> bytes:
         """Return the state of a sequence's cells."""
 
-    def restore(self, sequence: int, data: bytes, count: int) -> bool:
-        """Give an empty ``sequence`` the ``count`` cells that ``save`` returned; say if it did."""
+    def restore(self, seq_id: int, data: bytes, count: int) -> bool:
+        """Give an empty ``seq_id`` the ``count`` cells that ``save`` returned; say if it did."""
 
-    def drop(self, sequence: int, start: int) -> None:
-        """Free the cells of ``sequence`` from ``start`` on."""
+    def drop(self, seq_id: int, start: int) -> None:
+        """Free the cells of ``seq_id`` from ``start`` on."""
 
     def reset(self) -> None:
         """Empty the whole cache, after an error that may have damaged it."""

@@ -5,13 +5,13 @@ Pure: it is handed rows of logits and says which sequences to fork; the decoder 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from promptflow.engine.request import Alternative, Fill
-from promptflow.engine.sequence import Task
+from promptflow.engine.sequence import Sequence
 from promptflow.engine.slot.filling import Filling, Pick
 
 
@@ -19,7 +19,7 @@ from promptflow.engine.slot.filling import Filling, Pick
 class Hypothesis:
     """A text in the making: the sequence that holds it, and what it has cost."""
 
-    task: Task
+    sequence: Sequence
     filling: Filling
     logprob: float = 0.0
     steps: int = 0  # tokens sampled, the end among them
@@ -29,8 +29,8 @@ class Hypothesis:
 class Fork:
     """Let ``child`` hold what ``parent`` has in the cache."""
 
-    parent: Task
-    child: Task
+    parent: Sequence
+    child: Sequence
 
 
 class Beams:
@@ -41,13 +41,13 @@ class Beams:
     search stops: a live hypothesis could at best end at no further cost.
     """
 
-    def __init__(self, lead: Task, filling: Filling) -> None:
+    def __init__(self, lead: Sequence, filling: Filling) -> None:
         """Search from an opened ``filling``, at the end of ``lead``."""
         beam = filling.slot.beam
         assert beam is not None
         self.slot = filling.slot
         self.lead = lead
-        self.children: list[Task] = []  # sequences forked so far
+        self.children: list[Sequence] = []  # sequences forked so far
         self.is_done = filling.finish is not None
         self.opened = filling
         self.base = len(lead.tokens) - len(filling.tokens)  # where the slot's tokens begin
@@ -55,30 +55,30 @@ class Beams:
         self._penalty = beam.length_penalty
         self._live = [Hypothesis(lead, filling.fork())]
         self._ended = [self._live[0]] if self.is_done else []
-        self._heard: dict[Task, list[Pick]] = {}
+        self._heard: dict[Sequence, list[Pick]] = {}
         self._sampled = 0
 
-    def take(self, task: Task, logits: np.ndarray) -> list[Fork]:
-        """Note what may follow in ``task``; once all have been heard, go one step further.
+    def take(self, sequence: Sequence, logits: np.ndarray) -> list[Fork]:
+        """Note what may follow in ``sequence``; once all have been heard, go one step further.
 
         Return the forks that this takes, to be made in order and before anything is decoded.
         Raises NumericError, ConstraintError and ConstraintDeadEnd.
         """
-        [filling] = [h.filling for h in self._live if h.task is task]
-        self._heard[task] = filling.picks(logits, self._width)
+        [filling] = [h.filling for h in self._live if h.sequence is sequence]
+        self._heard[sequence] = filling.picks(logits, self._width)
         if len(self._heard) < len(self._live):
             return []
         found = [
             (parent.logprob + pick.logprob, parent, pick)
             for parent in self._live
-            for pick in self._heard[parent.task]
+            for pick in self._heard[parent.sequence]
         ]
         self._heard.clear()
         forks = self._go_on(sorted(found, key=lambda candidate: -candidate[0]))
         self.is_done = self._is_decided()
         return [] if self.is_done else forks
 
-    def _go_on(self, candidates: Sequence[tuple[float, Hypothesis, Pick]]) -> list[Fork]:
+    def _go_on(self, candidates: abc.Sequence[tuple[float, Hypothesis, Pick]]) -> list[Fork]:
         """Let the best candidates live; give each a sequence."""
         chosen: list[tuple[Hypothesis, Hypothesis]] = []
         for logprob, parent, pick in candidates:
@@ -86,7 +86,7 @@ class Beams:
                 break
             filling = parent.filling.fork()
             filling.put(pick)
-            made = Hypothesis(parent.task, filling, logprob, parent.steps + 1)
+            made = Hypothesis(parent.sequence, filling, logprob, parent.steps + 1)
             if filling.finish is None:
                 chosen.append((parent, made))
             else:
@@ -96,25 +96,25 @@ class Beams:
         self._sampled += len(chosen)
         return self._assign(chosen)
 
-    def _assign(self, chosen: Sequence[tuple[Hypothesis, Hypothesis]]) -> list[Fork]:
+    def _assign(self, chosen: abc.Sequence[tuple[Hypothesis, Hypothesis]]) -> list[Fork]:
         """Let the first child of a hypothesis go on in its sequence, and fork the others."""
-        parents = {parent.task: list(parent.task.tokens) for parent, _ in chosen}
-        idle = [task for task in (self.lead, *self.children) if task not in parents]
-        taken: set[Task] = set()
+        parents = {parent.sequence: list(parent.sequence.tokens) for parent, _ in chosen}
+        idle = [sequence for sequence in (self.lead, *self.children) if sequence not in parents]
+        taken: set[Sequence] = set()
         forks: list[Fork] = []
         self._live = []
         for parent, made in chosen:
-            task = parent.task
-            if task in taken:
+            sequence = parent.sequence
+            if sequence in taken:
                 if not idle:
-                    idle.append(Task(0, [], self.base + self.slot.max_tokens))
+                    idle.append(Sequence(0, [], self.base + self.slot.max_tokens))
                     self.children.append(idle[0])
-                task = idle.pop(0)
-                forks.append(Fork(parent.task, task))
-            taken.add(task)
+                sequence = idle.pop(0)
+                forks.append(Fork(parent.sequence, sequence))
+            taken.add(sequence)
             added = made.filling.tokens[len(parent.filling.tokens) :]
-            task.tokens[:] = parents[parent.task] + added
-            self._live.append(replace(made, task=task))
+            sequence.tokens[:] = parents[parent.sequence] + added
+            self._live.append(replace(made, sequence=sequence))
         return forks
 
     def _score(self, hypothesis: Hypothesis) -> float:

@@ -26,7 +26,7 @@ class Deltas:
         Nothing while the job waits: it may yet be given to another worker, which would tell it all.
         Slots that are searched or weighed are told when they have ended.
         """
-        if self._job.task.sequence < 0:
+        if self._job.sequence.seq_id < 0:
             return []
         told = self._told
         fresh = [(n, fill.text[told.get(n, 0) :]) for n, fill in self._job.fills.items()]

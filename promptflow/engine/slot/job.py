@@ -5,7 +5,7 @@ Knows tokens and slots, and nothing of batches: ``loop/decoder.py`` hands it row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from promptflow.engine.model.constraint import Constraints
 from promptflow.engine.model.protocol import Model
 from promptflow.engine.model.tokenizer import Prompts
 from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
-from promptflow.engine.sequence import Task
+from promptflow.engine.sequence import Sequence
 from promptflow.engine.slot import sampling
 from promptflow.engine.slot.beam import Beams
 from promptflow.engine.slot.choice import Weighing
@@ -82,10 +82,12 @@ class FillJob:
     """Fills the slots of one request in order."""
 
     def __init__(
-        self, slots: Sequence[Slot], texts: Sequence[list[int]], seed: int, tools: Tools
+        self, slots: abc.Sequence[Slot], texts: abc.Sequence[list[int]], seed: int, tools: Tools
     ) -> None:
         """Prepare to fill ``slots``, each after the tokens of ``texts`` at its place."""
-        self.task = Task(0, [], 0, kind=tuple((slot.name, slot.max_tokens) for slot in slots))
+        self.sequence = Sequence(
+            0, [], 0, kind=tuple((slot.name, slot.max_tokens) for slot in slots)
+        )
         self.meter = Meter()
         self.fills: dict[str, Fill] = {}
         self.prompt = sum(map(len, texts))
@@ -97,8 +99,10 @@ class FillJob:
         self._filling: Filling | Weighing | Beams | None = None  # of the slot that is open
         self._lookup = Lookup(tools.odds)
         searched = [slot for slot in slots if slot.beam is not None]
-        self.task.forks = max((slot.beam.width - 1 for slot in searched if slot.beam), default=0)
-        self.task.fork_limit = max((slot.max_tokens for slot in searched), default=0)
+        self.sequence.forks = max(
+            (slot.beam.width - 1 for slot in searched if slot.beam), default=0
+        )
+        self.sequence.fork_limit = max((slot.max_tokens for slot in searched), default=0)
 
     @property
     def is_done(self) -> bool:
@@ -124,7 +128,7 @@ class FillJob:
         if filling is None:
             return []
         left = filling.slot.max_tokens - len(filling.tokens) - 1
-        return self._lookup.draft(self.task.tokens, min(limit, left), least)
+        return self._lookup.draft(self.sequence.tokens, min(limit, left), least)
 
     def need(self) -> int:
         """Return how many tokens must have room after those before the slot to be filled."""
@@ -146,7 +150,7 @@ class FillJob:
         """
         if not slot.fits:
             return slot
-        here, cells = len(self.task.tokens), self._tools.cells
+        here, cells = len(self.sequence.tokens), self._tools.cells
         left = self._tools.context - here - (self.need() - slot.least)
         left = min(left, (cells - here) // _width(slot))
         end = here + SEAM * bool(slot.stop)
@@ -165,30 +169,30 @@ class FillJob:
         Raises ConstraintError and ContextOverflow.
         """
         while not self.is_done:
-            text, task, tools = self._texts[self._at], self.task, self._tools
-            self.meter.add_prompt(len(task.tokens), len(text))
-            task.tokens += text
-            task.length_limit = min(tools.context, len(task.tokens) + self.room())
+            text, sequence, tools = self._texts[self._at], self.sequence, self._tools
+            self.meter.add_prompt(len(sequence.tokens), len(text))
+            sequence.tokens += text
+            sequence.length_limit = min(tools.context, len(sequence.tokens) + self.room())
             slot = self._fitted(self._slots[self._at])
             admission.check_options(tools.prompts, slot)
             rng = sampling.generator(self._seed, self._at)
-            filling = Filling(slot, tools.vocabulary, tools.constraints, rng, task.tokens)
-            task.tokens += filling.open()
+            filling = Filling(slot, tools.vocabulary, tools.constraints, rng, sequence.tokens)
+            sequence.tokens += filling.open()
             self._filling = filling
             if slot.beam is not None:
-                self._filling = Beams(task, filling)
+                self._filling = Beams(sequence, filling)
             elif slot.is_weighed:
                 self._filling = Weighing(filling, rng)
             if filling.finish is None:
                 return
-            self._close(self._filling.fill(), filling, len(task.tokens) - len(filling.tokens))
+            self._close(self._filling.fill(), filling, len(sequence.tokens) - len(filling.tokens))
 
     def take(self, logits: np.ndarray) -> int:
         """Sample a token; go on to the next slot where this one has ended.
 
         Return how many of the tokens known before still stand. Raises EngineError.
         """
-        filling, tokens = self._filling, self.task.tokens
+        filling, tokens = self._filling, self.sequence.tokens
         assert isinstance(filling, Filling | Weighing)
         stands = len(tokens)
         base = stands - len(filling.tokens)
@@ -223,29 +227,29 @@ class FillJob:
         """
         if from_scratch:
             self.fills.clear()
-            self.task.tokens.clear()
+            self.sequence.tokens.clear()
             self.meter.begin_again()
             self._at = 0
             self.open()
         elif (beams := self.beams) is not None:
             beams.rewind()
-            self._filling = Beams(self.task, beams.opened)
+            self._filling = Beams(self.sequence, beams.opened)
 
     def _close(self, fill: Fill, filling: Filling, base: int) -> int:
         """Keep what was written from ``base`` on, less what a stop cut off, and its ``fill``.
 
         Return how many tokens stand.
         """
-        task = self.task
+        sequence = self.sequence
         self.fills[filling.slot.name] = fill
         self._filling = None
         self._at += 1
         if self.is_done:
-            return len(task.tokens)
-        task.tokens[base:] = filling.tokens[: filling.kept]
-        kept = len(task.tokens)
+            return len(sequence.tokens)
+        sequence.tokens[base:] = filling.tokens[: filling.kept]
+        kept = len(sequence.tokens)
         self.meter.cut(kept)
-        task.tokens += self._tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
+        sequence.tokens += self._tools.prompts.continuation(filling.rest.decode("utf-8", "replace"))
         return kept
 
     def cut(self) -> dict[str, Fill]:
@@ -283,7 +287,7 @@ class ScoreJob:
         tokens = before + expected[:-1]
         # The logits after the prefix are wanted, so its last token is computed for each.
         first = len(before) - 1
-        self.task = Task(0, tokens, len(tokens), share_limit=first, scored_from=first)
+        self.sequence = Sequence(0, tokens, len(tokens), share_limit=first, scored_from=first)
         self.meter = Meter()
         self.meter.add_prompt(0, len(tokens))
         self.scores: list[TokenLogprob] = []
