@@ -92,7 +92,7 @@ $(DONE)/project: $(DONE)/torch $(DONE)/llama pyproject.toml constraints.txt
 	@touch $@
 
 demo-models: model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
-test-models: model-smollm2-135m model-smollm2-135m-q4_0 model-qwen2.5-coder-0.5b model-all-minilm-l6-v2
+test-models: model-smollm2-135m model-smollm2-135m-q4_0 model-qwen2.5-coder-0.5b model-gemma3-270m model-all-minilm-l6-v2
 model-%:
 	@if $(BIN)/promptflow models path $* >/dev/null 2>&1; then echo "[skip] model $*: done"; \
 	else echo "[model $*]" && $(BIN)/promptflow models get $*; fi

