@@ -43,18 +43,26 @@ SCALARS = {
 
 TENSOR_TYPES: dict[int, tuple[int, int]] = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24),
-    8: (32, 34), 9: (32, 36), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176),
+    8: (32, 34), 9: (32, 40), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176),
     14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50),
     20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
     26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54),
     35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
+    42: (64, 18),
 }  # fmt: skip
-"""Elements and bytes of one block, by ggml type number; numbers that ggml removed are missing."""
+"""Elements and bytes of one block, by ggml type number; numbers that ggml removed are missing.
+
+As the gguf package has them, which gives type 9 (Q8_1) four bytes more than ggml does: it is a type
+of activations, and no file holds it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Gguf:
-    """What a GGUF header says. ``metadata`` leaves out the contents of arrays."""
+    """What a GGUF header says.
+
+    ``metadata`` holds arrays of a number a layer as tuples, and leaves out longer ones and text.
+    """
 
     path: Path
     size: int
@@ -71,6 +79,7 @@ class Gguf:
 class _Array:
     kind: int
     length: int
+    values: tuple[Any, ...] | None = field(default=None, compare=False)  # of short ones
 
 
 class _Reader:
@@ -147,9 +156,12 @@ class _Reader:
         if kind == STRING:
             self.skip_strings(length, what)
         elif kind in SCALARS:
-            count = length * struct.calcsize("<" + SCALARS[kind])
+            layout = f"<{length}{SCALARS[kind]}"
+            count = struct.calcsize(layout)
             self.need(count)
-            self.at += count
+            start, self.at = self.at, self.at + count
+            if length <= MAX_BLOCKS:
+                return _Array(kind, length, struct.unpack_from(layout, self.data, start))
         else:
             self.refuse(f"{what} has elements of type {kind}, which GGUF does not have")
         return _Array(kind, length)
@@ -207,8 +219,18 @@ def _read(reader: _Reader) -> Gguf:
         context_length=context if isinstance(context, int) else None,
         vocabulary=tokens.length if isinstance(tokens, _Array) else 0,
         chat_template=template if isinstance(template, str) else "",
-        metadata={k: v for k, v in metadata.items() if not isinstance(v, _Array)},
+        metadata=_plain(metadata),
     )
+
+
+def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if not isinstance(value, _Array):
+            found[key] = value
+        elif value.values is not None and not key.startswith("tokenizer."):
+            found[key] = value.values
+    return found
 
 
 def _metadata(reader: _Reader, pairs: int) -> dict[str, Any]:

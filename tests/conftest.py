@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,15 @@ def smollm() -> Iterator[Engine]:
 def qwen() -> Iterator[Engine]:
     """An engine on qwen2.5-coder-0.5b."""
     yield from _engine("qwen2.5-coder-0.5b")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a tiny model of an architecture, once: see tiny_models.py."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return functools.cache(lambda architecture: tiny_models.write(architecture, folder))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,12 @@ import random
 import struct
 
 import pytest
+import tiny_models
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from promptflow.catalog import check_gguf, locate, read_gguf
 from promptflow.errors import ModelInvalid, ModelNotFound
+from promptflow.gguf import TENSOR_TYPES
 
 U32, I32, F32, STRING, ARRAY, U64 = 4, 5, 6, 8, 9, 10
 
@@ -68,6 +71,25 @@ def test_a_header_is_read(tmp_path):
     assert found.metadata["llama.block_count"] == 2
     assert "tokenizer.ggml.tokens" not in found.metadata
     assert found.size == path.stat().st_size
+
+
+def test_a_number_a_layer_is_read(tmp_path):
+    path = tmp_path / "model.gguf"
+    heads = pair("llama.attention.head_count_kv", ARRAY, (U32, [0, 8]))
+    long = pair("llama.long", ARRAY, (F32, [0.5] * 513))
+    path.write_bytes(gguf([*PAIRS, heads, long, pair("llama.names", ARRAY, (STRING, ["a"]))]))
+    metadata = read_gguf(path).metadata
+    assert metadata["llama.attention.head_count_kv"] == (0, 8)
+    assert not {"llama.long", "llama.names", "tokenizer.ggml.token_type"} & metadata.keys()
+
+
+def test_the_types_of_tensors_are_those_of_the_gguf_package_and_of_ggml():
+    package = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+    assert {kind: TENSOR_TYPES[kind] for kind in package} == package
+    library = tiny_models.ggml()
+    for kind, sizes in TENSOR_TYPES.items():
+        known = library.ggml_blck_size(kind), library.ggml_type_size(kind)
+        assert sizes == known or kind == GGMLQuantizationType.Q8_1
 
 
 def test_every_truncation_is_refused(tmp_path):
