@@ -16,10 +16,12 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from promptflow import storage
@@ -53,8 +55,15 @@ BESIDE = 64 << 20
 """Bytes that all files beside the weights may have: tokenizer and settings."""
 
 
+Lack = Literal["login", "repository", "revision", "file", "server"]
+
+
 class Unavailable(Exception):
-    """A source that gave nothing, and why."""
+    """A source that gave nothing, and why; ``lacks`` says what was missing."""
+
+    def __init__(self, why: str, lacks: Lack = "server") -> None:
+        super().__init__(why)
+        self.lacks = lacks
 
 
 class OtherBytes(Exception):
@@ -83,6 +92,123 @@ def is_data_file(text: str) -> bool:
     return is_plain_path(text) and not last.endswith(CODE) and last != CATALOGUE
 
 
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a hub repository: ``size`` in bytes, ``etag`` its version, ``url`` its bytes.
+
+    ``etag`` is the sha256 of all large files. ``commit`` is that of the revision it was asked of.
+    """
+
+    file: str
+    size: int | None
+    etag: str
+    commit: str
+    url: str
+    asked: str
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash that the hub announces, empty where it announces another kind."""
+        return self.etag if SHA256.fullmatch(self.etag) else ""
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the hub's own library keeps what it downloads."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or str(Path(home) / "huggingface")
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    text = named or str(Path(home) / "hub")
+    return Path(os.path.expandvars(Path(text).expanduser())).absolute()
+
+
+def is_offline() -> bool:
+    """Whether the user has said that the hub is not to be asked."""
+    return _is_set("HF_HUB_OFFLINE") or _is_set("TRANSFORMERS_OFFLINE")
+
+
+def hub_files(repository: str, revision: str) -> tuple[str, dict[str, int | None]]:
+    """Return the commit of a revision and the size of each of its files, where it is known.
+
+    Raises Unavailable within seconds without a network.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=_endpoint())
+    with _hub_errors():
+        found = api.model_info(
+            repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT
+        )
+        files = {one.rfilename: one.size for one in found.siblings or []}
+        if not files:
+            tree = api.list_repo_tree(repository, recursive=True, revision=revision)
+            files = {one.path: one.size for one in tree if hasattr(one, "size")}
+        return found.sha or revision, files
+
+
+def hub_file(repository: str, file: str, revision: str = "main") -> HubFile:
+    """Ask the hub for the size and the version of a file. Raises Unavailable as ``hub_files``."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(repository, file, revision=revision, endpoint=_endpoint())
+    with _hub_errors():
+        found = get_hf_file_metadata(url, timeout=HUB_TIMEOUT, endpoint=_endpoint())
+    return HubFile(file, found.size, found.etag or "", found.commit_hash or "", found.location, url)
+
+
+def hub_bytes(found: HubFile, part: Path, seen: Seen) -> None:
+    """Download a file to ``part``, going on where that ends; it is kept however this ends.
+
+    Raises Unavailable, and DiskFull.
+    """
+    # hf_hub_download retries an unreachable hub for 23 seconds, and starts again after a kill.
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    if found.size is None:
+        raise Unavailable(f"the hub does not say how large {found.file} is")
+    if folder_size(part) > found.size:
+        storage.remove_file(part)
+    same_host = urlsplit(found.url).netloc == urlsplit(found.asked).netloc
+    with _hub_errors(), storage.appending(part) as target:
+        http_get(
+            found.url,
+            target,
+            resume_size=target.tell(),
+            headers=build_hf_headers() if same_host else None,
+            expected_size=found.size,
+            tqdm_class=cast(Any, partial(_Count, seen, found.size)),
+        )
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+@contextmanager
+def _hub_errors() -> Iterator[None]:
+    """Turn whatever the hub's library raises into Unavailable."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (StoreError, Unavailable, OtherBytes):
+        raise
+    except Exception as error:
+        # httpx, OSError and the library's own errors: whatever it is, the hub gave no file.
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        lacks: Lack = "server"
+        if isinstance(error, errors.GatedRepoError) or status in (401, 403):
+            lacks = "login"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            lacks = "repository"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            lacks = "revision"
+        elif isinstance(error, errors.EntryNotFoundError) or status == 404:
+            lacks = "file"
+        said = f"it answers {status}" if status else _last_line(str(error))
+        raise Unavailable(said or type(error).__name__, lacks) from error
+
+
 def from_hub(
     repository: str, files: Sequence[str], sha256: str, size: int, staging: Path, seen: Seen
 ) -> Path:
@@ -93,50 +219,30 @@ def from_hub(
     """
     if not is_repository(repository) or not all(map(is_data_file, files)):
         raise Unavailable(f"{repository!r} with {list(files)} is no repository with files of data")
-    if _is_set("HF_HUB_OFFLINE") or _is_set("TRANSFORMERS_OFFLINE"):
+    if is_offline():
         raise Unavailable("HF_HUB_OFFLINE is set")
     folder = staging / "hub"
     wanted, most = sha256, size
-    try:
-        for file in files:
-            if not (folder / file).exists():
-                _hub_file(repository, file, wanted, most, folder, seen)
-            wanted, most = "", BESIDE
-    except (StoreError, OtherBytes):
-        raise
-    except Exception as error:
-        # httpx, OSError and the library's own errors: whatever it is, the hub gave no file.
-        raise Unavailable(_last_line(str(error)) or type(error).__name__) from error
+    for file in files:
+        if not (folder / file).exists():
+            _one_from_hub(repository, file, wanted, most, folder, seen)
+        wanted, most = "", BESIDE
     return folder
 
 
-def _hub_file(repository: str, file: str, wanted: str, most: int, folder: Path, seen: Seen) -> None:
-    # hf_hub_download retries an unreachable hub for 23 seconds, and starts again after a kill.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    url = hf_hub_url(repository, file)
-    found = get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
-    etag = found.etag or ""
-    if wanted and SHA256.fullmatch(etag) and etag != wanted:
-        raise OtherBytes(etag)
+def _one_from_hub(
+    repository: str, file: str, wanted: str, most: int, folder: Path, seen: Seen
+) -> None:
+    found = hub_file(repository, file)
+    if wanted and found.sha256 and found.sha256 != wanted:
+        raise OtherBytes(found.sha256)
     if found.size is None or found.size > most:
         raise Unavailable(f"{file} has {found.size} bytes there, and {most} are the most expected")
     # The name holds the version, so that a part of another one is not continued.
-    version = re.sub("[^A-Za-z0-9]", "", etag)[:16]
+    version = re.sub("[^A-Za-z0-9]", "", found.etag)[:16]
     part = folder.parent / "hub-parts" / f"{PurePosixPath(file).name}.{version}.part"
     before = folder_size(folder)
-    same_host = urlsplit(found.location).netloc == urlsplit(url).netloc
-    with storage.appending(part) as target:
-        http_get(
-            found.location,
-            target,
-            resume_size=target.tell(),
-            headers=build_hf_headers() if same_host else None,
-            expected_size=found.size,
-            tqdm_class=cast(Any, partial(_Count, lambda size: seen(before + size), found.size)),
-        )
+    hub_bytes(found, part, lambda size: seen(before + size))
     storage.move(part, folder / file)
 
 

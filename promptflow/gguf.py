@@ -4,13 +4,15 @@ llama.cpp aborts or reads out of bounds on many malformed files. This reader acc
 llama.cpp does: counts and lengths are bounded, arithmetic cannot overflow, and every tensor must
 lie inside the file, so that a truncated download is found here. It knows nothing of vocabularies
 beyond their lengths, and it does not read the weights: a flipped bit in them is found by the hash.
+A model may be cut into parts, ``X-00001-of-00003.gguf`` and so on: any of them stands for all.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -25,6 +27,8 @@ MAX_ELEMENTS = 1 << 48
 MAX_ALIGNMENT = 4_096
 MAX_BLOCKS = 512
 MAX_NAME = 64
+MAX_PARTS = 1_024
+PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 STRING, ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
 SCALARS = {
@@ -62,6 +66,8 @@ class Gguf:
     """What a GGUF header says.
 
     ``metadata`` holds arrays of a number a layer as tuples, and leaves out longer ones and text.
+    Of a model in ``parts``, ``path`` is the first, ``size`` (bytes) and ``tensors`` are those of
+    all, and the rest is said by the first.
     """
 
     path: Path
@@ -73,6 +79,8 @@ class Gguf:
     vocabulary: int
     chat_template: str
     metadata: dict[str, Any] = field(repr=False)
+    parts: tuple[Path, ...] = ()
+    tensor_names: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +175,54 @@ class _Reader:
         return _Array(kind, length)
 
 
-def read_gguf(path: str | Path) -> Gguf:
-    """Read and check the header of a GGUF file, without its weights.
+def parts_of(path: str | Path) -> tuple[Path, ...]:
+    """Return the paths of all parts of a model by the name of any, the first first.
 
-    Raises ModelInvalid for a folder, a missing, truncated or malformed file.
+    A file with another name is its only part. Raises ModelInvalid for part 3 of 2.
+    """
+    path = Path(path)
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    number, count = int(match["number"]), int(match["count"])
+    if not 1 <= number <= count <= MAX_PARTS:
+        raise ModelInvalid(f"{path}: no part {number} of {count}; the parts are 1 to {MAX_PARTS:,}")
+    return tuple(
+        path.with_name(f"{match['stem']}-{one:05}-of-{count:05}.gguf")
+        for one in range(1, count + 1)
+    )
+
+
+def stem_of(path: str | Path) -> str:
+    """Return a model file's name without its ending and the number of its part."""
+    path = Path(path)
+    match = PART.fullmatch(path.name)
+    return path.stem if match is None else match["stem"]
+
+
+def read_gguf(path: str | Path) -> Gguf:
+    """Read and check the header of a GGUF file, without its weights; of all parts, if it has some.
+
+    Raises ModelInvalid for a folder, a missing, truncated or malformed file, and for parts that are
+    not all there or do not belong together.
     """
     path = Path(path)
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.gguf"))
         hint = f"did you mean {path / inside[0]}?" if inside else "it holds no GGUF file"
         raise ModelInvalid(f"{path}: a folder where a GGUF file is wanted; {hint}")
+    parts = parts_of(path)
+    missing = [part for part in parts if not part.exists()]
+    if len(parts) > 1 and missing:
+        raise ModelInvalid(
+            f"{missing[0]}: missing, and a model needs all of its {len(parts)} parts"
+            + (f" ({len(missing)} are missing)" if len(missing) > 1 else "")
+            + ". Put it beside the others, or fetch the model again from where you got it."
+        )
+    return _joined([_read_file(part) for part in parts])
+
+
+def _read_file(path: Path) -> Gguf:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -185,6 +231,47 @@ def read_gguf(path: str | Path) -> Gguf:
         raise ModelInvalid(f"{path}: no such file") from error
     except OSError as error:
         raise ModelInvalid(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _joined(headers: list[Gguf]) -> Gguf:
+    """Return the header of a whole model; refuse parts that are not those of one."""
+    first, names = headers[0], frozenset[str]()
+    for number, header in enumerate(headers, 1):
+        count = _split(header, "count", 1) or 1
+        if len(headers) == 1 and count > 1:
+            part = f"-{_split(header, 'no', 0) + 1:05}-of-{count:05}.gguf"
+            _mixed(header, f"one part of {count}, which are found by a name that ends in {part!r}")
+        if count != len(headers):
+            _mixed(header, f"its name says {len(headers)} parts, its header {count}")
+        if count > 1 and _split(header, "no", 0) != number - 1:
+            _mixed(header, f"its name says part {number}, its header {_split(header, 'no', 0) + 1}")
+        if twice := names & header.tensor_names:
+            _mixed(header, f"the tensor {min(twice)!r} is in another part too")
+        names |= header.tensor_names
+    if len(headers) > 1:
+        for header in headers:
+            wanted = _split(header, "tensors.count", len(names))
+            if wanted != len(names):
+                _mixed(header, f"it says {wanted:,} tensors in all parts, they have {len(names):,}")
+    return replace(
+        first,
+        size=sum(header.size for header in headers),
+        tensors=len(names),
+        parts=tuple(header.path for header in headers),
+        tensor_names=names,
+    )
+
+
+def _split(header: Gguf, key: str, otherwise: int) -> int:
+    value = header.metadata.get(f"split.{key}", otherwise)
+    return value if type(value) is int and value >= 0 else -1
+
+
+def _mixed(header: Gguf, why: str) -> NoReturn:
+    raise ModelInvalid(
+        f"{header.path}: the parts of this model do not belong together: {why}. Name them as they "
+        "were published, or fetch the model again."
+    )
 
 
 def check_gguf(path: str | Path) -> None:
@@ -200,13 +287,16 @@ def _read(reader: _Reader) -> Gguf:
     if version not in (2, 3):
         reader.refuse(f"GGUF version {version}; versions 2 and 3 are supported")
     tensors, pairs = reader.value("Q"), reader.value("Q")
-    if not 1 <= tensors <= MAX_TENSORS:
+    if tensors > MAX_TENSORS:
         reader.refuse(f"{tensors:,} tensors; 1 to {MAX_TENSORS:,} are allowed")
     if not 1 <= pairs <= MAX_PAIRS:
         reader.refuse(f"{pairs:,} metadata pairs; 1 to {MAX_PAIRS:,} are allowed")
     metadata = _metadata(reader, pairs)
+    # The first of several parts may hold metadata alone.
+    if tensors < 1 and metadata.get("split.count", 1) in (0, 1):
+        reader.refuse(f"{tensors:,} tensors; 1 to {MAX_TENSORS:,} are allowed")
     architecture = _checked_metadata(reader, metadata)
-    _check_tensors(reader, tensors, metadata.get("general.alignment", 32))
+    names = _check_tensors(reader, tensors, metadata.get("general.alignment", 32))
     tokens = metadata.get("tokenizer.ggml.tokens")
     context = metadata.get(f"{architecture}.context_length")
     template = metadata.get("tokenizer.chat_template")
@@ -220,6 +310,8 @@ def _read(reader: _Reader) -> Gguf:
         vocabulary=tokens.length if isinstance(tokens, _Array) else 0,
         chat_template=template if isinstance(template, str) else "",
         metadata=_plain(metadata),
+        parts=(reader.path,),
+        tensor_names=names,
     )
 
 
@@ -252,7 +344,8 @@ def _metadata(reader: _Reader, pairs: int) -> dict[str, Any]:
 
 
 def _checked_metadata(reader: _Reader, metadata: dict[str, Any]) -> str:
-    architecture = metadata.get("general.architecture")
+    later = type(part := metadata.get("split.no", 0)) is int and part > 0
+    architecture = metadata.get("general.architecture", "none" if later else None)
     if not isinstance(architecture, str) or not architecture:
         reader.refuse("its metadata names no architecture (general.architecture)")
     alignment = metadata.get("general.alignment", 32)
@@ -285,9 +378,9 @@ def _check_vocabulary(reader: _Reader, metadata: dict[str, Any], tokens: Any) ->
                 reader.refuse(f"{key} is {value!r}, but there are {tokens.length:,} tokens")
 
 
-def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
+def _check_tensors(reader: _Reader, count: int, alignment: int) -> frozenset[str]:
     names: set[str] = set()
-    expected, last = 0, ""
+    expected, end, last = 0, 0, ""
     for _ in range(count):
         name = reader.string("a tensor name", MAX_NAME)
         if name in names:
@@ -300,10 +393,11 @@ def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
         end, last = offset + size, name
         expected = _aligned(end, alignment)
     needed = _aligned(reader.at, alignment) + end
-    if needed > reader.size:
+    if names and needed > reader.size:
         reader.refuse(
             f"truncated: the tensor {last!r} ends at byte {needed:,}, the file at {reader.size:,}"
         )
+    return frozenset(names)
 
 
 def _tensor_size(reader: _Reader, name: str) -> int:

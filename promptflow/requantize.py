@@ -7,6 +7,7 @@ been measured beside the original's.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,9 +84,10 @@ def requantize(
     ``compare=False`` nothing is measured but what "auto" needs. Raises ModelError, EngineError and
     DiskFull; a call that fails leaves the catalogue as it was.
     """
-    source = catalog.locate(model)
+    source = catalog.obtain(model)
     known = catalog.models()
-    title = model if model in known else source.stem
+    # It becomes the name of a catalogue's entry, which has fewer characters than files' names.
+    title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", catalog.title(model, source)).strip("-.+_") or "model"
     sides = [_side(title, source)]
     root = storage.cache_dir() / "models"
     with storage.scratch_folder(root / f"{title}-new") as scratch:
@@ -128,7 +130,7 @@ def _write(source: Path, target: Path, form: str, progress: bool) -> None:
 
 
 def _side(name: str, path: Path) -> Side:
-    return Side(name, str(path), path.stat().st_size)
+    return Side(name, str(path), catalog.read_gguf(path).size)
 
 
 def _timed(sides: Sequence[Side], progress: bool) -> list[Side]:

@@ -126,11 +126,11 @@ def tune(model: str | Path, say: Say = lambda what: None) -> tuple[Tuned, Path]:
     """
     from promptflow.engine import Engine
 
-    path = catalog.locate(model)
+    path = catalog.obtain(model)
 
     def speed_of(choices: Choices) -> Speed:
         with Engine(path, EngineOptions(context=4096, **choices.as_json())) as engine:
             return measure(engine)
 
     tuned = search(speed_of, usable_cores(), say)
-    return tuned, remember(catalog.sha256_cached(path), tuned)
+    return tuned, remember(catalog.model_sha256(path), tuned)

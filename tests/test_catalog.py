@@ -462,17 +462,17 @@ def test_a_hash_is_computed_once(project):
     path = project / "file"
     path.write_bytes(b"abc")
     assert storage.recall_sha256(path) is None
-    assert catalog.sha256_cached(path) == storage.sha256_bytes(b"abc")
+    assert catalog.model_sha256(path) == storage.sha256_bytes(b"abc")
     assert storage.recall_sha256(path) == storage.sha256_bytes(b"abc")
     path.write_bytes(b"abcd")
     assert storage.recall_sha256(path) is None
-    assert catalog.sha256_cached(path) == storage.sha256_bytes(b"abcd")
+    assert catalog.model_sha256(path) == storage.sha256_bytes(b"abcd")
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_no_answer(project, monkeypatch):
     (project / "file").write_bytes(b"abc")
     monkeypatch.setenv("PROMPTFLOW_CACHE", str(project / "file" / "below"))
-    assert catalog.sha256_cached(project / "file") == storage.sha256_bytes(b"abc")
+    assert catalog.model_sha256(project / "file") == storage.sha256_bytes(b"abc")
 
 
 def test_progress_shows_on_a_terminal_only(place, parts):

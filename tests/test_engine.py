@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 from conftest import ROOT, SMOLLM
 
-from promptflow.catalog import locate, sha256_cached
+from promptflow.catalog import locate, model_sha256
 from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.model import memory
 from promptflow.engine.model.fake import FakeModel
@@ -749,7 +749,7 @@ def test_a_typed_slot_is_valid_and_an_engine_knows_its_model(smollm):
     assert completion.usage.forced > 2
     info = smollm.info
     assert info.name == MODEL
-    assert info.sha256 == sha256_cached(locate(MODEL))
+    assert info.sha256 == model_sha256(locate(MODEL))
     assert info.architecture == "llama"
     assert info.context == 8192
     assert info.build.startswith("llama-cpp-python")

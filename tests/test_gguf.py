@@ -10,7 +10,7 @@ from promptflow.catalog import check_gguf, locate, read_gguf
 from promptflow.errors import ModelInvalid, ModelNotFound
 from promptflow.gguf import TENSOR_TYPES
 
-U32, I32, F32, STRING, ARRAY, U64 = 4, 5, 6, 8, 9, 10
+U16, U32, I32, F32, STRING, ARRAY, U64 = 2, 4, 5, 6, 8, 9, 10
 
 
 def text(value):
@@ -19,7 +19,7 @@ def text(value):
 
 
 def pair(key, kind, value):
-    codes = {U32: "<I", I32: "<i", F32: "<f", U64: "<Q"}
+    codes = {U16: "<H", U32: "<I", I32: "<i", F32: "<f", U64: "<Q"}
     if kind == STRING:
         data = text(value)
     elif kind == ARRAY:
@@ -55,6 +55,36 @@ def gguf(pairs=PAIRS, tensors=TENSORS, *, version=3, magic=b"GGUF", counts=None,
     counts = counts or (len(tensors), len(pairs))
     head = magic + struct.pack("<IQQ", version, *counts) + b"".join(pairs) + b"".join(tensors)
     return head + bytes(-len(head) % 32) + bytes(weights)
+
+
+def split_gguf(count, *, metadata_first=False, total=None):
+    """The parts of a model as llama.cpp's tool cuts it: a tensor in each, metadata in the first.
+
+    ``metadata_first`` leaves the first without a tensor; ``total`` is what each says of all.
+    """
+    total = (count - metadata_first) if total is None else total
+    parts = []
+    for number in range(count):
+        own = PAIRS if number == 0 else []
+        split = [
+            pair("split.no", U16, number),
+            pair("split.count", U16, count),
+            pair("split.tensors.count", I32, total),
+        ]
+        empty = metadata_first and number == 0
+        tensors = [] if empty else [tensor(f"t{number}")]
+        parts.append(gguf([*own, *split], tensors, weights=0 if empty else 256))
+    return parts
+
+
+def put_parts(folder, parts, stem="m", count=None):
+    """Write parts under the names that they are found by; return their paths."""
+    paths = []
+    for number, data in enumerate(parts, 1):
+        path = folder / f"{stem}-{number:05}-of-{count or len(parts):05}.gguf"
+        path.write_bytes(data)
+        paths.append(path)
+    return paths
 
 
 def without(key):
@@ -260,3 +290,77 @@ def test_a_real_model_with_a_damaged_tensor_table_is_refused(real, tmp_path):
             with pytest.raises(ModelInvalid):
                 check_gguf(path)
             os.pwrite(file.fileno(), header[place : place + 1], place)
+
+
+@pytest.mark.parametrize("metadata_first", [False, True])
+def test_any_part_stands_for_all(tmp_path, metadata_first):
+    paths = put_parts(tmp_path, split_gguf(3, metadata_first=metadata_first))
+    for path in paths:
+        found = read_gguf(path)
+        assert found.path == paths[0]
+        assert found.parts == tuple(paths)
+        assert found.architecture == "llama"
+        assert found.tensors == 3 - metadata_first
+        assert found.size == sum(one.stat().st_size for one in paths)
+        assert locate(path) == locate(str(path)) == paths[0]
+
+
+def test_a_missing_part_is_named(tmp_path):
+    for missing in range(3):
+        folder = tmp_path / str(missing)
+        folder.mkdir()
+        paths = put_parts(folder, split_gguf(3))
+        paths[missing].unlink()
+        for path in paths:
+            with pytest.raises(ModelInvalid, match=f"{paths[missing].name}: missing"):
+                locate(path)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    with pytest.raises(ModelNotFound, match="no such file"):
+        locate(paths[1])
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    three, two = split_gguf(3), split_gguf(2)
+    wrong = {
+        "of another count": ([three[0], two[1], three[2]], "its header 2"),
+        "out of order": ([three[0], three[2], three[1]], "its header 3"),
+        "twice": ([three[0], three[1], three[1]], "its header 2"),
+        "whole models": ([gguf(), gguf(), gguf()], "its header 1"),
+        "too few tensors": (split_gguf(3, total=4), "4 tensors in all parts, they have 3"),
+        "a truncated one": ([three[0], three[1][:-1], three[2]], "truncated"),
+        "no GGUF": ([three[0], b"<html>" + bytes(100), three[2]], "not a GGUF file"),
+    }
+    for number, (parts, message) in enumerate(wrong.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(ModelInvalid, match=message):
+            read_gguf(put_parts(folder, parts)[0])
+
+
+def test_the_same_tensor_in_two_parts_is_refused(tmp_path):
+    parts = split_gguf(2)
+    parts[1] = parts[1].replace(b"t1", b"t0")
+    with pytest.raises(ModelInvalid, match="'t0' is in another part too"):
+        read_gguf(put_parts(tmp_path, parts)[0])
+
+
+def test_a_part_under_another_name_is_refused(tmp_path):
+    for number, data in enumerate(split_gguf(2)):
+        path = tmp_path / f"part{number}.gguf"
+        path.write_bytes(data)
+        with pytest.raises(ModelInvalid, match=f"one part of 2.*-0000{number + 1}-of-00002.gguf"):
+            read_gguf(path)
+
+
+def test_a_part_beyond_the_count_is_refused(tmp_path):
+    for name in ("m-00003-of-00002.gguf", "m-00000-of-00002.gguf"):
+        with pytest.raises(ModelInvalid, match="no part"):
+            locate(tmp_path / name)
+
+
+def test_a_model_of_one_part_is_a_model(tmp_path):
+    path = put_parts(tmp_path, split_gguf(1))[0]
+    assert read_gguf(path).parts == (path,)
+    (tmp_path / "x-00001-of-00001.gguf").write_bytes(gguf())
+    assert read_gguf(tmp_path / "x-00001-of-00001.gguf").tensors == 2

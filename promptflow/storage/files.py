@@ -275,6 +275,27 @@ def move(source: str | Path, target: str | Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def link(target: str | Path, path: str | Path) -> None:
+    """Put a relative symbolic link to ``target`` in the place of ``path``, atomically.
+
+    Where the disk has no links, a copy.
+    """
+    target, path = Path(target), Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        operation()
+        part = _part(path)
+        try:
+            part.symlink_to(os.path.relpath(target, path.parent))
+        except OSError:
+            shutil.copyfile(target, part)
+        operation()
+        os.replace(part, path)
+        operation()
+        _sync_folder(path.parent)
+
+
 def _swap(new: Path, target: Path) -> Path | None:
     if not (new.is_dir() and target.exists()):
         os.replace(new, target)

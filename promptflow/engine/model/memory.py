@@ -16,18 +16,18 @@ SLACK = 192 << 20  # Python, llama.cpp's own buffers, the grammar compiler
 SHARE = 0.9  # of what is free
 
 
-def check(path: Path, cache: int, vocabulary: int, context: int, batch: int) -> None:
+def check(name: str, weights: int, cache: int, vocabulary: int, context: int, batch: int) -> None:
     """Raise CapacityError where the model cannot fit beside what this machine already holds.
 
-    ``cache`` counts the bytes of keys and values, ``batch`` the tokens of one decode call.
+    ``weights`` counts the bytes of its file or files, ``cache`` those of keys and values, ``batch``
+    the tokens of one decode call.
     """
-    weights = path.stat().st_size
     logits = batch * vocabulary * 4
     needed = weights + cache + logits + SLACK
     free = free_bytes()
     if free is not None and needed > SHARE * free:
         raise CapacityError(
-            f"{path.name} with a context of {context:,} needs about {needed / 1e9:.1f} GB (weights "
+            f"{name} with a context of {context:,} needs about {needed / 1e9:.1f} GB (weights "
             f"{weights / 1e9:.1f}, cache {cache / 1e9:.1f}), and {free / 1e9:.1f} GB are free: "
             "lower EngineOptions(context=...), or take a smaller model"
         )
