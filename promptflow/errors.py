@@ -6,7 +6,7 @@
     ├── ModelError                 a model file or its source
     │   ├── ModelNotFound          no such name, path, or no source reachable
     │   ├── ModelInvalid           not a GGUF, truncated, or refused by llama.cpp
-    │   └── HashMismatch           the bytes are not the ones that the catalogue names
+    │   └── HashMismatch           the bytes are not the ones named or recorded
     ├── EngineError                a request that the engine could not answer: never a score
     │   ├── EngineLost             the engine's process died while the request ran
     │   ├── ContextOverflow        the prompt is longer than the context
@@ -76,7 +76,7 @@ class ModelInvalid(ModelError):
 
 
 class HashMismatch(ModelError):
-    """The bytes are not the ones that the catalogue names."""
+    """The bytes are not the ones that the catalogue names, or that were recorded."""
 
 
 class EngineError(PromptflowError):
