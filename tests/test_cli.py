@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 from conftest import ROOT, SMOLLM
 from typer.testing import CliRunner, Result
@@ -295,3 +296,49 @@ def test_broken_signatures_are_one_line_each(tmp_path: Path, monkeypatch: pytest
         shown = call("signatures", "show", name, code=2).stderr
         assert shown.startswith(f"error: signatures/{name}.toml: cannot be read")
         assert shown.count("\n") == 1
+
+
+@pytest.fixture
+def unconfigured() -> Any:
+    """DSPy's settings as they are before a command configures them."""
+    yield
+    dspy.configure(lm=None, adapter=None)
+
+
+def test_a_chat_template_and_a_layout_are_taken_wherever_a_model_is(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unconfigured: None
+):
+    monkeypatch.chdir(tmp_path)
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}«{{ m.role }}»{{ m.content }}{% endfor %}«me»")
+    layout = tmp_path / "mine_layout.jinja"
+    completion = ROOT / "promptflow/layouts/completion.jinja"
+    layout.write_text(f"Listen well.\n{completion.read_text(encoding='utf-8')}")
+    model = ("--model", tiny("llama"))
+    show = ("show", "question -> answer", "-i", "question=Who?", *model)
+    usual = call(*show).stdout
+    given = call(*show, "--chat-template", template).stdout
+    assert "«user»" in given.replace("·", "")
+    assert "«user»" not in usual
+    plain = call(*show, "--layout", "completion").stdout
+    own = call(*show, "--layout", layout).stdout
+    assert len({usual, given, plain, own}) == 4
+    assert "Listen" in own
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.md").write_text("A beam keeps the best.")
+    (tmp_path / "indexes/k").mkdir(parents=True)
+    (tmp_path / "indexes/k/index.toml").write_text('embedder = "hashing-64"\n')
+    call("index", "build", "k")
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n')
+    for name in ("run", "eval", "optimize", "ask"):
+        program = {"ask": ["Who?", "--index", "k"], "run": ["question -> answer"]}
+        arguments = [name, *program.get(name, ["question -> answer", str(file)]), *model]
+        for option, value, said in (
+            ("--chat-template", "none.jinja", "none.jinja: cannot be read"),
+            ("--layout", "chta", "no layout 'chta'; use chat, completion"),
+        ):
+            assert said in call(*arguments, option, value, code=2).stderr
+    for option, value in (("--layout", "completion"), ("--chat-template", template)):
+        said = call("show", "a -> b", "--model", "openai/x", option, value, code=2).stderr
+        assert "a remote model" in said

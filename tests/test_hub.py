@@ -28,6 +28,7 @@ from promptflow.errors import (
     ModelNotFound,
     StoreBusy,
 )
+from promptflow.lm import LocalLM
 
 SMALL, LARGE, OTHER = gguf(weights=400), gguf(weights=50_000), gguf(weights=444)
 BIG = gguf(weights=400) + random.Random(1).randbytes(25_000_000)
@@ -160,6 +161,13 @@ def test_an_engine_fetches_what_is_named_on_the_hub(hub):
     assert settings["path"] == str(snapshot("m-Q4_K_M.gguf"))
     assert settings["name"] == "m-Q4_K_M"
     assert settings["sha256"] == storage.sha256_bytes(SMALL)
+
+
+def test_a_saved_program_of_a_stranger_downloads_nothing(hub):
+    state = {"source": "hf:org/repo:Q4_K_M", "options": {}, "kwargs": {}}
+    with pytest.raises(ModelNotFound, match="promptflow models get"):
+        LocalLM.load_state(state)
+    assert hub.asked == []
 
 
 def test_parts_come_together_and_load_from_the_first(hub):

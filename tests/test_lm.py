@@ -618,3 +618,17 @@ def test_text_has_one_budget_on_both_paths():
     with dspy.context(lm=lm):
         pf.Predict("question -> answer")(question="q")
     assert len({slot.max_tokens for slot in engine.slots()}) == 1
+
+
+def test_a_chat_template_that_was_edited_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "Engine", lambda model, options, trust: Engine(FakeModel(), options))
+    path = tmp_path / "t.jinja"
+    path.write_text("one")
+    options = {"chat_template": path}
+    one = local.load("fake", options=options)
+    assert local.load("fake", options=options) is one
+    path.write_text("two")
+    two = local.load("fake", options=options)
+    assert (one.text_engine.info.template, two.text_engine.info.template) == ("one", "two")
+    for lm in (one, two):
+        lm.text_engine.close()

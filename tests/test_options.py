@@ -6,14 +6,14 @@ import pytest
 
 import promptflow as pf
 from promptflow.child import usable_cores
-from promptflow.engine import tuned
+from promptflow.engine import Engine, tuned
 from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.options import DEFAULTS, EngineOptions, load_settings, worker_settings
 from promptflow.engine.request import Choice
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import MOST_PASS_ROWS, Choices, Tuned
-from promptflow.errors import ModelNotFound
+from promptflow.errors import ModelNotFound, TemplateError
 from promptflow.fields import TypedField
 from promptflow.flow import request_of, run
 from promptflow.modules.options import confined
@@ -102,6 +102,46 @@ def test_drafts_are_weighed_by_what_rows_cost_on_this_machine():
     assert lookup.pass_rows(SHA) == pytest.approx(MOST_PASS_ROWS - 1), "rows cost nothing"
     tuned.remember(SHA, Tuned(Choices(), {}, {"alone": 20.0, "together": 20.0}))
     assert 0 < lookup.pass_rows(SHA) < 0.1, "a row costs as much as the weights"
+
+
+def test_a_chat_template_takes_the_place_of_the_models(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<me>")
+    options = EngineOptions(chat_template=path)
+    assert options == EngineOptions(chat_template=str(path))  # JSON data, for saved programs
+    with Engine(FakeModel()) as plain, Engine(FakeModel(), options) as engine:
+        assert engine.scaffold(("system", "user")) == ("<system>", "<user>", "<me>")
+        assert engine.info.template == path.read_text()
+        assert plain.info.template != engine.info.template
+        assert engine.info.identity.startswith(f"{plain.info.identity} (chat template ")
+        given = engine.info.identity
+    path.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    with Engine(FakeModel(), options) as engine:
+        assert engine.info.identity != given
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("", "is empty"),
+        (" \n", "is empty"),
+        (b"\xff\xfe{", "UTF-16"),
+        (b"\x80", "not UTF-8"),
+        ("x" * 1_000_001, "longer than"),
+    ],
+)
+def test_a_chat_template_is_read_before_the_model(tmp_path, content, message):
+    path = tmp_path / "t.jinja"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for make in (Engine, pf.load, pf.configure):
+        options = EngineOptions(chat_template=path)
+        with pytest.raises(TemplateError, match=message) as caught:
+            make("no-such-model", options=options)
+        assert str(path) in str(caught.value)
+    with pytest.raises(TemplateError, match="no regular file"):
+        EngineOptions(chat_template=tmp_path).template()
 
 
 def test_a_file_is_looked_for_before_anything_is_started(tmp_path):

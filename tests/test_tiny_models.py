@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny_models
 
+from promptflow import storage
 from promptflow.catalog import read_gguf
+from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.model.llama import Load, Model, log_to_stderr
+from promptflow.engine.request import Text
 
 TEXT = "the question is what people said about the water, and then she would find it there. " * 3
 DECODING = sorted(tiny_models.ARCHITECTURES.keys() - tiny_models.REFUSED)
@@ -52,3 +55,20 @@ def test_each_is_a_file_that_the_reader_accepts(tiny: Callable[[str], Path], arc
     assert header.architecture == architecture
     assert header.vocabulary == len(tiny_models.vocabulary()[0])
     assert path.stat().st_size < 15_000_000
+
+
+def test_a_model_in_parts_is_the_model(tiny: Callable[[str], Path], tmp_path: Path):
+    """Any part may be named; the sha256 is another, and what is said is the same."""
+    whole = tiny("llama")
+    parts = tiny_models.cut(whole, tmp_path, 5)
+    assert len(parts) > 2
+    words = [Text(TEXT[:200])]
+    told = []
+    for path in (whole, parts[1]):
+        with Engine(path, EngineOptions(context=256, threads=1)) as engine:
+            told.append([one.logprob for one in engine.score(words, [" water"])[0]])
+            info = engine.info
+    assert told[0] == told[1]
+    assert (info.name, info.path) == ("llama", str(parts[0]))
+    hashes = "\n".join(storage.sha256_of(part) for part in parts)
+    assert info.sha256 == storage.sha256_bytes(hashes.encode())

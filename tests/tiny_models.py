@@ -223,6 +223,26 @@ def _writer(
     writer.close()
 
 
+def cut(path: Path, folder: Path, tensors: int) -> list[Path]:
+    """Write a model in parts of so many ``tensors`` each into ``folder``; return their paths."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(folder / path.name, architecture, split_max_tensors=tensors)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kinds = field.types
+            writer.add_key_value(
+                name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None
+            )
+    for one in reader.tensors:
+        writer.add_tensor(one.name, one.data, raw_dtype=one.tensor_type)
+    writer.write_header_to_file(folder / path.name)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob(f"{path.stem}-*-of-*.gguf"))
+
+
 @functools.cache
 def vocabulary() -> tuple[list[str], list[str]]:
     """Return the tokens of a byte-level BPE vocabulary and its merges."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,16 @@ Model = Annotated[
         envvar="PROMPTFLOW_MODEL",
         help="A name that `promptflow models list` shows, with or without --found; "
         "hf:org/repo:QUANT; or the path of a GGUF file.",
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option("--chat-template", help="A Jinja file in the place of the model's own template."),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="How all prompts are laid out: chat, completion, or the path of a .jinja file."
     ),
 ]
 Program = Annotated[
@@ -68,6 +79,8 @@ def ask(
     questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
     index: Annotated[str, typer.Option(help="The index to answer from.")] = "guide",
     model: Model = DEFAULT_MODEL,
+    chat_template: ChatTemplate = None,
+    layout: Layout = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages are read.")] = 5,
     as_json: Json = False,
 ) -> None:
@@ -76,11 +89,12 @@ def ask(
     The passages come from an index; each quote is compared with the text that it cites.
     """
     from promptflow.flow import run_many
-    from promptflow.lm import configure
     from promptflow.modules import GroundedQA
 
     program = GroundedQA(index, k=k)
-    lm = configure(model)
+    chosen = _Chosen(model, chat_template, layout)
+    lm = chosen.configured()
+    chosen.lay_out(program, lm)
     start = time.perf_counter()
     answers = run_many(program, [{"question": question} for question in questions], lm=lm)
     seconds = round(time.perf_counter() - start, 3)
@@ -123,19 +137,46 @@ def _print_cited(question: str, record: dict[str, Any], reason: str) -> None:
     say(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
 
 
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The model of a command, and how its prompts are written."""
+
+    model: str
+    chat_template: Path | None
+    layout: str | None
+
+    def configured(self) -> Any:
+        """Return the configured model; a layout that is not there is told before one is read."""
+        from promptflow.layout import find_layout
+        from promptflow.lm import configure
+
+        if self.layout is not None:
+            find_layout(self.layout)
+        if self.chat_template is None:
+            return configure(self.model)
+        return configure(self.model, options={"chat_template": self.chat_template})
+
+    def lay_out(self, program: Any, lm: Any) -> None:
+        """Have a program write its prompts with the layout, where one was chosen."""
+        from promptflow.program import lay_out
+
+        if self.layout is not None:
+            lay_out(program, self.layout, lm)
+
+
 def _ready(
-    model: str, program: str, imports: Sequence[str], force: bool = False
+    chosen: _Chosen, program: str, imports: Sequence[str], force: bool = False
 ) -> tuple[Any, Any]:
     """Return the configured model and the program, whose lock is compared with the model."""
-    from promptflow.lm import configure
     from promptflow.program import import_code, is_folder, load_program, resolve_program
 
     for place in imports:
         import_code(place)
-    lm = configure(model)
-    if force and is_folder(program):
-        return lm, load_program(program, force=True)
-    return lm, resolve_program(program)
+    lm = chosen.configured()
+    load = force and is_folder(program)
+    resolved = load_program(program, force=True) if load else resolve_program(program)
+    chosen.lay_out(resolved, lm)
+    return lm, resolved
 
 
 def _given(pairs: Sequence[str], program: Any) -> dict[str, Any]:
@@ -172,8 +213,11 @@ def _value(name: str, annotation: Any, text: str) -> Any:
 
 def run(
     program: Program,
+    *,
     inputs: Inputs = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
+    chat_template: ChatTemplate = None,
+    layout: Layout = None,
     seed: Seed = 0,
     imports: Imports = [],  # noqa: B006
     force: Force = False,
@@ -183,7 +227,7 @@ def run(
     from promptflow import flow
     from promptflow.evaluation.data import plain
 
-    lm, resolved = _ready(model, program, imports, force)
+    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports, force)
     given = _given(inputs, resolved)
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
@@ -201,6 +245,8 @@ def show(
     program: Program,
     inputs: Inputs = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
+    chat_template: ChatTemplate = None,
+    layout: Layout = None,
     imports: Imports = [],  # noqa: B006
     force: Force = False,
 ) -> None:
@@ -208,7 +254,7 @@ def show(
 
     Nothing is generated.
     """
-    lm, resolved = _ready(model, program, imports, force)
+    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports, force)
     given = _given(inputs, resolved)
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
@@ -225,6 +271,8 @@ def evaluate(
     *,
     metric: Metric = "f1",
     model: Model = DEFAULT_MODEL,
+    chat_template: ChatTemplate = None,
+    layout: Layout = None,
     column: Column = [],  # noqa: B006
     encoding: Encoding = None,
     key: Key = None,
@@ -246,7 +294,7 @@ def evaluate(
     from promptflow.evaluation.evaluate import evaluate
 
     how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
-    lm, resolved = _ready(model, program, imports, force)
+    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports, force)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
     result = evaluate(resolved, examples, scored_by, lm=lm, seed=seed, journal=journal)
@@ -312,6 +360,8 @@ def optimize(
     ] = None,
     metric: Metric = "f1",
     model: Model = DEFAULT_MODEL,
+    chat_template: ChatTemplate = None,
+    layout: Layout = None,
     column: Column = [],  # noqa: B006
     encoding: Encoding = None,
     key: Key = None,
@@ -337,7 +387,7 @@ def optimize(
 
     how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
     limits = _budget(budget)
-    lm, resolved = _ready(model, program, imports)
+    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports)
     check_savable(resolved, out / "program")
     result = optimize(
         resolved,

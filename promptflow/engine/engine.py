@@ -75,6 +75,7 @@ class Engine:
         self._scaffolds: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._model = None if isinstance(model, str | Path) else model
         path = model if isinstance(model, str | Path) else None
+        self._template = options.template()
         self._settings = worker_settings(options, path, trust=trust)
         with self._lock:
             self._start()
@@ -96,7 +97,7 @@ class Engine:
                 host.close()  # it has shown that loading ends well
                 host = ThreadHost(settings)
         threads = self._settings["load"]["threads"]
-        self.info = ModelInfo(**{**describe(host.ready), "threads": threads})
+        self.info = ModelInfo(**{**describe(host.ready), "threads": threads, **self._template})
         self._host = host
         host.start(self._receive, lambda error: self._lost(host, error))
         return host

@@ -34,11 +34,14 @@ class ModelInfo:
     features: str = ""  # CPU features of this build of llama.cpp
     threads: int = 1
     numerics: str = ""  # flash attention, or a cache of another type: logits differ a little
+    given_template: str = ""  # sha256 of a template that was given in the place of the file's own
 
     @property
     def identity(self) -> str:
-        """Return ``name@sha12/build``, and the numerics where they are not the usual ones."""
-        tail = f" ({self.numerics})" if self.numerics else ""
+        """Return ``name@sha12/build``, and what is not the usual: numerics, a template given."""
+        template = f"chat template {self.given_template[:12]}" if self.given_template else ""
+        unusual = ", ".join(filter(None, (self.numerics, template)))
+        tail = f" ({unusual})" if unusual else ""
         return f"{self.name}@{self.sha256[:12]}/{self.build}{tail}"
 
 

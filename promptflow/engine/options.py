@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptflow import storage
 from promptflow.child import usable_cores
 from promptflow.engine.model import memory
 from promptflow.engine.process.frames import Message
 from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import Choices, recall
-from promptflow.errors import names_options
+from promptflow.errors import TemplateError, names_options
 
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
 KV_TYPES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
@@ -36,7 +37,8 @@ class EngineOptions:
     ``Engine.submit``. ``isolate=False`` runs llama.cpp in this process, which it may abort.
     ``batch_invariant=True`` makes a request's text independent of what else runs or is cached, by
     running requests alone and from an empty cache. ``lookup=True`` drafts tokens from a request's
-    own text where that is likely to pay, as in quotations: see prompt_lookup.py.
+    own text where that is likely to pay, as in quotations: see prompt_lookup.py. ``chat_template``
+    is the path of a Jinja file that takes the place of the model's own chat template.
 
     None leaves a choice to what ``promptflow doctor --tune`` found fastest for this model on this
     machine, and where it was not run, to ``tuned.Choices``' defaults: ``threads`` (physical cores
@@ -52,6 +54,7 @@ class EngineOptions:
     isolate: bool = True
     batch_invariant: bool = False
     lookup: bool = False
+    chat_template: str | Path | None = None
     threads: int | None = None
     batch: int | None = None
     micro_batch: int | None = None
@@ -61,6 +64,8 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Refuse what llama.cpp would abort on, and a queue that nothing passes."""
+        if isinstance(self.chat_template, Path):
+            object.__setattr__(self, "chat_template", str(self.chat_template))  # JSON data
         for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -70,6 +75,28 @@ class EngineOptions:
             raise ValueError(f"EngineOptions(kv_type={self.kv_type!r}): it is one of {known}")
         if self.kv_type == "q8_0" and not self.flash_attention:
             raise ValueError("EngineOptions(kv_type='q8_0') needs flash_attention=True")
+
+    def template(self) -> dict[str, str]:
+        """Return what ``chat_template`` changes in ``ModelInfo``, read from its file.
+
+        Raises TemplateError with the path of a file that is missing, empty, or no text.
+        """
+        if self.chat_template is None:
+            return {}
+        path = Path(self.chat_template).expanduser()
+        try:
+            text = storage.read_text(path)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise TemplateError(
+                f"chat template {path}: cannot be read: {why}. Give the path of a Jinja file, or "
+                "leave it out to use the model's own"
+            ) from error
+        if not text.strip():
+            raise TemplateError(
+                f"chat template {path}: is empty; for prompts without turns use layout='completion'"
+            )
+        return {"template": text, "given_template": storage.sha256_bytes(text.encode())}
 
     def choices(self, sha256: str = "") -> Choices:
         """Return how the model of that hash is loaded: chosen here, else tuned, else the default.

@@ -6,7 +6,7 @@ import inspect
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import dspy
 from dspy import lm15
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
+from promptflow import catalog
 from promptflow.engine import Engine, EngineOptions
 from promptflow.engine.interface import TextEngine
 from promptflow.engine.options import DEFAULTS
@@ -117,7 +118,9 @@ class LocalLM(dspy.LM):
 
         DSPy loads a program's LM once for each predictor, and ``get_lm`` wants them to be the same.
         """
-        loaded: LocalLM = load(state["source"], options=EngineOptions(**state["options"]))
+        if catalog.scheme_of(source := state["source"]):
+            catalog.locate(source)  # a state may be a stranger's: it downloads nothing
+        loaded: LocalLM = load(source, options=EngineOptions(**state["options"]))
         given = {**state["kwargs"], **{name: state[name] for name in _KEPT if name in state}}
         settings = json.dumps(given, sort_keys=True)
         with _loading:
@@ -200,7 +203,9 @@ def lm_of(model: Any) -> Any:
 
 def _held(model: str | Path, options: EngineOptions, trust: bool) -> LocalLM:
     path = Path(model).expanduser()
-    key = (str(path.resolve()) if path.exists() else str(model), options, trust)
+    template = options.template().get("given_template")  # its file may have been edited since
+    asked = options if template is None else replace(options, chat_template=template)
+    key = (str(path.resolve()) if path.exists() else str(model), asked, trust)
     with _loading:
         held = _loaded.get(key)
         if held is None or getattr(held.text_engine, "_closed", False):

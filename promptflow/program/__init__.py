@@ -8,13 +8,14 @@ classes of fields are given, or found in modules that are imported already.
 
 from promptflow.program.folder import check_savable, lock_of, save_program
 from promptflow.program.load import load_program
-from promptflow.program.resolve import find_code, import_code, is_folder, resolve_program
+from promptflow.program.resolve import find_code, import_code, is_folder, lay_out, resolve_program
 
 __all__ = [
     "check_savable",
     "find_code",
     "import_code",
     "is_folder",
+    "lay_out",
     "load_program",
     "lock_of",
     "resolve_program",

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,16 @@ from typing import Any
 import dspy
 
 from promptflow import modules
-from promptflow.errors import ProgramError, PromptflowError, SignatureNotFound
+from promptflow.errors import (
+    ProgramError,
+    PromptflowError,
+    SignatureNotFound,
+    UnsupportedOption,
+)
+from promptflow.layout import find_layout
+from promptflow.lm import SlotAdapter, is_local
 from promptflow.program.load import load_program
+from promptflow.program.walk import predictors_of
 
 
 def resolve_program(spec: Any) -> Any:
@@ -40,6 +49,24 @@ def resolve_program(spec: Any) -> Any:
             "A program is a saved folder, module:attribute, a signature like "
             "'question -> answer', or the name of a signature document."
         ) from error
+
+
+def lay_out(program: Any, layout: str | Path, lm: Any) -> None:
+    """Have every predictor of a program write its prompts with ``layout``, whatever it chose.
+
+    Those of DSPy's own take it from the adapter, which becomes the default. Raises TemplateError
+    for a layout that is not there, and UnsupportedOption where ``lm`` is no local model.
+    """
+    find_layout(layout)
+    if not is_local(lm):
+        raise UnsupportedOption(
+            f"layout {str(layout)!r}: a remote model's prompts are laid out by DSPy's adapter; "
+            "leave it out, or use a local model"
+        )
+    for _, predictor in predictors_of(program):
+        if isinstance(predictor, modules.Predict):
+            predictor.decoding = replace(predictor.decoding, layout=str(layout))
+    dspy.configure(adapter=SlotAdapter(layout))
 
 
 def is_folder(spec: str) -> bool:
