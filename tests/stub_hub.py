@@ -55,7 +55,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         parts = path.removeprefix("api/models/").split("/")
         repository = hub.repositories.get("/".join(parts[:2]))
         if repository is None:
-            return self.fail(404, "RepoNotFound")
+            return self.fail(404, "" if hub.plain else "RepoNotFound")
+        if hub.plain and parts[2:3] == ["revision"]:
+            return self.fail(404, "")
         if repository.private and self.headers.get("authorization") != "Bearer hf_right":
             return self.fail(401, "RepoNotFound" if not self.headers.get("authorization") else "")
         verb, rest = (parts[2], parts[3:]) if len(parts) > 2 else ("revision", ["main"])
@@ -94,7 +96,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
             return self.fail(403, "GatedRepo")
         data = files.get("/".join(rest[cut:]))
         if data is None:
-            return self.fail(404, "EntryNotFound")
+            return self.fail(404, "" if self.server.plain else "EntryNotFound")
         etag = self.server.etag or storage.sha256_bytes(data)
         return self.send(data, {"ETag": f'"{etag}"', "X-Repo-Commit": repository.commit(revision)})
 
@@ -135,6 +137,7 @@ def stub_hub():
     server.daemon_threads = True
     server.repositories, server.asked, server.starts = {}, [], []
     server.broken, server.cut_at, server.etag, server.without_siblings = False, 0, "", False
+    server.plain = False  # a mirror without codes of errors, which tells files by their tree alone
     server.spoil = lambda data: data
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))

@@ -96,6 +96,12 @@ def child(code, **environment):
 FETCH = "from promptflow import catalog\nprint(catalog.fetch('mine'))"
 
 
+def test_an_entry_that_is_one_part_of_several_is_refused(project):
+    (project / "models.toml").write_text(MINE.replace("mine.gguf", "mine-00001-of-00002.gguf"))
+    with pytest.raises(ModelError, match="one part of several"):
+        catalog.models()
+
+
 def test_a_model_is_fetched_checked_and_found(project, parts):
     with pytest.raises(ModelNotFound, match="promptflow models get mine"):
         catalog.locate("mine")

@@ -77,7 +77,9 @@ def found():
 def test_nothing_is_found_where_nothing_is(home):
     assert catalog.found() == []
     run = CliRunner()
-    assert run.invoke(app, ["models", "list", "--found"]).exit_code == 0
+    listed = run.invoke(app, ["models", "list", "--found"])
+    assert (listed.exit_code, listed.stdout) == (0, "")
+    assert "no GGUF file of another program in" in listed.stderr
     assert json.loads(run.invoke(app, ["models", "list", "--found", "--json"]).stdout) == []
     for name in ("ollama:x", "lmstudio:a/b/c.gguf", "llama.cpp:x.gguf", "hf:a/b:Q4_0"):
         with pytest.raises(ModelNotFound):
@@ -300,6 +302,28 @@ def test_what_is_damaged_partial_or_no_model_is_listed_as_such(home):
     assert "not finished" in told["repo"]
     assert len(lines) == 9
     assert not any(line.usable for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "use", "usable"),
+    [
+        ("llama", [], "chat", True),
+        ("gpt-oss", [], "chat", True),
+        ("qwen3", [pair("qwen3.pooling_type", U32, 3)], "embeddings or ranking", False),
+        ("jina-bert-v2", [], "an encoder", False),
+        ("gemma-embedding", [], "an encoder", False),
+        ("t5encoder", [], "an encoder", False),
+        ("t5", [], "an encoder with a decoder", False),
+        ("llada-moe", [], "a diffusion model", False),
+        ("clip", [], "a projector", False),
+    ],
+)
+def test_what_a_file_can_be_used_as_is_told(home, architecture, more, use, usable):
+    own = [*without("architecture"), pair("general.architecture", STRING, architecture), *more]
+    put(home / ".lmstudio/models/a/b/x.gguf", gguf(own))
+    (line,) = catalog.found()
+    assert use in line.use
+    assert line.usable is usable
 
 
 def test_folders_that_cannot_be_read_are_passed_over(home, monkeypatch):

@@ -218,6 +218,47 @@ def test_the_only_model_needs_no_quantization(hub, without):
     assert catalog.fetch("hf:org/one") == snapshot("x.gguf", repository="org/one")
 
 
+def test_a_mirror_that_knows_less_is_enough(hub):
+    hub.plain = True
+    assert catalog.fetch("hf:org/repo:Q4_K_M").read_bytes() == SMALL
+    with pytest.raises(ModelNotFound, match="has no Q2_K; it has hf:org/repo:BF16"):
+        catalog.fetch("hf:org/repo:Q2_K")
+    with pytest.raises(ModelNotFound, match=r"no such file\. .*hf:org/repo/m-Q8_0\.gguf"):
+        catalog.fetch("hf:org/repo/none.gguf")
+    for name in ("hf:org/none:Q4_K_M", "hf:org/none/x.gguf"):
+        with pytest.raises(ModelNotFound, match="no repository org/none"):
+            catalog.fetch(name)
+
+
+def test_a_download_is_hashed_once(hub, monkeypatch):
+    read = []
+    sha256_of = storage.sha256_of
+    monkeypatch.setattr(storage, "sha256_of", lambda *told: read.append(told) or sha256_of(*told))
+    catalog.fetch("hf:org/repo:Q4_K_M")
+    catalog.obtain("hf:org/repo:Q4_K_M")
+    assert len(read) == 1
+
+
+def test_a_name_of_the_catalogue_is_taken_from_the_hubs_cache(hub, tmp_path, monkeypatch):
+    entry = f"""
+[mine]
+file = "m-Q4_K_M.gguf"
+sha256 = "{storage.sha256_bytes(SMALL)}"
+size = {len(SMALL)}
+hub = "org/repo"
+"""
+    (tmp_path / "models.toml").write_text(entry)
+    catalog.fetch("hf:org/repo:Q4_K_M")
+    asked = len(hub.asked)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert catalog.fetch("mine").read_bytes() == SMALL
+    assert catalog.locate("mine").is_relative_to(storage.cache_dir())
+    assert len(hub.asked) == asked
+    (tmp_path / "models.toml").write_text(entry.replace(storage.sha256_bytes(SMALL), "0" * 64))
+    with pytest.raises(ModelNotFound, match="HF_HUB_OFFLINE is set"):
+        catalog.fetch("mine")
+
+
 def test_a_revision_is_another_file_with_a_hash_of_its_own(hub):
     repository = hub.repositories["org/repo"]
     repository.files["v1.0"] = {"m-Q4_K_M.gguf": OTHER}

@@ -6,7 +6,7 @@ hub and of models that other programs have here: see ``locate``.
 """
 
 from promptflow.catalog.entries import Model, models, user_file
-from promptflow.catalog.found import Found, found, scheme_of
+from promptflow.catalog.found import Found, found, looked_in, scheme_of
 from promptflow.catalog.hashing import model_sha256
 from promptflow.catalog.local import Listed, listing, locate, title, verify
 from promptflow.catalog.sources import fetch, obtain
@@ -21,6 +21,7 @@ __all__ = [
     "found",
     "listing",
     "locate",
+    "looked_in",
     "model_sha256",
     "models",
     "obtain",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from promptflow import storage
 from promptflow.download import is_data_file, is_plain_path, is_repository, is_requirement
 from promptflow.errors import ModelError
+from promptflow.gguf import PART
 
 BUNDLED = Path(__file__).parent.with_name("models.toml")
 COUNTED = re.compile(r"\{([0-9]{1,4})\.\.([0-9]{1,4})\}")
@@ -166,6 +167,8 @@ def _lacking(table: dict[str, Any]) -> str:
         return f"size is {table['size']}, not a number of bytes"
     if "file" in table and ("/" in table["file"] or not is_data_file(table["file"])):
         return "file is a name, not a path"
+    if ("hub" in table or "wheels" in table) and PART.fullmatch(table["file"]):
+        return "file is one part of several; name it as it is on the hub: hf:org/repo/file.gguf"
     if "wheels" in table and "member" not in table:
         return "member is needed beside wheels"
     return _unsafe(table)

@@ -24,11 +24,11 @@ from promptflow.catalog.candidates import (
     kind_problem,
     listed,
 )
-from promptflow.catalog.hashing import Hash
+from promptflow.catalog.hashing import Hash, known_sha256
 from promptflow.catalog.hub import MAIN, PREFIX, hub_name, locate_hub
 from promptflow.download import hub_cache, is_plain_path, is_repository
 from promptflow.errors import HashMismatch, ModelInvalid, ModelNotFound
-from promptflow.gguf import parts_of, read_gguf
+from promptflow.gguf import Gguf, parts_of, read_gguf
 
 OLLAMA, LM_STUDIO, LLAMA_CPP = "ollama:", "lmstudio:", "llama.cpp:"
 SCHEMES = (PREFIX, OLLAMA, LM_STUDIO, LLAMA_CPP)
@@ -68,10 +68,10 @@ def scheme_of(name: object) -> str:
     return next((scheme for scheme in SCHEMES if name.startswith(scheme)), "")
 
 
-def locate_found(name: str, sha256: Hash = storage.sha256_cached) -> Path:
+def locate_found(name: str, sha256: Hash | None = None) -> Path:
     """Return the file of a name with a scheme, a model's first part; asks no network.
 
-    ``sha256`` gives the hash of a file, which is compared where one is known.
+    ``sha256`` gives the hash of a file, where it is not the one that is known already.
     Raises ModelNotFound with the nearest names, ModelInvalid, and HashMismatch.
     """
     scheme = scheme_of(name)
@@ -81,6 +81,11 @@ def locate_found(name: str, sha256: Hash = storage.sha256_cached) -> Path:
         return _ollama_model(name, sha256)
     roots = lm_studio_folders() if scheme == LM_STUDIO else llama_cpp_folders()
     return _in_folders(name, scheme, roots)
+
+
+def looked_in() -> list[Path]:
+    """Return the folders in which ``found`` looks."""
+    return [hub_cache(), *ollama_folders(), *lm_studio_folders(), *llama_cpp_folders()]
 
 
 def found() -> list[Found]:
@@ -216,7 +221,7 @@ def _read(name: str, program: str, path: Path, one: Candidate | None = None) -> 
             size = path.stat().st_size
         return Found(name, program, str(path), size, quantization=quant, problem=problem)
     form = header.metadata.get("general.file_type")
-    use, usable = _use(header.architecture, kind_problem(header), bool(header.chat_template))
+    use, usable = _use(header)
     return Found(
         name,
         program,
@@ -229,15 +234,24 @@ def _read(name: str, program: str, path: Path, one: Candidate | None = None) -> 
     )
 
 
-def _use(architecture: str, other: str, has_template: bool) -> tuple[str, bool]:
-    lower = architecture.lower()
-    if other:
+def _use(header: Gguf) -> tuple[str, bool]:
+    """Return what a file can be used as, and whether that is as a model of text."""
+    lower = header.architecture.lower()
+
+    def said(key: str) -> object:
+        return header.metadata.get(f"{header.architecture}.{key}")
+
+    if other := kind_problem(header):
         return other, False
-    if lower.endswith(ENCODERS) or "bert" in lower:
-        return "an encoder for embeddings, not a model of text", False
     if lower.startswith(DIFFUSION):
         return "a diffusion model, which writes no text from left to right", False
-    return ("chat" if has_template else "completion"), True
+    if lower.endswith(ENCODERS) or "bert" in lower or said("attention.causal") is False:
+        return "an encoder for embeddings, not a model of text", False
+    if lower == "t5":
+        return "an encoder with a decoder, which no engine here runs", False
+    if said("pooling_type"):
+        return "a model for embeddings or ranking, not of text", False
+    return ("chat" if header.chat_template else "completion"), True
 
 
 def _in_folders(name: str, scheme: str, roots: list[Path]) -> Path:
@@ -362,7 +376,7 @@ def _blob(root: Path, manifest: Path) -> tuple[Path, str]:
     raise ModelInvalid(f"{manifest}: its model is missing ({digest[0]}); pull the model again")
 
 
-def _ollama_model(name: str, hash_of: Hash) -> Path:
+def _ollama_model(name: str, hash_of: Hash | None) -> Path:
     """Return the verified file of Ollama's model; its name without a tag means ``latest``."""
     rest = name.removeprefix(OLLAMA).removeprefix(f"{REGISTRY}/").removeprefix(f"{LIBRARY}/")
     if ":" not in rest.rpartition("/")[2]:
@@ -382,7 +396,7 @@ def _ollama_model(name: str, hash_of: Hash) -> Path:
         )
     _, root, manifest = same[0]
     path, sha256 = _blob(root, manifest)
-    if (have := hash_of(path)) != sha256:
+    if (have := hash_of(path) if hash_of else known_sha256(path, name)) != sha256:
         raise HashMismatch(
             f"{name}: {path} has sha256 {have}, and its name says {sha256}: it is damaged. Remove "
             f"it and run `ollama pull {rest}`."

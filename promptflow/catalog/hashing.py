@@ -43,6 +43,11 @@ def hashed_file(path: Path, name: str, progress: bool) -> str:
     return found
 
 
+def known_sha256(path: Path, name: str) -> str:
+    """Return the sha256 of a file of the model ``name``, read only if it is not known."""
+    return storage.recall_sha256(path) or hashed_file(path, name, True)
+
+
 def joined(hashes: list[str]) -> str:
     """Return the hash of a model from those of its parts, in their order."""
     return hashes[0] if len(hashes) == 1 else storage.sha256_bytes("\n".join(hashes).encode())

@@ -21,7 +21,7 @@ from promptflow.catalog.candidates import (
     listed,
     part_files,
 )
-from promptflow.catalog.hashing import Hash, hashed_file
+from promptflow.catalog.hashing import Hash, hashed_file, known_sha256
 from promptflow.download import (
     SHA256,
     HubFile,
@@ -42,7 +42,7 @@ from promptflow.terminal import say
 PREFIX = "hf:"
 MAIN = "main"
 FORMS = "hf:org/repo, hf:org/repo:Q4_K_M or hf:org/repo/file.gguf, each with @revision if wanted"
-VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+VERSION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """An etag or a commit: both become names of files."""
 
 
@@ -171,11 +171,11 @@ def _is_recorded(name: HubName, snapshot: Path, file: str) -> bool:
     return bool(recorded) and storage.sha256_cached(snapshot / file) == recorded
 
 
-def locate_hub(name: HubName, sha256: Hash = storage.sha256_cached) -> Path:
+def locate_hub(name: HubName, sha256: Hash | None = None) -> Path:
     """Return a model of the cache, its first part, whose bytes are those recorded.
 
-    ``sha256`` gives the hash of a file. Asks no network. Raises ModelNotFound with the command that
-    fetches it, and HashMismatch.
+    ``sha256`` gives the hash of a file, where it is not the one that is known. Asks no network.
+    Raises ModelNotFound with the command that fetches it, and HashMismatch.
     """
     found = cached(name)
     if found is None:
@@ -188,13 +188,11 @@ def locate_hub(name: HubName, sha256: Hash = storage.sha256_cached) -> Path:
     return _checked(name, *found, sha256)
 
 
-def _checked(
-    name: HubName, snapshot: Path, first: str, sha256: Hash = storage.sha256_cached
-) -> Path:
+def _checked(name: HubName, snapshot: Path, first: str, sha256: Hash | None = None) -> Path:
     """Compare all parts with what is recorded; record what is used for the first time."""
     for file in part_files(first):
         path = snapshot / file
-        found = sha256(path)
+        found = sha256(path) if sha256 else known_sha256(path, name.text)
         published = _published(path)
         if published and found != published:
             raise HashMismatch(
@@ -329,8 +327,9 @@ def _downloaded(name: HubName, found: Sequence[HubFile], progress: bool) -> Path
         for one, blob, part in zip(found, blobs, parts, strict=True):
             if not blob.exists():
                 hub_bytes(one, part, lambda size, done=done: seen(done + size))  # type: ignore[misc]
-                _check_part(name, one, part, progress)
+                sha256 = _check_part(name, one, part, progress)
                 storage.move(part, blob)
+                storage.remember_sha256(blob, sha256)
             storage.link(blob, snapshot / one.file)
             done += one.size or 0
     if name.revision != commit:
@@ -338,8 +337,8 @@ def _downloaded(name: HubName, found: Sequence[HubFile], progress: bool) -> Path
     return snapshot
 
 
-def _check_part(name: HubName, one: HubFile, part: Path, progress: bool) -> None:
-    """Compare what came with what was announced, and with what was recorded."""
+def _check_part(name: HubName, one: HubFile, part: Path, progress: bool) -> str:
+    """Return the hash of what came; refuse what is not what was announced."""
     found = hashed_file(part, name.text, progress)
     if one.sha256 and found != one.sha256:
         storage.remove_file(part)
@@ -347,6 +346,7 @@ def _check_part(name: HubName, one: HubFile, part: Path, progress: bool) -> None
             f"{name.text}: what came has sha256 {found}, and the hub announced {one.sha256}. It "
             f"was damaged on the way and not kept: run `promptflow models get {name.text}` again."
         )
+    return found
 
 
 def _need_room(name: HubName, needed: int) -> None:
@@ -362,12 +362,15 @@ def _need_room(name: HubName, needed: int) -> None:
 def _not_found(name: HubName, error: Unavailable) -> ModelNotFound:
     """Return the error for what the hub lacks, with what to do next."""
     again = f"run `promptflow models get {name.text}` again"
-    if error.lacks == "login":
+    if error.lacks == "file" and name.file and (offered := _offered(name)) is not None:
+        return ModelNotFound(f"{name.text}: there is no such file. {offered}")
+    if error.lacks == "login":  # which the hub also answers of what is not there
         return ModelNotFound(
-            f"{name.text}: the hub gives it only to some: it is private, or its terms have to be "
-            f"accepted on its page. Log in with `hf auth login`, or set HF_TOKEN, and {again}."
+            f"{name.text}: the hub does not give it to everybody: it is private, its terms have to "
+            f"be accepted on its page, or there is no {name.repository}. Check how it is written, "
+            f"log in with `hf auth login`, or set HF_TOKEN, and {again}."
         )
-    if error.lacks == "repository":
+    if error.lacks in ("repository", "file"):
         return ModelNotFound(
             f"{name.text}: the hub has no repository {name.repository}, or it is private. Check "
             "how it is written (repositories of GGUF files often end in -GGUF); if it "
@@ -378,8 +381,6 @@ def _not_found(name: HubName, error: Unavailable) -> ModelNotFound:
             f"{name.text}: {name.repository} has no revision {name.revision!r}; leave out "
             f"@{name.revision}, or name a branch, a tag or a commit of it."
         )
-    if error.lacks == "file":
-        return ModelNotFound(f"{name.text}: there is no such file. {_offered(name)}")
     return ModelNotFound(
         f"{name.text}: the hub could not be reached ({error}). What was downloaded is kept. "
         f"Connect this machine, or set HF_ENDPOINT to a mirror, and {again}; or give the path of a "
@@ -387,11 +388,12 @@ def _not_found(name: HubName, error: Unavailable) -> ModelNotFound:
     )
 
 
-def _offered(name: HubName) -> str:
+def _offered(name: HubName) -> str | None:
+    """Say which models the repository has; None if it is not there."""
     try:
         _, files = hub_files(name.repository, name.revision)
-    except Unavailable:
-        return "Check how it is written."
+    except Unavailable as error:
+        return "Check how it is written." if error.lacks == "server" else None
     where = name.place + name.at
     if offered := [f"{name.place}/{one.file}{name.at}" for one in candidates(files)]:
         return f"{where} has {listed(offered)}."

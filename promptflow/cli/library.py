@@ -71,6 +71,9 @@ def _list_found(as_json: bool) -> None:
     if as_json:
         print_json([dataclasses.asdict(one) for one in found])
         return
+    if not found:
+        places = ", ".join(map(str, catalog.looked_in()))
+        say(f"no GGUF file of another program in {places}", error=True)
     print_rows(
         ["name", "size", "architecture", "quantization", "use"],
         [
