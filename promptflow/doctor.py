@@ -23,7 +23,7 @@ from promptflow.download import folder_size
 from promptflow.engine.options import EngineOptions
 from promptflow.engine.request import Request, Sampling, Slot, Text
 from promptflow.engine.tuned import BRANCHES, Choices, Tuned, recall
-from promptflow.errors import PromptflowError
+from promptflow.errors import PromptflowError, TemplateError
 from promptflow.progress import status
 from promptflow.storage import cache_dir
 
@@ -50,6 +50,7 @@ class Load:
 
     ``path`` is the way that was chosen, ``features`` what this build uses of the processor.
     ``choices`` are what depends on the machine, ``tuned`` what ``--tune`` found, if it was run.
+    ``template`` says what lays out turns: the model's own chat template, the one given, or nothing.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Load:
     seconds: float
     choices: Choices
     tuned: Tuned | None
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ def _load_rows(load: Load) -> list[tuple[str, str]]:
         ("loaded", f"{load.path}, in {load.seconds:.1f} s"),
         ("choices", ", ".join(f"{k}={v}" for k, v in load.choices.as_json().items())),
         ("tuned", _tuned_text(load.tuned)),
+        ("chat template", load.template),
     ]
 
 
@@ -156,13 +159,19 @@ def _tuned_text(tuned: Tuned | None) -> str:
     return f"{', '.join(pairs)} tokens/s ({len(tuned.measured)} measurements)"
 
 
-def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Report:
+def diagnose(
+    model: str | Path | None = None,
+    *,
+    chat_template: str | Path | None = None,
+    progress: bool = True,
+) -> Report:
     """Measure this machine on ``model``; the first of ``PREFERRED`` that is here if it is None.
 
-    Takes some ten seconds on two cores with a model of half a billion parameters.
+    ``chat_template`` is a file in the place of the model's own template. Takes some ten seconds on
+    two cores with a model of half a billion parameters.
     """
     from promptflow.child import usable_cores
-    from promptflow.engine import Engine
+    from promptflow.engine import Engine, EngineOptions
 
     report = Report(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -184,7 +193,7 @@ def diagnose(model: str | Path | None = None, *, progress: bool = True) -> Repor
         try:
             show("loading the model")
             start = perf_counter()
-            engine = Engine(model or first_here())
+            engine = Engine(model or first_here(), EngineOptions(chat_template=chat_template))
             try:
                 load = _load(engine, engine.options, perf_counter() - start)
                 threads = replace(report.threads, used=engine.info.threads)
@@ -242,7 +251,19 @@ def _load(engine: TextEngine, options: EngineOptions, seconds: float) -> Load:
         seconds=round(seconds, 2),
         choices=options.choices(info.sha256),
         tuned=recall(info.sha256),
+        template=_template(engine),
     )
+
+
+def _template(engine: TextEngine) -> str:
+    """Say which template lays out turns, or why it cannot."""
+    if not engine.info.template:
+        return "none: prompts are laid out as plain text"
+    try:
+        engine.scaffold(("system", "user"))
+    except TemplateError as error:
+        return f"not usable: {error}"
+    return "the one given" if engine.info.given_template else "the model's own"
 
 
 def _advice(load: Load) -> str:

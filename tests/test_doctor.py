@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,23 @@ def test_folder_instead_of_a_model_is_a_warning(tmp_path: Path):
     report = doctor.diagnose(tmp_path, progress=False)
     assert report.load is None
     assert any(str(tmp_path) in warning for warning in report.warnings)
+
+
+def test_the_template_is_told(tiny: Callable[[str], Path], tmp_path: Path):
+    path = tmp_path / "t.jinja"
+    path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+    def told(chat_template: Path | None) -> str:
+        load = doctor.diagnose(tiny("llama"), chat_template=chat_template, progress=False).load
+        assert load is not None
+        return load.template
+
+    assert told(None) == "the model's own"
+    assert told(path) == "the one given"
+    path.write_text("{{ nothing.of.it }}")
+    assert told(path).startswith("not usable: the model's chat template")
+    path.unlink()
+    assert (
+        "cannot be read"
+        in doctor.diagnose(tiny("llama"), chat_template=path, progress=False).warnings[-1]
+    )

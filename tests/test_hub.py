@@ -181,6 +181,13 @@ def test_parts_come_together_and_load_from_the_first(hub):
     assert settings["name"] == "m-BF16"
 
 
+def test_parts_are_of_one_commit(hub):
+    """A branch may move while its files are asked for."""
+    catalog.fetch("hf:org/repo/BF16/m-BF16-00001-of-00003.gguf")
+    resolved = [line.split("/resolve/")[1].split("/")[0] for line in hub.asked if "HEAD" in line]
+    assert resolved == ["main", COMMIT, COMMIT]
+
+
 def test_parts_of_which_the_hub_lacks_one_are_refused_before_anything_is_fetched(hub):
     missing = "BF16/m-BF16-00002-of-00003.gguf"
     del hub.repositories["org/repo"].files["main"][missing]

@@ -68,6 +68,7 @@ def doctor(
     tune: Annotated[
         bool, typer.Option("--tune", help="First find what is fastest here, and keep it.")
     ] = False,
+    chat_template: programs.ChatTemplate = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine.
@@ -82,7 +83,7 @@ def doctor(
 
         with status() as show:
             find_fastest(model or first_here(), lambda what: show(f"measuring {what}"))
-    report = diagnose(model)
+    report = diagnose(model, chat_template=chat_template)
     if as_json:
         print_json(dataclasses.asdict(report))
     else:
