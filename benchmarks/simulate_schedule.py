@@ -15,6 +15,7 @@ import re
 from evaluation_sets import questions
 from prefix_sharing import WORKLOADS, workload
 
+from promptflow.engine.cache.cache import Cache
 from promptflow.engine.loop.scheduler import Plan, Scheduler
 from promptflow.engine.options import EngineOptions, worker_settings
 from promptflow.engine.sequence import Sequence
@@ -42,9 +43,8 @@ def price(plan: Plan, used: int) -> tuple[float, float]:
 def simulate(batches: tuple[tuple[str, ...], ...], answer: int) -> dict[str, float]:
     """Answer each batch after the one before, every prompt with ``answer`` tokens."""
     load = SETTINGS["load"]
-    scheduler = Scheduler(
-        load["context"], load["batch"], load["sequences"], SETTINGS["max_running"]
-    )
+    cache = Cache(load["context"], load["sequences"])
+    scheduler = Scheduler(cache, load["batch"], SETTINGS["max_running"])
     numbers: dict[str, int] = {}
     number = 0
     sums = {"seconds": 0.0, "attention": 0.0, "prefilled": 0.0, "steps": 0.0, "rows": 0.0}
@@ -58,7 +58,7 @@ def simulate(batches: tuple[tuple[str, ...], ...], answer: int) -> dict[str, flo
                 scheduler.preempt(scheduler.first_to_go(scheduler.running))
             plan = scheduler.step()
             prefilled = sum(take for sequence, take in plan.rows if not sequence.written)
-            found = (*price(plan, scheduler.cells.used), prefilled, 1, len(plan.rows))
+            found = (*price(plan, scheduler.cache.cells.used), prefilled, 1, len(plan.rows))
             for name, value in zip(sums, found, strict=True):
                 sums[name] += value
             for sequence, take in plan.rows:

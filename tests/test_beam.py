@@ -128,7 +128,7 @@ def test_a_poisoned_hypothesis_fails_its_request_and_frees_every_sequence():
     completion = answer(decoder, Slot("s", max_tokens=6, ignore_eos=True, beam=Beam(4)))
     assert isinstance(completion.error, EngineError)
     assert not decoder.scheduler.running
-    assert model.used_cells() == decoder.scheduler.cells.used == 0
+    assert model.used_cells() == decoder.scheduler.cache.cells.used == 0
     assert answer(decoder, Slot("s", max_tokens=1)).error is None
 
 

@@ -305,7 +305,7 @@ def test_a_deadline_ends_a_request_that_waits_prefills_or_generates(monkeypatch)
     assert not ended[1][1].fills
     assert 0 < ended[1][1].usage.prefilled < 90
     assert ended[2][1].usage.prefilled == 0
-    assert decoder.scheduler.cells.used == fake.used_cells() <= len("v") + 3
+    assert decoder.scheduler.cache.cells.used == fake.used_cells() <= len("v") + 3
 
 
 def decoder_text(request: Request) -> str:
@@ -395,7 +395,7 @@ def test_what_stays_in_the_cache_is_what_the_text_was():
     decoder.submit(0, Request((Text("question"), *slots)))
     [completion] = drain(decoder).values()
     assert completion.fills["a"].finish == "stop"
-    for seq_id, tokens in decoder.scheduler.retained.items():
+    for seq_id, tokens in decoder.scheduler.cache.retained.items():
         assert model.held_tokens(seq_id) == tokens
 
 

@@ -248,9 +248,9 @@ def test_500_streams_left_at_random_leave_nothing_behind():
         decoder = engine._host._worker._decoder
         assert not decoder.scheduler.running
         assert not decoder.scheduler.waiting
-        for move in decoder.scheduler.evict_all():
+        for move in decoder.scheduler.cache.evict_all():
             model.drop(move.sequence, move.start)
-        assert model.used_cells() == decoder.scheduler.cells.used == 0
+        assert model.used_cells() == decoder.scheduler.cache.cells.used == 0
 
 
 def test_a_stream_that_fails_ends_with_its_error(fake):

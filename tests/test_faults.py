@@ -106,10 +106,10 @@ def check_empty(decoder: Decoder) -> None:
     """Nothing is held but what may be evicted."""
     assert not decoder.scheduler.running
     assert not decoder.scheduler.waiting
-    for move in decoder.scheduler.evict_all():
+    for move in decoder.scheduler.cache.evict_all():
         decoder.model.drop(move.sequence, move.start)
-    assert decoder.model.used_cells() == decoder.scheduler.cells.used == 0
-    assert not list(decoder.scheduler.tree.nodes())
+    assert decoder.model.used_cells() == decoder.scheduler.cache.cells.used == 0
+    assert not list(decoder.scheduler.cache.tree.nodes())
 
 
 @pytest.mark.parametrize(

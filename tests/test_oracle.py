@@ -223,11 +223,11 @@ def check_cells(decoder: Decoder) -> None:
     """The model holds what the scheduler believes: the same tokens, in as many cells."""
     scheduler, fake = decoder.scheduler, decoder.model
     held = {sequence.seq_id: sequence.tokens[: sequence.computed] for sequence in scheduler.running}
-    assert not held.keys() & scheduler.retained.keys()
-    held |= scheduler.retained
+    assert not held.keys() & scheduler.cache.retained.keys()
+    held |= scheduler.cache.retained
     for seq_id in range(fake.max_sequences):
         assert fake.held_tokens(seq_id) == held.get(seq_id, []), f"sequence {seq_id}"
-    assert scheduler.cells.used == fake.used_cells()
+    assert scheduler.cache.cells.used == fake.used_cells()
     assert fake.used_cells() <= fake.cells
 
 
@@ -400,14 +400,15 @@ class Decoding(RuleBasedStateMachine):
         for key, request in self.requests.items():
             self.readers.check(key, self.outcomes[key])
             cells = self.decoder.model.cells
-            check(self.outcomes[key], request, key in self.excused, faulted, cells)
+            again = faulted or self.decoder.stats().preempted > 0
+            check(self.outcomes[key], request, key in self.excused, faulted, cells, again)
         scheduler = self.decoder.scheduler
         assert not scheduler.running
         assert not scheduler.waiting
-        for move in scheduler.evict_all():
+        for move in scheduler.cache.evict_all():
             self.decoder.model.drop(move.seq_id, move.start)
-        assert scheduler.cells.used == self.decoder.model.used_cells() == 0
-        assert not list(scheduler.tree.nodes())
+        assert scheduler.cache.cells.used == self.decoder.model.used_cells() == 0
+        assert not list(scheduler.cache.tree.nodes())
 
 
 def comparable(completion: Completion, request: Request) -> dict[str, Fill]:
@@ -424,7 +425,7 @@ def comparable(completion: Completion, request: Request) -> dict[str, Fill]:
 
 
 def check(
-    completion: Completion, request: Request, excused: bool, faulted: bool, cells: int
+    completion: Completion, request: Request, excused: bool, faulted: bool, cells: int, again: bool
 ) -> None:
     error = completion.error
     if error is not None:
@@ -435,7 +436,7 @@ def check(
     usage = completion.usage
     assert usage.generated == sum(fill.generated for fill in completion.fills.values())
     assert usage.forced == sum(fill.forced for fill in completion.fills.values())
-    assert faulted or usage.prefilled + usage.reused <= usage.prompt + len(completion.fills)
+    assert again or usage.prefilled + usage.reused <= usage.prompt + len(completion.fills)
 
 
 Decoding.TestCase.settings = settings(
@@ -605,10 +606,10 @@ def test_500_random_cancellations_leave_no_cell_behind():
         readers.check(key, completion)
         if completion.error is None:
             assert comparable(completion, batch[key]) == REFERENCE.fills(batch[key])
-    for move in decoder.scheduler.evict_all():
+    for move in decoder.scheduler.cache.evict_all():
         decoder.model.drop(move.seq_id, move.start)
-    assert decoder.model.used_cells() == decoder.scheduler.cells.used == 0
-    assert sorted(decoder.scheduler._free) == list(range(decoder.model.max_sequences))
+    assert decoder.model.used_cells() == decoder.scheduler.cache.cells.used == 0
+    assert sorted(decoder.scheduler.cache._free) == list(range(decoder.model.max_sequences))
 
 
 def test_scores_are_the_logprobs_of_the_whole_history():

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
+from promptflow.engine.cache.cache import Cache
 from promptflow.engine.cache.cells import Copy, Drop
 from promptflow.engine.cache.retention import FIRST_AGE, LEAST_AGE, RENT
 from promptflow.engine.loop.lengths import Lengths
@@ -17,6 +18,13 @@ ROW = np.zeros(3, dtype=np.float32)
 
 def sequence(number: int, tokens: list[int], room: int = 5, **more: Any) -> Sequence:
     return Sequence(number, list(tokens), len(tokens) + room, **more)
+
+
+def scheduling(
+    cells: int, batch: int, sequences: int, max_running: int, sharing: bool = True
+) -> Scheduler:
+    cache = Cache(cells, sequences, sharing)
+    return Scheduler(cache, batch, min(max_running, sequences))
 
 
 def step(scheduler: Scheduler) -> Plan:
@@ -40,7 +48,7 @@ def rows(plan: Plan) -> list[tuple[int, int]]:
 
 
 def test_siblings_wait_for_one_prefill_and_share_it():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     sequences = [sequence(n, [*TRUNK, n]) for n in range(4)]
     for one in sequences:
         scheduler.submit(one)
@@ -48,11 +56,11 @@ def test_siblings_wait_for_one_prefill_and_share_it():
     plan = step(scheduler)
     assert rows(plan) == [(1, 1), (2, 1), (3, 1)]
     assert [move.end for move in plan.moves] == [10, 10, 10]
-    assert scheduler.cells.used == 10 + 4
+    assert scheduler.cache.cells.used == 10 + 4
 
 
 def test_programs_that_arrive_together_are_computed_one_after_the_other():
-    scheduler = Scheduler(1000, 64, 32, 16)
+    scheduler = scheduling(1000, 64, 32, 16)
     heads = [[number] * 100 for number in (7, 8)]
     sequences = [sequence(number, [*heads[number % 2], number]) for number in range(12)]
     for one in sequences:
@@ -65,7 +73,7 @@ def test_programs_that_arrive_together_are_computed_one_after_the_other():
 
 
 def test_nested_prefixes_are_computed_from_the_root_on():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     for number, tail in enumerate([[1], [2, 2, 2, 1], [2, 2, 2, 2]]):
         scheduler.submit(sequence(number, TRUNK + tail))
     assert rows(step(scheduler)) == [(0, 11)]
@@ -74,7 +82,7 @@ def test_nested_prefixes_are_computed_from_the_root_on():
 
 
 def test_without_sharing_nothing_is_taken_or_left():
-    scheduler = Scheduler(1000, 64, 8, 8, sharing=False)
+    scheduler = scheduling(1000, 64, 8, 8, sharing=False)
     sequences = [sequence(n, TRUNK) for n in range(2)]
     for one in sequences:
         scheduler.submit(one)
@@ -83,12 +91,12 @@ def test_without_sharing_nothing_is_taken_or_left():
     assert not plan.moves
     assert not sequences[0].wants
     finish(scheduler, *sequences)
-    assert not scheduler.retained
-    assert scheduler.cells.used == 0
+    assert not scheduler.cache.retained
+    assert scheduler.cache.cells.used == 0
 
 
 def test_the_longest_ready_prefix_goes_first():
-    scheduler = Scheduler(1000, 64, 8, max_running=1)
+    scheduler = scheduling(1000, 64, 8, max_running=1)
     first = sequence(0, TRUNK)
     scheduler.submit(first)
     finish(scheduler, first)
@@ -98,7 +106,7 @@ def test_the_longest_ready_prefix_goes_first():
 
 
 def test_a_sequence_is_overtaken_a_limited_number_of_times():
-    scheduler = Scheduler(10_000, 64, 8, max_running=1)
+    scheduler = scheduling(10_000, 64, 8, max_running=1)
     trunk = sequence(0, TRUNK)
     scheduler.submit(trunk)
     finish(scheduler, trunk)
@@ -113,7 +121,7 @@ def test_a_sequence_is_overtaken_a_limited_number_of_times():
 
 
 def test_a_sequence_that_only_waits_in_line_loses_no_patience():
-    scheduler = Scheduler(10_000, 64, 8, max_running=1)
+    scheduler = scheduling(10_000, 64, 8, max_running=1)
     for number in range(PATIENCE + 10):
         scheduler.submit(sequence(number, [number]))
     last = scheduler.waiting[-1]
@@ -124,7 +132,7 @@ def test_a_sequence_that_only_waits_in_line_loses_no_patience():
 
 
 def test_decoding_goes_before_prefill_within_the_batch():
-    scheduler = Scheduler(1000, 8, 8, 8)
+    scheduler = scheduling(1000, 8, 8, 8)
     long, short = sequence(0, list(range(30))), sequence(1, [50])
     scheduler.submit(short)
     assert rows(step(scheduler)) == [(1, 1)]
@@ -136,7 +144,7 @@ def test_decoding_goes_before_prefill_within_the_batch():
 
 
 def test_scored_positions_of_a_batch_are_limited():
-    scheduler = Scheduler(10_000, 512, 8, 8)
+    scheduler = scheduling(10_000, 512, 8, 8)
     one = sequence(0, list(range(400)), scored_from=100)
     other = sequence(1, [900, 901])
     scheduler.submit(one)
@@ -147,7 +155,7 @@ def test_scored_positions_of_a_batch_are_limited():
 
 
 def test_the_end_of_a_waiting_prompt_is_asked_of_who_computes_it():
-    scheduler = Scheduler(1000, 4, 8, 8)
+    scheduler = scheduling(1000, 4, 8, 8)
     holder, twin, part = sequence(0, TRUNK), sequence(1, TRUNK), sequence(2, TRUNK[:6])
     for one in (holder, twin):
         scheduler.submit(one)
@@ -166,7 +174,7 @@ def test_the_end_of_a_waiting_prompt_is_asked_of_who_computes_it():
 
 
 def test_without_the_logits_the_last_token_is_computed_again():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     first, twin = sequence(0, TRUNK), sequence(1, TRUNK)
     scheduler.submit(first)
     finish(scheduler, first)
@@ -177,7 +185,7 @@ def test_without_the_logits_the_last_token_is_computed_again():
 
 
 def test_capacity_is_reserved_up_to_what_sequence_may_need():
-    scheduler = Scheduler(40, 64, 8, 8)
+    scheduler = scheduling(40, 64, 8, 8)
     sequences = [sequence(n, [n] * 10, room=5) for n in range(3)]
     for one in sequences:
         scheduler.submit(one)
@@ -188,7 +196,7 @@ def test_capacity_is_reserved_up_to_what_sequence_may_need():
 
 
 def test_a_shared_prefix_is_reserved_once():
-    scheduler = Scheduler(40, 64, 8, 8)
+    scheduler = scheduling(40, 64, 8, 8)
     for number in range(4):
         scheduler.submit(sequence(number, [*TRUNK, number], room=4))
     step(scheduler)
@@ -196,7 +204,7 @@ def test_a_shared_prefix_is_reserved_once():
 
 
 def test_the_least_recently_used_prefix_is_evicted_first():
-    scheduler = Scheduler(60, 64, 8, 8)
+    scheduler = scheduling(60, 64, 8, 8)
     for number in range(3):
         one = sequence(number, [number] * 8, room=0)
         scheduler.submit(one)
@@ -208,12 +216,12 @@ def test_the_least_recently_used_prefix_is_evicted_first():
     scheduler.submit(sequence(4, [7] * 40, room=0))
     plan = scheduler.step()
     assert plan.moves == [Drop(1)]
-    assert scheduler.evicted == 1
+    assert scheduler.cache.evicted == 1
 
 
 def test_where_only_the_prefix_itself_can_be_evicted_its_tail_is():
-    scheduler = Scheduler(40, 64, 8, 8)
-    scheduler.retain_limit = 40
+    scheduler = scheduling(40, 64, 8, 8)
+    scheduler.cache.retain_limit = 40
     old = sequence(0, [*TRUNK, *[1] * 20], room=0)
     scheduler.submit(old)
     finish(scheduler, old)
@@ -221,12 +229,12 @@ def test_where_only_the_prefix_itself_can_be_evicted_its_tail_is():
     scheduler.submit(heir)
     plan = step(scheduler)
     assert plan.moves == [Drop(0, 10), Copy(0, heir.seq_id, 10)]
-    assert scheduler.retained == {0: TRUNK}
-    assert scheduler.cells.used == 30
+    assert scheduler.cache.retained == {0: TRUNK}
+    assert scheduler.cache.cells.used == 30
 
 
 def test_a_prefix_is_taken_over_where_no_sequence_number_is_left():
-    scheduler = Scheduler(100, 64, sequences=1, max_running=4)
+    scheduler = scheduling(100, 64, sequences=1, max_running=4)
     old, heir = sequence(0, [*TRUNK, 1]), sequence(1, [*TRUNK, 2])
     scheduler.submit(old)
     finish(scheduler, old)
@@ -235,21 +243,21 @@ def test_a_prefix_is_taken_over_where_no_sequence_number_is_left():
     assert plan.moves == [Drop(0, 10)]
     assert rows(plan) == [(1, 1)]
     assert heir.seq_id == 0
-    assert not scheduler.retained
+    assert not scheduler.cache.retained
 
 
 def test_sequence_numbers_held_by_finished_sequence_are_given_up_for_new_ones():
-    scheduler = Scheduler(1000, 64, sequences=2, max_running=2)
+    scheduler = scheduling(1000, 64, sequences=2, max_running=2)
     for number in range(20):
         one = sequence(number, [number, 1])
         scheduler.submit(one)
         finish(scheduler, one)
         assert not scheduler.waiting
-    assert len(scheduler.retained) == 2
+    assert len(scheduler.cache.retained) == 2
 
 
 def test_what_can_never_fit_is_handed_back():
-    scheduler = Scheduler(20, 64, 8, 8)
+    scheduler = scheduling(20, 64, 8, 8)
     kept, giant = sequence(0, [1, 2]), sequence(1, [3] * 21, room=0)
     scheduler.submit(kept)
     step(scheduler)
@@ -261,26 +269,26 @@ def test_what_can_never_fit_is_handed_back():
 
 
 def test_a_finished_sequence_replaces_those_it_covers():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     short, long, again = sequence(0, TRUNK), sequence(1, [*TRUNK, 1, 2]), sequence(2, [*TRUNK, 1])
     for one in (short, long, again):
         scheduler.submit(one)
         finish(scheduler, one)
-    assert list(scheduler.retained.values()) == [[*TRUNK, 1, 2]]
-    assert scheduler.cells.used == 12
+    assert list(scheduler.cache.retained.values()) == [[*TRUNK, 1, 2]]
+    assert scheduler.cache.cells.used == 12
 
 
 def test_finished_sequences_keep_half_of_the_cache_at_most():
-    scheduler = Scheduler(100, 64, 64, 8)
+    scheduler = scheduling(100, 64, 64, 8)
     for number in range(20):
         one = sequence(number, [number] * 9, room=0)
         scheduler.submit(one)
         finish(scheduler, one)
-    assert scheduler.cells.used == 45
+    assert scheduler.cache.cells.used == 45
 
 
 def test_a_preempted_sequence_starts_again_from_what_others_hold():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     first, second = sequence(0, [*TRUNK, 1]), sequence(1, [*TRUNK, 2])
     scheduler.submit(first)
     scheduler.submit(second)
@@ -295,7 +303,7 @@ def test_a_preempted_sequence_starts_again_from_what_others_hold():
 
 
 def test_a_preempted_sequence_keeps_logits_for_nobody():
-    scheduler = Scheduler(1000, 4, 8, 8)
+    scheduler = scheduling(1000, 4, 8, 8)
     holder, twin = sequence(0, TRUNK), sequence(1, TRUNK)
     scheduler.submit(holder)
     scheduler.submit(twin)
@@ -308,7 +316,7 @@ def test_a_preempted_sequence_keeps_logits_for_nobody():
 
 
 def test_a_preempted_holder_lets_its_siblings_go_on():
-    scheduler = Scheduler(1000, 4, 8, 8)
+    scheduler = scheduling(1000, 4, 8, 8)
     holder, sibling = sequence(0, TRUNK), sequence(1, [*TRUNK, 1])
     scheduler.submit(holder)
     scheduler.submit(sibling)
@@ -318,21 +326,21 @@ def test_a_preempted_holder_lets_its_siblings_go_on():
 
 
 def test_cut_takes_cells_back_and_the_tree_forgets_only_when_the_sequence_ends():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     one = sequence(0, TRUNK)
     scheduler.submit(one)
     step(scheduler)
-    assert scheduler.cut(one, 10) == []
-    assert scheduler.cut(one, 4) == [Drop(0, 4)]
-    assert scheduler.cells.used == one.computed == 4
+    assert scheduler.cache.cut(one, 10) == []
+    assert scheduler.cache.cut(one, 4) == [Drop(0, 4)]
+    assert scheduler.cache.cells.used == one.computed == 4
     del one.tokens[4:]
     scheduler.finish(one, keep=False)
-    assert not list(scheduler.tree.nodes())
-    assert scheduler.cells.used == 0
+    assert not list(scheduler.cache.tree.nodes())
+    assert scheduler.cache.cells.used == 0
 
 
 def test_finishing_a_waiting_sequence_forgets_it():
-    scheduler = Scheduler(1000, 64, 8, 8)
+    scheduler = scheduling(1000, 64, 8, 8)
     one = sequence(0, TRUNK)
     scheduler.submit(one)
     assert scheduler.finish(one, keep=True) == []
@@ -355,7 +363,7 @@ prompts = st.lists(
     st.integers(1, 5),
 )
 def test_every_sequence_is_admitted_in_the_end(prompts, cells, batch, sequences, running):
-    scheduler = Scheduler(cells, batch, sequences, running)
+    scheduler = scheduling(cells, batch, sequences, running)
     queue = [sequence(number, tokens, room) for number, (tokens, room) in enumerate(prompts)]
     for one in queue:
         scheduler.submit(one)
@@ -365,7 +373,7 @@ def test_every_sequence_is_admitted_in_the_end(prompts, cells, batch, sequences,
         plan = step(scheduler)
         assert not plan.hopeless
         assert 0 < sum(take for _, take in plan.rows) <= batch
-        assert scheduler.cells.used <= cells
+        assert scheduler.cache.cells.used <= cells
         assert len(scheduler.running) <= min(sequences, running)
         for one in list(scheduler.running):
             if not one.pending and len(one.tokens) < one.length_limit:
@@ -390,7 +398,7 @@ def answer_all(scheduler: Scheduler, ends: dict[Sequence, int], together: list[i
         plan = step(scheduler)
         assert plan.rows
         assert not plan.hopeless
-        assert scheduler.cells.used <= scheduler.cells.capacity
+        assert scheduler.cache.cells.used <= scheduler.cache.cells.capacity
         together.append(len(plan.rows))
         computed += sum(take for _, take in plan.rows)
         for one in list(scheduler.running):
@@ -402,7 +410,7 @@ def answer_all(scheduler: Scheduler, ends: dict[Sequence, int], together: list[i
 
 
 def test_short_answers_with_high_bounds_run_side_by_side():
-    scheduler = Scheduler(8192, 512, 80, 32)
+    scheduler = scheduling(8192, 512, 80, 32)
     ends = {sequence(n, [*TRUNK * 10, n], room=4096): 150 + 7 * n for n in range(20)}
     together: list[int] = []
     assert answer_all(scheduler, ends, together) == 100 + sum(end - 100 for end in ends.values())
@@ -412,7 +420,7 @@ def test_short_answers_with_high_bounds_run_side_by_side():
 
 def test_answers_that_run_to_their_bounds_are_not_computed_again_and_again():
     """Two fit at a time. At an eighth of a context of 8,192 and bounds of 4,096."""
-    scheduler = Scheduler(1024, 64, 80, 32)
+    scheduler = scheduling(1024, 64, 80, 32)
     scheduler._lengths = Lengths(32)
     ends = {sequence(n, [*TRUNK, n], room=500): 511 for n in range(20)}
     computed = answer_all(scheduler, ends, [])
@@ -421,7 +429,7 @@ def test_answers_that_run_to_their_bounds_are_not_computed_again_and_again():
 
 
 def test_answers_longer_than_was_likely_run_together_when_they_come_back():
-    scheduler = Scheduler(1024, 64, 80, 32)
+    scheduler = scheduling(1024, 64, 80, 32)
     scheduler._lengths = Lengths(1)
     ends = {sequence(n, [*TRUNK, n], room=1000): 11 + 60 + n for n in range(20)}
     assert answer_all(scheduler, ends, []) < 1.5 * 20 * 70
@@ -429,7 +437,7 @@ def test_answers_longer_than_was_likely_run_together_when_they_come_back():
 
 
 def test_what_is_within_its_cells_stays_when_another_outgrows_its_own():
-    scheduler = Scheduler(100, 64, 8, 8)
+    scheduler = scheduling(100, 64, 8, 8)
     scheduler._lengths = Lengths(10)
     grows, other = sequence(0, [1] * 10, room=90), sequence(1, [2] * 10, room=60, kind="other")
     scheduler._lengths.ended("other", 50)
@@ -457,15 +465,15 @@ def test_what_is_within_its_cells_stays_when_another_outgrows_its_own():
 
 
 def test_forks_of_a_search_are_likely_to_grow_as_it_is():
-    scheduler = Scheduler(200, 64, 8, 8)
+    scheduler = scheduling(200, 64, 8, 8)
     scheduler._lengths = Lengths(20)
     lead = sequence(0, TRUNK, room=90, forks=2, fork_limit=90)
     scheduler.submit(lead)
     step(scheduler)
-    assert scheduler._promised() == 3 * 20
+    assert scheduler.cache.promised() == 3 * 20
     child = Sequence(7, [*TRUNK, 1], 100)
     scheduler.fork(lead, child, lead)
-    assert scheduler._promised() == 3 * 20
+    assert scheduler.cache.promised() == 3 * 20
 
 
 answers = st.lists(
@@ -480,7 +488,7 @@ answers = st.lists(
 def test_whatever_answers_come_to_they_end_and_little_is_computed_twice(
     answers, cells, first, running
 ):
-    scheduler = Scheduler(cells, 16, 40, running)
+    scheduler = scheduling(cells, 16, 40, running)
     scheduler._lengths = Lengths(first)
     ends = {}
     for number, (prompt, kind, written, more) in enumerate(answers):
@@ -504,24 +512,24 @@ def alone(scheduler: Scheduler, number: int, tokens: list[int]) -> int:
 
 
 def test_old_tails_go_and_beginnings_that_two_prompts_had_stay():
-    scheduler, size = Scheduler(100_000, 4096, 64, 8), FIRST_AGE * 3 // 5
+    scheduler, size = scheduling(100_000, 4096, 64, 8), FIRST_AGE * 3 // 5
     for number in range(3):
         alone(scheduler, number, [*TRUNK, *[number] * 50])
     alone(scheduler, 3, [7] * size)
-    assert len(scheduler.retained) == 4, "nothing is older than the limit yet"
+    assert len(scheduler.cache.retained) == 4, "nothing is older than the limit yet"
     alone(scheduler, 4, [8] * size)
-    assert list(scheduler.retained.values()) == [TRUNK, [7] * size, [8] * size]
-    assert scheduler.cells.used == 10 + 2 * size
+    assert list(scheduler.cache.retained.values()) == [TRUNK, [7] * size, [8] * size]
+    assert scheduler.cache.cells.used == 10 + 2 * size
     assert alone(scheduler, 5, [*TRUNK, 0]) == 10
     alone(scheduler, 6, [9] * (RENT + 1))
-    assert list(scheduler.retained.values()) == [[9] * (RENT + 1)]
+    assert list(scheduler.cache.retained.values()) == [[9] * (RENT + 1)]
 
 
 def test_tails_that_nobody_asks_for_leave_sooner_until_one_is_asked_for():
-    scheduler = Scheduler(100_000, 4096, 64, 8)
+    scheduler = scheduling(100_000, 4096, 64, 8)
     for number in range(100):
         alone(scheduler, number, [*TRUNK, *[number] * 40])
-    assert scheduler.cells.used < LEAST_AGE + 100
+    assert scheduler.cache.cells.used < LEAST_AGE + 100
     asked = [*TRUNK, *[50] * 40]
     assert alone(scheduler, 200, asked) == 10, "it has left"
     for number in range(100, 120):
@@ -530,7 +538,7 @@ def test_tails_that_nobody_asks_for_leave_sooner_until_one_is_asked_for():
 
 
 def test_a_conversation_is_kept_whole_through_its_turns():
-    scheduler = Scheduler(100_000, 4096, 64, 8)
+    scheduler = scheduling(100_000, 4096, 64, 8)
     talks = [[number] * 2000 for number in range(4)]
     for turn in range(6):
         for number, talk in enumerate(talks):
@@ -541,7 +549,7 @@ def test_a_conversation_is_kept_whole_through_its_turns():
 
 
 def test_programs_called_in_turn_compute_their_beginnings_twice_at_most():
-    scheduler = Scheduler(100_000, 4096, 64, 8)
+    scheduler = scheduling(100_000, 4096, 64, 8)
     heads = [[number] * 800 for number in range(4)]
     taken = [
         alone(scheduler, 4 * turn + number, [*head, 9, turn])
@@ -557,7 +565,7 @@ def test_programs_called_in_turn_compute_their_beginnings_twice_at_most():
 def test_a_refusal_that_is_remembered_changes_no_plan(seed):
     def plans(remember: bool) -> list[object]:
         rng = np.random.default_rng(seed)
-        scheduler = Scheduler(4096, 64, 40, 32)
+        scheduler = scheduling(4096, 64, 40, 32)
         if not remember:
             scheduler._width.still_refuses = lambda running: False
         waiting = [

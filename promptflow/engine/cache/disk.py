@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from promptflow import storage
+from promptflow.engine.cache.cache import Cache
 from promptflow.engine.cache.cells import carry_out
 from promptflow.engine.interface import ModelInfo
-from promptflow.engine.loop.scheduler import Scheduler
 from promptflow.engine.model.protocol import Model
 from promptflow.errors import CapacityError, EngineError, StoreError
 
@@ -44,11 +44,11 @@ class DiskPrefixes:
     """Reads and writes the KV states of one model's prefixes."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, folder: Path | None, max_bytes: int = MAX_BYTES
+        self, model: Model, cache: Cache, folder: Path | None, max_bytes: int = MAX_BYTES
     ) -> None:
         """Use ``folder``, which need not exist; without one nothing is kept or found."""
         self._model = model
-        self._scheduler = scheduler
+        self._cache = cache
         self._folder = folder
         self._max_bytes = max_bytes
         self.recalled = 0
@@ -71,7 +71,7 @@ class DiskPrefixes:
         Nothing is read where the cache holds nearly as much, or has no room beside what runs.
         """
         lengths = [length for length in self._lengths() if length <= len(tokens)]
-        held = self._scheduler.held(tokens) if lengths else 0
+        held = self._cache.held(tokens) if lengths else 0
         for length in lengths:
             if length < held + GAIN:
                 break
@@ -100,13 +100,13 @@ class DiskPrefixes:
             return False
         if not self._model.restore(seq_id, data, len(tokens)):
             self._model.drop(seq_id, 0)
-            self._scheduler.give_back(seq_id)
+            self._cache.give_back(seq_id)
             return False
-        self._scheduler.adopt(seq_id, tokens)
+        self._cache.adopt(seq_id, tokens)
         return True
 
     def _vacate(self, count: int, spare: int = -1) -> int:
-        seq_id, moves = self._scheduler.vacate(count, spare)
+        seq_id, moves = self._cache.vacate(count, spare)
         carry_out(moves, self._model)
         return seq_id
 
@@ -120,7 +120,7 @@ class DiskPrefixes:
                 "this engine keeps no prefixes: load a GGUF file, without batch_invariant=True"
             )
         tokens = list(tokens)
-        source = self._scheduler.holder_of(tokens)
+        source = self._cache.holder_of(tokens)
         if source < 0:
             raise EngineError("the prefix has left the cache before it was kept: keep it again")
         target = self._vacate(0, spare=source)
@@ -133,7 +133,7 @@ class DiskPrefixes:
             data = self._model.save(target)
         finally:
             self._model.drop(target, 0)
-            self._scheduler.give_back(target)
+            self._cache.give_back(target)
         storage.write_bytes(self._folder / _name(tokens), hashlib.sha256(data).digest() + data)
         self._evict(self._folder)
         return len(data)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from promptflow.engine.cache.cache import Cache
 from promptflow.engine.cache.cells import Move, carry_out
 from promptflow.engine.cache.disk import DiskPrefixes
 from promptflow.engine.interface import Stats
@@ -69,15 +70,11 @@ class Decoder:
         """
         self.model = model
         self.tools = Tools(model)
-        self.scheduler = Scheduler(
-            model.cells,
-            model.batch,
-            model.max_sequences,
-            1 if batch_invariant else max_running,
-            sharing=not batch_invariant,
-        )
+        self.cache = Cache(model.cells, model.max_sequences, sharing=not batch_invariant)
+        running = min(1 if batch_invariant else max_running, model.max_sequences)
+        self.scheduler = Scheduler(self.cache, model.batch, running)
         self._pass_rows = pass_rows
-        self._disk = DiskPrefixes(model, self.scheduler, prefixes)
+        self._disk = DiskPrefixes(model, self.cache, prefixes)
         self._on_start = on_start
         self._entries: dict[int, _Entry] = {}
         self._by_number: dict[int, _Entry] = {}
@@ -189,7 +186,7 @@ class Decoder:
 
     def _draft(self, rows: abc.Sequence[tuple[Sequence, int]]) -> None:
         """Let jobs that are about to sample guess what they will say, while the batch has room."""
-        free = self.scheduler.cells.capacity - self.scheduler.cells.used
+        free = self.cache.cells.capacity - self.cache.cells.used
         room = min(self.model.batch, DRAFTED_ROWS, free) - sum(take for _, take in rows)
         for sequence, take in rows:
             job = self._by_number[sequence.number].job
@@ -273,7 +270,7 @@ class Decoder:
         job = entry.job
         # Where nothing follows what stands, its last token is decoded again, for the logits.
         last = len(job.sequence.tokens) - (not job.is_done)
-        self._move(self.scheduler.cut(job.sequence, min(stands, last)))
+        self._move(self.cache.cut(job.sequence, min(stands, last)))
         return [self._finish(entry)] if job.is_done else []
 
     def _verify(self, entry: _Entry, row: int) -> list[Finished]:
@@ -363,7 +360,7 @@ class Decoder:
         restart = list(sequences)
         if code < -1:
             restart = list(self.scheduler.running)
-            self._move(self.scheduler.evict_all())
+            self._move(self.cache.evict_all())
         for sequence in reversed(restart):
             if sequence.seq_id >= 0:
                 self._preempt(self._by_number[sequence.number])
@@ -373,7 +370,7 @@ class Decoder:
 
     def _make_room(self) -> list[Finished]:
         """Give up cached prefixes, then a job."""
-        freed = self.scheduler.evict_all()
+        freed = self.cache.evict_all()
         self._move(freed)
         self.scheduler.is_full = not freed
         return [] if freed else self._send_back()
@@ -402,7 +399,7 @@ class Decoder:
         """Send a job back to the queue."""
         self._join(entry)
         self._move(self.scheduler.preempt(entry.job.sequence))
-        entry.job.restart(from_scratch=not self.scheduler.sharing)
+        entry.job.restart(from_scratch=not self.cache.sharing)
         self._totals.preempted += 1
 
     def _no_room(self, sequence: Sequence) -> Finished:
@@ -411,4 +408,4 @@ class Decoder:
 
     def stats(self) -> Stats:
         """Return the totals so far."""
-        return self._totals.stats(self.scheduler.evicted, self.tools.constraints.clock.seconds)
+        return self._totals.stats(self.cache.evicted, self.tools.constraints.clock.seconds)
