@@ -113,7 +113,7 @@ def test_a_short_prefix_is_not_worth_reading(tmp_path: Path):
 def test_the_least_recently_used_go_first(tmp_path: Path):
     model = FakeModel()
     decoder = Decoder(model)
-    kept = DiskPrefixes(model, decoder.scheduler, tmp_path, max_bytes=6_000)
+    kept = DiskPrefixes(model, decoder.cache, tmp_path, max_bytes=6_000)
     texts = [f"{number}{PREFIX}" for number in range(3)]
     for age, text in enumerate(texts[:2]):
         ask(decoder, text)

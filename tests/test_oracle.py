@@ -635,3 +635,12 @@ def test_scores_are_the_logprobs_of_the_whole_history():
 def test_the_reference_uses_the_vocabulary_of_words():
     assert isinstance(REFERENCE.tools.constraints, Constraints)
     assert any(token > 256 for token in REFERENCE.tools.prompts.continuation("a the end"))
+
+
+def test_a_search_that_needs_every_sequence_does_without_the_prefix_that_one_of_them_holds():
+    first = Request((Slot("s0", max_tokens=1),))
+    search = Request((Slot("s0", max_tokens=1, beam=Beam(2)),))
+    decoder = Decoder(model(cells=60, batch=1, sequences=2), max_running=1)
+    for completion, request in zip(run(decoder, [first, search]), [first, search], strict=True):
+        assert completion.error is None
+        assert comparable(completion, request) == REFERENCE.fills(request)

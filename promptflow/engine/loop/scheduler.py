@@ -84,6 +84,8 @@ class Scheduler:
             if not self._start(*choice, plan):
                 if self.running:
                     return
+                if self._start(choice[0], -1, 0, plan):
+                    continue  # a search needs the number too of the prefix that it would share
                 self.waiting.remove(choice[0])
                 plan.hopeless.append(choice[0])
 
