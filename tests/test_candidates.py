@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from promptflow.catalog.candidates import candidates, choose, quant_of
+from promptflow.catalog.candidates import candidates, choose, names_of, quant_of
+from promptflow.catalog.hub import hub_name
 from promptflow.errors import ModelNotFound
 
 QUANTS = {
@@ -87,3 +90,24 @@ def test_parts_are_one_candidate():
     assert one.missing == ("x-00002-of-00003.gguf",)
     assert one.size is None
     assert candidates({**files, "x-00002-of-00003.gguf": 1})[0].size == 11
+
+
+def test_whatever_is_listed_can_be_typed():
+    """In repositories made at random."""
+    chance = random.Random(3)
+    quants = ["Q4_K_M", "q4_k_m", "UD-Q4_K_M", "Q8_0", "f16", "BF16", "", "imat", "IQ2_XXS"]
+    for _ in range(300):
+        files = {}
+        for _ in range(chance.randint(1, 8)):
+            folder = chance.choice(["", "", "a/", "Q8_0/", "x y/"])
+            stem = chance.choice(["m", "Model (v2)", "n.v1", "Qwen3-7B", "fp16-tune"])
+            quant, dot = chance.choice(quants), chance.choice("-._")
+            part = chance.choice(["", "", "-00001-of-00001", "-00001-of-00002"])
+            files[f"{folder}{stem}{dot}{quant}{part}.gguf"] = chance.choice([None, 1, 10**9])
+        found = candidates(files)
+        for one in found:
+            name = names_of([*found], "hf:a/b", "@v1")[found.index(one)]
+            read = hub_name(name)
+            typed = candidates(files) if not read.file else []
+            chosen = choose(typed, read.quant, "hf:a/b").file if typed else read.file
+            assert chosen == one.file, (name, list(files))

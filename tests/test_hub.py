@@ -490,3 +490,25 @@ def test_a_record_that_is_damaged_is_no_record(hub):
     pin.write_text("{")
     with pytest.raises(ModelError):
         catalog.locate("hf:org/repo:Q4_K_M")
+
+
+def test_a_kill_at_any_operation_leaves_no_half_model(hub, tmp_path):
+    """Each run is killed some operations later than the last and goes on where that one was."""
+    code = "from promptflow import catalog\nprint(catalog.fetch('hf:org/repo:BF16'))"
+    files = [f"BF16/m-BF16-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for step in range(1, 400, 5):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PROMPTFLOW_KILL_AT": str(step)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        for file, data in zip(files, SHARDS, strict=True):
+            path = snapshot(file)
+            assert not path.exists() or path.read_bytes() == data
+        if run.returncode == 0:
+            break
+        assert run.returncode == -9, run.stderr
+    assert run.returncode == 0
+    assert step > 20
+    assert catalog.locate("hf:org/repo:BF16") == snapshot(files[0])
+    assert [*download.hub_cache().rglob("*incomplete*")] == []

@@ -130,7 +130,12 @@ def choose(found: Sequence[Candidate], quant: str, place: str, revision: str = "
     chosen = list(found) if not quant else _matching(found, quant)
     if len(chosen) == 1:
         return chosen[0]
-    names = _names(chosen or found, place, revision)
+    # A quantization is told only where all files of the place leave no other for it.
+    by_file = dict(zip((one.file for one in found), names_of(found, place, revision), strict=True))
+    names = listed(
+        by_file[one.file] + ("" if one.size is None else f" ({one.size / 1e6:,.0f} MB)")
+        for one in chosen or found
+    )
     where = place + revision
     if chosen and quant:
         raise ModelNotFound(f"{where} has {len(chosen)} files of {quant}; name one: {names}")
@@ -161,16 +166,15 @@ def _folded(text: str) -> str:
     return re.sub(r"fp(16|32)", r"f\1", text.casefold()).replace("-", "_")
 
 
-def _names(found: Sequence[Candidate], place: str, revision: str) -> str:
+def names_of(found: Sequence[Candidate], place: str, revision: str = "") -> list[str]:
     """Return what can be typed for each, by quantization where that tells them apart."""
     quants = [_folded(one.quant) for one in found]
     names = []
     for one, quant in zip(found, quants, strict=True):
         alone = quant and quants.count(quant) == 1
         name = f"{place}:{one.quant}" if alone else f"{place}/{one.file}"
-        size = "" if one.size is None else f" ({one.size / 1e6:,.0f} MB)"
-        names.append(name + revision + size)
-    return listed(names)
+        names.append(name + revision)
+    return names
 
 
 def listed(names: Iterable[str]) -> str:
