@@ -151,8 +151,9 @@ def load(
     trust: bool = False,
     **settings: Any,
 ) -> dspy.LM:
-    """Return the LM of a catalogue name or a GGUF file, or the ``dspy.LM`` of a provider's model.
+    """Return the LM of a local model, or the ``dspy.LM`` of a provider's.
 
+    A local one is named as ``catalog.obtain`` takes it: of the catalogue, a path, ``hf:org/repo``.
     ``openai/gpt-4o-mini`` and its like are a provider's where no file has that name. Equal
     arguments share one engine. ``settings`` are the LM's own options: ``temperature``,
     ``api_base``, ... ``engine`` takes the place of loading. ``trust`` as for ``Engine``. Raises
