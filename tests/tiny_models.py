@@ -49,13 +49,13 @@ _EXPERTS = {
     "expert_feed_forward_length": 48,
 }
 _WINDOW = {"attention.sliding_window": WINDOW, "attention.sliding_window_pattern": 2}
-_STATE = {
+_SCAN = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 128,
     "ssm.state_size": 16,
     "ssm.time_step_rank": 4,
-    "ssm.group_count": 2,
 }
+_STATE = {**_SCAN, "ssm.group_count": 2}
 _DELTA = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 128,
@@ -113,7 +113,7 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "llama4": {**_EXPERTS, "interleave_moe_layer_step": 2},  # chunks of 8,192
 }
 RECURRENT: dict[str, dict[str, Any]] = {
-    "mamba": _STATE,
+    "mamba": _SCAN,
     "mamba2": _STATE,
     "rwkv7": {
         "wkv.head_size": 64,
@@ -138,7 +138,7 @@ HYBRID: dict[str, dict[str, Any]] = {
     "qwen3next": {**_DELTA, **_EXPERTS, "expert_shared_feed_forward_length": 48},
     "granitehybrid": {**_STATE, **_HYBRID},
     "falcon-h1": _STATE,
-    "jamba": {**_STATE, **_HYBRID},
+    "jamba": {**_SCAN, **_HYBRID},
     "plamo2": {**_STATE, **_HYBRID, "ssm.group_count": 0},
     "kimi-linear": {
         **_EXPERTS,

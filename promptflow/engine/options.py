@@ -15,8 +15,6 @@ from promptflow.engine.tuned import Choices, recall
 from promptflow.errors import TemplateError, names_options
 
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
-KV_TYPES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
-"""Bytes of one value in the cache."""
 _LIMITS = {
     "context": (16, 1 << 22),
     "max_running": (1, 64),
@@ -70,8 +68,8 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"EngineOptions({name}={value}) is outside {low} to {high}")
-        if self.kv_type is not None and self.kv_type not in KV_TYPES:
-            known = ", ".join(KV_TYPES)
+        if self.kv_type is not None and self.kv_type not in memory.KV_TYPES:
+            known = ", ".join(memory.KV_TYPES)
             raise ValueError(f"EngineOptions(kv_type={self.kv_type!r}): it is one of {known}")
         if self.kv_type == "q8_0" and not self.flash_attention:
             raise ValueError("EngineOptions(kv_type='q8_0') needs flash_attention=True")
@@ -168,13 +166,13 @@ def _file_settings(model: str | Path, options: EngineOptions, trust: bool) -> Me
     header = catalog.read_gguf(path)
     sha256 = catalog.model_sha256(path)
     choices = options.choices(sha256)
-    cache = memory.cache_bytes(header.metadata, options.context, KV_TYPES[choices.kv_type])
-    memory.check(path.name, header.size, cache, header.vocabulary, options.context, choices.batch)
+    load = load_settings(options, choices)
+    memory.check(path.name, header.size, header.metadata, header.vocabulary, load)
     return {
         "path": str(path),
         "name": catalog.title(model, path, trust=trust),
         "sha256": sha256,
         "prefixes": not options.batch_invariant,  # state that was computed in other batches
         "pass_rows": options.pass_rows(sha256),
-        "load": load_settings(options, choices),
+        "load": load,
     }
