@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +379,10 @@ def test_a_file_that_llama_cpp_refuses_is_a_typed_error(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ModelInvalid, match=r"llama\.cpp refuses .*lorem\.gguf"):
         Model(path, "lorem", "", Load(extra_buffers=False))
+
+
+def test_a_batch_may_have_fewer_tokens_than_there_are_sequences(tiny: Callable[[str], Path]):
+    model = Model(tiny("llama"), "llama", "0" * 64, Load(64, 2, 8, extra_buffers=False))
+    assert model.batch == 2
+    assert model.decode([5, 6], [0, 1], [7, 7], [False, True]) == 0
+    model.close()

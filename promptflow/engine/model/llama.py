@@ -130,7 +130,8 @@ class Model:
         load = self._load
         params = c.llama_context_default_params()
         params.n_ctx = self.cells
-        params.n_batch = self.batch
+        # llama.cpp sets a row of logits aside for each sequence, and aborts where a batch is less.
+        params.n_batch = max(self.batch, self.max_sequences)
         params.n_ubatch = min(self.batch, load.micro_batch)
         params.n_seq_max = self.max_sequences
         params.n_threads = load.threads
