@@ -19,6 +19,7 @@
     │   ├── ConstraintDeadEnd      a constraint under which no token is left
     │   └── ForkedUse              an engine used in a forked child
     ├── TemplateError              a chat template or layout that cannot be rendered
+    │   └── NoReasoningBlock       thinking=True where template or layout has no place for it
     ├── SignatureError             a signature that cannot be read
     │   ├── SignatureNotFound      no document of that name
     │   ├── UnknownField           a field that the signature does not have, or lacks
@@ -133,6 +134,10 @@ class ForkedUse(EngineError):
 
 class TemplateError(PromptflowError):
     """A chat template or a layout could not be rendered."""
+
+
+class NoReasoningBlock(TemplateError):
+    """Thinking was asked of a model whose chat template, or of a layout which, has no place."""
 
 
 class SignatureError(PromptflowError):

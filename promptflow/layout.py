@@ -14,11 +14,12 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from promptflow.engine.interface import TextEngine
+from promptflow.engine.model.chat_template import stops_of
 from promptflow.engine.request import Choice, Completion, Fill, Part, Sampling, Slot, Text
-from promptflow.errors import TemplateError, UnknownField, UnsupportedType
+from promptflow.errors import NoReasoningBlock, TemplateError, UnknownField, UnsupportedType
 from promptflow.fields import Shape, TypedField, to_text
 from promptflow.sandbox import (
     MAX_SOURCE,
@@ -33,6 +34,7 @@ from promptflow.signatures import (
     description_of,
     label_of,
     own_instructions,
+    plain_label,
 )
 
 CHAT, COMPLETION = "chat", "completion"
@@ -46,6 +48,9 @@ MAX_TOKENS = 4096
 LEAST = 32
 """Tokens that such a text must have room for, so that reasoning does not leave it without any."""
 
+BLOCK = "reasoning"
+"""The role of what stands in the reasoning block of a turn: see ``TextEngine.scaffold``."""
+
 Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
 
@@ -56,7 +61,10 @@ class Decoding:
     Tokens are per slot; a constrained slot takes what its type needs. ``weigh`` has every option of
     a Literal weighed (``Choice.weighed``). Outputs after ``until`` are not written. ``layout`` is a
     bundled name or the path of a .jinja file. A text without a limit ends before any of ``stop``
-    too.
+    too. ``thinking`` is whether reasoning stands in the reasoning block of the model's own chat
+    template: ``auto`` where there is one and the first output is called reasoning, True in any case
+    (without such an output it is in the fill ``thinking`` alone), False never. Where it does not,
+    the block is closed.
     """
 
     sampling: Sampling | None = None
@@ -67,6 +75,7 @@ class Decoding:
     until: str | None = None
     layout: str | None = None
     stop: tuple[str, ...] | None = None
+    thinking: bool | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be decoded by."""
@@ -76,6 +85,10 @@ class Decoding:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: give a whole number from {least}")
+        if not (
+            self.thinking is None or isinstance(self.thinking, bool) or self.thinking == "auto"
+        ):
+            raise ValueError(f"thinking={self.thinking!r}: give True, False or 'auto'")
         stops = () if self.stop is None else self.stop
         if not isinstance(stops, tuple) or not all(isinstance(s, str) and s for s in stops):
             raise ValueError(f"stop={self.stop!r}: give texts that are not empty")
@@ -145,19 +158,30 @@ class _Turn:
     role: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Reasoned:
+    """The value of a demo's first output, with the reasoning that led to it."""
+
+    text: str
+    reasoning: str
+
+
+_Meaning = str | Slot | _Reasoned
+
+
 @dataclass(slots=True)
 class _Markers:
     """Markers and what each stands for; that of a turn names its role."""
 
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
-    meanings: list[str | Slot] = field(default_factory=list)
+    meanings: list[_Meaning] = field(default_factory=list)
 
-    def mark(self, meaning: str | Slot) -> str:
+    def mark(self, meaning: _Meaning) -> str:
         """Return a fresh marker."""
         self.meanings.append(meaning)
         return f"\x00{self.secret}.{len(self.meanings) - 1}\x00"
 
-    def split(self, text: str, layout: str) -> Iterator[str | _Turn | Slot]:
+    def split(self, text: str, layout: str) -> Iterator[_Turn | _Meaning]:
         """Return the text with what its markers mean. Raises TemplateError for a wrong use."""
         counts = [0] * len(self.meanings)
         for number, piece in enumerate(re.split(f"\x00{self.secret}\\.([^\x00]*)\x00", text)):
@@ -178,9 +202,10 @@ class _Markers:
                     f"layout {layout!r} writes the slot of output {meaning.name!r} {count} times; "
                     "write {{ field.value }} once for each field of outputs"
                 )
-            if isinstance(meaning, str) and not count:
+            if not isinstance(meaning, Slot) and not count:
+                text = meaning.text if isinstance(meaning, _Reasoned) else meaning
                 raise TemplateError(
-                    f"layout {layout!r} leaves out or changes the value {meaning[:40]!r}"
+                    f"layout {layout!r} leaves out or changes the value {text[:40]!r}"
                 )
 
 
@@ -198,28 +223,91 @@ def render(
     before, after the demos; each holds some of the fields, and then inputs may be missing. Raises
     UnsupportedType, UnknownField and TemplateError.
     """
-    layout, until = decoding.layout or CHAT, decoding.until
-    markers = _Markers()
-    outputs = list(signature.output_fields.items())
-    names = [name for name, _ in outputs]
-    if until is not None and until not in names:
-        raise UnknownField(f"there is no output {until!r} to stop after; the outputs are {names}")
-    written = outputs if until is None else outputs[: names.index(until) + 1]
-    slots = _Slots(dict(written), inputs, decoding, markers)
-    past, open_fields = _turns(signature, turns, markers)
-    asked = {n: f for n, f in signature.input_fields.items() if n in inputs or not turns}
-    made = {
-        "instructions": own_instructions(signature),
-        "standard": begins_with_default(signature),
-        "inputs": (*open_fields, *_shown_fields(asked, inputs, markers)),
-        "demos": [*(d for demo in demos if (d := _demo(signature, demo, markers))), *past],
-        "outputs": tuple(slots.field(name, info) for name, info in written),
-        "fields": tuple(_described(name, info) for name, info in outputs),
-        "reasons": bool(REASONING & set(names)),
-    }
-    done = _rendered(layout, made, markers.secret)
-    pieces = list(markers.split(done.text, layout))
-    return _assembled(pieces, scaffold, done.stop, layout)
+    asked = _Asked(signature, demos, inputs, scaffold, decoding, turns)
+    thought = asked.thought()
+    if thought is not None:
+        try:
+            return asked.parts(thought)
+        except NoReasoningBlock:
+            if decoding.thinking is True:
+                raise
+    return asked.parts(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What ``render`` was given."""
+
+    signature: Any
+    demos: Sequence[Mapping[str, Any]]
+    inputs: Mapping[str, Any]
+    scaffold: Scaffold
+    decoding: Decoding
+    turns: Sequence[Mapping[str, Any]]
+
+    def written(self) -> list[tuple[str, Any]]:
+        """Return the outputs up to the last that is wanted. Raises UnknownField."""
+        outputs, until = list(self.signature.output_fields.items()), self.decoding.until
+        names = [name for name, _ in outputs]
+        if until is not None and until not in names:
+            raise UnknownField(
+                f"there is no output {until!r} to stop after; the outputs are {names}"
+            )
+        return outputs if until is None else outputs[: names.index(until) + 1]
+
+    def thought(self) -> str | None:
+        """Return the name of what is to stand in the model's reasoning block, if anything is.
+
+        Raises NoReasoningBlock where thinking was asked for and the chat template has no block.
+        """
+        if self.decoding.thinking is False:
+            return None
+        name, info = self.written()[0]
+        own = name if reasons(name, info) else None
+        if own is None and self.decoding.thinking is not True:
+            return None
+        try:
+            self.scaffold(("user", BLOCK))
+        except TemplateError:
+            if self.decoding.thinking is True:
+                raise
+            return None
+        return own or next(
+            n for n in ("thinking", "own_thinking") if n not in self.signature.fields
+        )
+
+    def parts(self, thought: str | None) -> tuple[Part, ...]:
+        """Return the prompt; NoReasoningBlock where the layout has no place for ``thought``."""
+        signature, inputs = self.signature, self.inputs
+        layout, markers = self.decoding.layout or CHAT, _Markers()
+        shown = signature.delete(thought) if thought in signature.output_fields else signature
+        written = [(name, info) for name, info in self.written() if name != thought]
+        slots = _Slots(dict(written), inputs, self.decoding, markers)
+        past, open_fields = _turns(signature, self.turns, markers, thought)
+        asked = {n: f for n, f in signature.input_fields.items() if n in inputs or not self.turns}
+        demos = (_demo(signature, demo, markers, thought) for demo in self.demos)
+        outputs = signature.output_fields
+        made = {
+            "instructions": own_instructions(signature),
+            "standard": begins_with_default(signature),
+            "inputs": (*open_fields, *_shown_fields(asked, inputs, markers)),
+            "demos": [*filter(None, demos), *past],
+            "outputs": tuple(slots.field(name, info) for name, info in written),
+            "fields": tuple(_described(name, info) for name, info in outputs.items()),
+            "reasons": bool(REASONING & set(shown.output_fields)),
+            "thought": thought or "",
+        }
+        done = _rendered(layout, made, markers.secret)
+        pieces = list(markers.split(done.text, layout))
+        opened = () if thought is None else slots.thought(thought, signature)
+        return _assembled(pieces, opened, self.scaffold, done.stop, layout)
+
+
+def reasons(name: str, info: Any) -> bool:
+    """Say whether an output is reasoning: by its name, or by the type ``dspy.Reasoning``."""
+    typed = TypedField.of(name, info)
+    known = name in REASONING or getattr(typed.annotation, "__name__", "") == "Reasoning"
+    return known and typed.shape.written == "free" and typed.shape.kind == "text"
 
 
 def read(signature: Any, completion: Completion) -> dict[str, Any]:
@@ -285,7 +373,7 @@ class _Slots:
         if chosen.weigh and isinstance(constraint, Choice):
             constraint = replace(constraint, weighed=True)
         free = shape.written == "free"
-        own = chosen.reasoning_tokens if name in REASONING else chosen.max_tokens
+        own = chosen.reasoning_tokens if reasons(name, info) else chosen.max_tokens
         is_open = free and own is None
         slot = Slot(
             name,
@@ -299,6 +387,25 @@ class _Slots:
             needs_text=constraint is None,
         )
         return _field(name, info, slot, self.markers, shape)
+
+    def thought(self, name: str, signature: Any) -> tuple[str | Slot, ...]:
+        """Return what stands in the reasoning block: a label that somebody chose, and the slot."""
+        info = signature.output_fields.get(name)
+        label = "" if info is None else label_of(info)
+        lead = f"{label} " if label and label != plain_label(name) else ""
+        if name in self.inputs:
+            return (lead + TypedField.of(name, info).text(self.inputs[name]),)
+        chosen, own = self.decoding, self.decoding.reasoning_tokens
+        slot = Slot(
+            name,
+            max_tokens=own or MAX_TOKENS,
+            stop=chosen.stop or (),
+            sampling=chosen.sampling or Sampling(),
+            logprobs=chosen.logprobs,
+            fits=own is None,
+            least=LEAST if own is None else 1,
+        )
+        return (lead, slot)
 
     def _tokens(self, shape: Shape, own: int | None) -> int:
         """Return the bound of a slot: a small value has its own, others take what was chosen."""
@@ -360,24 +467,34 @@ def _input_text(name: str, value: Any) -> str:
         raise UnsupportedType(f"input {name!r}: {error}") from error
 
 
-def _demo(signature: Any, demo: Mapping[str, Any], markers: _Markers) -> Demo | None:
+def _demo(
+    signature: Any, demo: Mapping[str, Any], markers: _Markers, thought: str | None
+) -> Demo | None:
     """Return what a demo has of the signature; None where it lacks all inputs or all outputs."""
     held = {name: demo[name] for name in demo.keys() if demo[name] is not None}  # noqa: SIM118
     inputs = {n: info for n, info in signature.input_fields.items() if n in held}
     outputs = {n: info for n, info in signature.output_fields.items() if n in held}
     if not inputs or not outputs:
         return None
-    return Demo(_shown_fields(inputs, held, markers), _told_fields(outputs, held, markers))
+    return Demo(_shown_fields(inputs, held, markers), _told_fields(outputs, held, markers, thought))
 
 
 def _told_fields(
-    infos: Mapping[str, Any], values: Mapping[str, Any], markers: _Markers
+    infos: Mapping[str, Any], values: Mapping[str, Any], markers: _Markers, thought: str | None
 ) -> tuple[Field, ...]:
-    """Return outputs that were given, with their texts."""
-    return tuple(
-        _field(name, info, TypedField.of(name, info).text(values[name]), markers, _PLAIN)
-        for name, info in infos.items()
-    )
+    """Return outputs that were given, with their texts; ``thought`` apart, in the block."""
+    texts = {name: TypedField.of(name, info).text(values[name]) for name, info in infos.items()}
+    reasoning = ""
+    if thought in texts and len(texts) > 1:
+        reasoning = texts.pop(thought)
+        label = label_of(infos[thought])
+        reasoning = reasoning if label == plain_label(thought) else f"{label} {reasoning}"
+    fields = []
+    for number, (name, text) in enumerate(texts.items()):
+        meaning = _Reasoned(text, reasoning) if reasoning and not number else text
+        made = _field(name, infos[name], text, None, _PLAIN)
+        fields.append(replace(made, value=markers.mark(meaning)))
+    return tuple(fields)
 
 
 RESULTS = "tool_call_results"
@@ -385,7 +502,10 @@ RESULTS = "tool_call_results"
 
 
 def _turns(
-    signature: Any, turns: Sequence[Mapping[str, Any]], markers: _Markers
+    signature: Any,
+    turns: Sequence[Mapping[str, Any]],
+    markers: _Markers,
+    thought: str | None,
 ) -> tuple[list[Demo], tuple[Field, ...]]:
     """Return past turns as demos, and what was said to the model after the last of them."""
     past: list[Demo] = []
@@ -398,7 +518,7 @@ def _turns(
         if outputs:
             results = [r for n in outputs if (r := getattr(held[n], RESULTS, None)) is not None]
             plain = {n: _without_results(held[n]) for n in outputs}
-            past.append(Demo(said, _told_fields(outputs, plain, markers)))
+            past.append(Demo(said, _told_fields(outputs, plain, markers, thought)))
             said = tuple(
                 Field(RESULTS, "Results:", "", markers.mark(text), "\n" in text)
                 for text in map(to_text, results)
@@ -449,18 +569,29 @@ def _as_data(seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assembled(
-    pieces: Sequence[str | _Turn | Slot], scaffold: Scaffold, stop: tuple[str, ...], layout: str
+    pieces: Sequence[_Turn | _Meaning],
+    thought: Sequence[str | Slot],
+    scaffold: Scaffold,
+    stop: tuple[str, ...],
+    layout: str,
 ) -> tuple[Part, ...]:
     """Join content with the chat template's own texts around it."""
+    pieces = _with_reasoning(pieces, thought, layout)
     roles = [piece.role for piece in pieces if isinstance(piece, _Turn)]
     # The model speaks next: the texts of the template end where its turn opens.
-    texts = iter(scaffold(roles[:-1] if roles[-1:] == ["assistant"] else roles) if roles else ())
+    roles = roles[:-1] if roles[-1:] == ["assistant"] else roles
+    made = scaffold(roles) if roles else ()
+    texts = iter(made)
+    last = len(roles) - (roles[-1:] == [BLOCK])  # the text before what the model is asked
     parts: list[Part] = []
+    turns = 0
     for number, piece in enumerate(pieces):
         if isinstance(piece, _Turn):
             _append(parts, Text(next(texts), trusted=True))
+            turns += 1
         elif isinstance(piece, Slot):
-            parts.append(_led(parts, piece, stop))
+            closing = made[-1] if thought and turns == last + 1 else ""
+            parts.append(_led(parts, piece, stop, closing))
         elif piece:
             if roles and number == 0:
                 raise TemplateError(f"layout {layout!r}: the text {piece[:40]!r} is in no turn")
@@ -468,6 +599,40 @@ def _assembled(
     for text in texts:
         _append(parts, Text(text, trusted=True))
     return tuple(parts)
+
+
+def _with_reasoning(
+    pieces: Sequence[_Turn | _Meaning], thought: Sequence[str | Slot], layout: str
+) -> list[_Turn | str | Slot]:
+    """Return pieces with reasoning as turns of their own, before the answers that it led to.
+
+    Raises NoReasoningBlock where an answer does not stand in a turn of the assistant of its own.
+    """
+    found: list[_Turn | str | Slot] = []
+    answer: int | None = None  # where the assistant's turn begins, until its reasoning is known
+    for piece in pieces:
+        if isinstance(piece, _Reasoned):
+            if answer is None:
+                raise NoReasoningBlock(_no_place(layout))
+            found[answer:answer] = [_Turn(BLOCK), piece.reasoning]
+            answer = None
+            found.append(piece.text)
+            continue
+        if isinstance(piece, _Turn):
+            answer = len(found) if piece.role == "assistant" else None
+        found.append(piece)
+    if thought:
+        if answer is None:
+            raise NoReasoningBlock(_no_place(layout))
+        found[answer:answer] = [_Turn(BLOCK), *thought]
+    return found
+
+
+def _no_place(layout: str) -> str:
+    return (
+        f"layout {layout!r} has no turn('assistant') of its own for each answer, so that reasoning "
+        "has no block to stand in: leave out thinking=True, or use layout='chat'"
+    )
 
 
 def _append(parts: list[Part], text: Text) -> None:
@@ -478,7 +643,7 @@ def _append(parts: list[Part], text: Text) -> None:
         parts.append(text)
 
 
-def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...]) -> Slot:
+def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...], closing: str) -> Slot:
     """Return the slot with the spaces before it as its lead, and take them from the text.
 
     Tokenizers join a space with the word that follows it.
@@ -492,5 +657,9 @@ def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...]) -> Slot:
             parts[-1] = Text(text)
         elif lead:
             parts.pop()
-    stops = slot.stop if slot.constraint else (*slot.stop, *stop)
+    if closing:
+        # A block that the model closes ends there; what a layout stops at is for answers.
+        stops = (*stops_of(closing), *slot.stop)
+    else:
+        stops = slot.stop if slot.constraint else (*slot.stop, *stop)
     return replace(slot, stop=stops, lead=lead)

@@ -181,6 +181,8 @@ def _environment(kind: Kind) -> Environment:
         keep_trailing_newline=True,
         undefined=Undefined,
     )
+    environment.filters["tojson"] = _tojson
+    environment.filters["from_json"] = json.loads
     namespace = environment.globals["namespace"]
     environment.globals.clear()
     environment.globals.update(
@@ -191,6 +193,23 @@ def _environment(kind: Kind) -> Environment:
         strftime_now=_strftime_now,
     )
     return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Write JSON as the templates of models expect it: Jinja's own escapes HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> None:

@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 
-from promptflow.engine.model.chat_template import scaffold
+from promptflow.engine.model.chat_template import scaffold, stops_of
 from promptflow.engine.scripted import ScriptedEngine
-from promptflow.errors import TemplateError
+from promptflow.errors import NoReasoningBlock, TemplateError
 from promptflow.sandbox import MAX_OUTPUT, Job, RenderFailed, render_here
 
 CHATML = (
@@ -191,3 +191,150 @@ def test_a_long_template_is_refused_and_none_says_what_to_do():
         render("{{ messages[0].content }}" + " " * 300_000)
     with pytest.raises(TemplateError, match="layout='completion'"):
         render("")
+
+
+def turns(before: str, after: str = "", prompt: str = "<|a|>", history: str = "") -> str:
+    """Return a template whose answers have their reasoning between ``before`` and ``after``."""
+    return (
+        "{% for m in messages %}<|{{ m.role[0] }}|>"
+        + history
+        + (before and f"{{% if m.reasoning_content %}}{before}{{{{ m.reasoning_content }}}}{after}")
+        + (before and "{% endif %}")
+        + "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}"
+        + prompt
+        + "{% endif %}"
+    )
+
+
+SWITCH = "{% if enable_thinking is defined and enable_thinking is false %}"
+KINDS = {
+    "a switch that writes an empty block": (
+        turns("<think>\n", "\n</think>\n\n", f"<|a|>{SWITCH}<think>\n\n</think>\n\n{{% endif %}}"),
+        "<|end|><|a|><think>\n\n</think>\n\n",
+        ("<|end|><|a|><think>\n", "\n</think>\n\n"),
+    ),
+    "a prompt that ends in an open block": (
+        turns("<think>\n", "\n</think>\n\n", "<|a|><think>\n"),
+        "<|end|><|a|><think>\n\n</think>\n\n",
+        ("<|end|><|a|><think>\n", "\n</think>\n\n"),
+    ),
+    "an open block, and reasoning is never shown": (
+        turns("", prompt="<|a|><think>\n"),
+        "<|end|><|a|><think>\n\n</think>\n\n",
+        ("<|end|><|a|><think>\n", "\n</think>\n\n"),
+    ),
+    "a switch, and reasoning is never shown": (
+        turns("", prompt=f"<|a|>{SWITCH}<think>\n\n</think>\n{{% endif %}}"),
+        "<|end|><|a|><think>\n\n</think>\n",
+        ("<|end|><|a|><think>\n", "\n</think>\n"),
+    ),
+    "channels": (
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}"
+        "{% if m.thinking %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant"
+        "{% endif %}<|channel|>final{% endif %}<|message|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        (
+            "<|end|><|start|>assistant<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+    ),
+    "no switch at all": (
+        turns("<think>", "</think>"),
+        "<|end|><|a|><think></think>",
+        ("<|end|><|a|><think>", "</think>"),
+    ),
+    "a switch that opens": (
+        turns("<think>", "</think>", "<|a|>{% if enable_thinking %}<think>{% endif %}"),
+        "<|end|><|a|>",
+        ("<|end|><|a|><think>", "</think>"),
+    ),
+    "a mode": (
+        turns("<t>", "</t>", "<|a|>{{ '</t>' if thinking_mode == 'disabled' }}"),
+        "<|end|><|a|></t>",
+        ("<|end|><|a|><t>", "</t>"),
+    ),
+    "an effort": (
+        turns("<t>", "</t>", "<|a|><t>{{ '</t>' if reasoning_effort == 'no_think' }}"),
+        "<|end|><|a|><t></t>",
+        ("<|end|><|a|><t>", "</t>"),
+    ),
+    "words in the place of tags": (
+        turns("", prompt="<|a|>Steps:\n").replace(
+            "{{ m.content }}",
+            "{% if m.reasoning %}{{ m.reasoning }}\n[FINAL]\n{% endif %}{{ m.content }}",
+        ),
+        "<|end|><|a|>Steps:\n\n[FINAL]\n",
+        ("<|end|><|a|>Steps:\n", "\n[FINAL]\n"),
+    ),
+    "parts": (
+        "{% for m in messages %}<|{{ m.role[0] }}|>{% for p in m.content %}"
+        "{% if p.type == 'thinking' %}[THINK]{{ p.thinking }}[/THINK]{% else %}{{ p.text }}"
+        "{% endif %}{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|a|>{% endif %}",
+        "<|end|><|a|>[THINK][/THINK]",
+        ("<|end|><|a|>[THINK]", "[/THINK]"),
+    ),
+    "no block": (turns(""), "<|end|><|a|>", None),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reasoning_blocks_are_found_by_what_templates_write(kind):
+    template, closed, block = KINDS[kind]
+    assert render(template, ("system", "user"))[-1] == closed
+    assert render(template, ("user",))[-1] == closed
+    if block is None:
+        with pytest.raises(NoReasoningBlock, match="thinking=True"):
+            render(template, ("user", "reasoning"))
+    else:
+        assert render(template, ("user", "reasoning"))[-2:] == block
+        assert render(template, ("system", "user", "reasoning"))[-2:] == block
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind][2]])
+def test_past_turns_carry_reasoning_where_templates_drop_it_too(kind):
+    template, closed, block = KINDS[kind]
+    roles = ("user", "reasoning", "assistant", "user", "assistant", "user")
+    texts = render(template, roles)
+    assert len(texts) == len(roles) + 1
+    assert texts[-1] == closed
+    opening, closing = block
+    assert texts[2] == closing
+    assert texts[1] in (opening, opening.replace("Steps:\n", ""))
+
+
+def test_a_block_that_nothing_closes_is_refused():
+    with pytest.raises(TemplateError, match="nothing shows how it is closed"):
+        render(turns("", prompt="<|a|><|think|>"))
+
+
+@pytest.mark.parametrize(
+    ("closing", "stops"),
+    [
+        ("</think>", ("</think>",)),
+        ("\n</think>\n\n", ("\n</think>", "</think>")),
+        ("<|end|><|start|>assistant", ("<|end|>",)),
+        ("\n[BEGIN FINAL RESPONSE]\n", ("\n[BEGIN FINAL RESPONSE]", "[BEGIN FINAL RESPONSE]")),
+        ("\nAnswer:\nx", ("\nAnswer:", "Answer:")),
+    ],
+)
+def test_reasoning_ends_where_the_block_is_closed(closing, stops):
+    assert stops_of(closing) == stops
+
+
+def test_json_is_written_as_models_know_it():
+    source = (
+        "{{ x | tojson }}{{ x | tojson(ensure_ascii=True) }}{{ x | tojson(indent=1) }}"
+        "{{ y | tojson(separators=(',', ':'), sort_keys=True) }}{{ '-' * 3 }}"
+    )
+    job = Job("chat", source, {"x": ["<é'>"], "y": {"b": 1, "a": 2}})
+    assert render_here(job).text == '["<é\'>"]["<\\u00e9\'>"][\n "<é\'>"\n]{"a":2,"b":1}---'
+
+
+def test_roles_that_a_template_does_not_know_are_those_that_it_knows():
+    strict = (
+        "{% for m in messages %}{% if m.role not in ('system', 'user') %}"
+        "{{ raise_exception(m.role) }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    assert render(strict, ("developer", "tool")) == ("[system]", "[user]", "")
+    assert render(CHATML, ("developer", "tool"))[0] == "<|im_start|>developer\n"

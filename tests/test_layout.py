@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import json
@@ -25,7 +26,14 @@ from promptflow.engine.request import (
     Text,
 )
 from promptflow.engine.scripted import ScriptedEngine
-from promptflow.errors import ParseError, TemplateError, UnknownField, UnsupportedType
+from promptflow.errors import (
+    NoReasoningBlock,
+    ParseError,
+    TemplateError,
+    UnknownField,
+    UnsupportedType,
+)
+from promptflow.lm import prompt_text
 from promptflow.signatures import signature
 
 SCAFFOLD = ScriptedEngine(lambda text, slot: "").scaffold
@@ -348,3 +356,116 @@ def test_fills_are_read_by_their_types():
     error = UnknownField("gone")
     with pytest.raises(UnknownField):
         layout.read(spec, Completion(error=error))
+
+
+THINKING = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.reasoning_content and loop.last %}<think>\n"
+    "{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined and "
+    "not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def thinking_engine(template: str = THINKING) -> ScriptedEngine:
+    engine = ScriptedEngine(lambda text, slot: "x")
+    engine.info = dataclasses.replace(engine.info, template=template)
+    return engine
+
+
+def thought_text(spec: Any, demos: Any = (), **options: Any) -> tuple[str, tuple[Part, ...]]:
+    given = options.pop("given", {"question": "Q"})
+    parts = layout.render(
+        spec, demos, given, thinking_engine().scaffold, layout.Decoding(**options)
+    )
+    return prompt_text(parts), parts
+
+
+REASONED = "question -> reasoning, answer: int"
+
+
+def test_reasoning_stands_in_the_models_own_block_and_then_the_answers():
+    text, parts = thought_text(signature(REASONED), reasoning_tokens=7)
+    assert text.endswith(
+        "Question: Q<|end|><|assistant|><think>\n{reasoning}\n</think>\n\n"
+        "Answer (a whole number): {answer}"
+    )
+    assert "Reasoning:" not in text
+    assert "step by step" not in text
+    [slot, _] = [part for part in parts if isinstance(part, Slot)]
+    assert slot.max_tokens == 7
+    assert slot.stop[:2] == ("\n</think>", "</think>")
+    trusted = [part.text for part in parts if isinstance(part, Text) and part.trusted]
+    assert trusted[-1] == "\n</think>\n\n"
+
+
+def test_without_reasoning_and_without_thinking_the_block_is_closed():
+    closed = "<|assistant|><think>\n\n</think>\n\n"
+    assert (
+        f"{closed}Answer (a whole number):" in thought_text(signature("question -> answer: int"))[0]
+    )
+    text, _ = thought_text(signature(REASONED), thinking=False)
+    assert text.endswith(closed + "Reasoning: {reasoning}\nAnswer (a whole number): {answer}")
+
+
+def test_thinking_without_such_an_output_is_a_slot_of_its_own():
+    text, _ = thought_text(signature("question -> answer"), thinking=True)
+    assert text.endswith("<think>\n{thinking}\n</think>\n\nAnswer: {answer}")
+    text, _ = thought_text(
+        signature("question, thinking -> answer"),
+        thinking=True,
+        given={"question": "Q", "thinking": "T"},
+    )
+    assert "{own_thinking}" in text
+
+
+def test_demos_have_their_reasoning_in_the_block_where_the_template_drops_it_too():
+    demos = [
+        {"question": "a", "reasoning": "b</think>", "answer": 1},
+        {"question": "c", "answer": 2},
+    ]
+    text, parts = thought_text(signature(REASONED), demos)
+    assert "<|assistant|><think>\nb</think>\n</think>\n\nAnswer: 1<|end|>" in text
+    assert "<|assistant|>Answer: 2<|end|>" in text
+    assert "Reasoning:" not in text
+    assert any(isinstance(p, Text) and not p.trusted and "b</think>" in p.text for p in parts)
+
+
+def test_reasoning_that_is_given_stands_in_the_block_and_a_chosen_label_begins_it():
+    spec = signature(REASONED).with_updated_fields("reasoning", prefix="Let us see.")
+    text, _ = thought_text(spec, given={"question": "Q", "reasoning": "R"})
+    assert "<think>\nLet us see. R\n</think>\n\nAnswer" in text
+
+
+def test_a_description_of_reasoning_is_not_lost():
+    spec = signature(REASONED).with_updated_fields("reasoning", desc="one short line")
+    text, _ = thought_text(spec)
+    assert "Reasoning: one short line" in text
+
+
+def test_dspys_reasoning_is_reasoning_under_any_name():
+    spec = dspy.Signature("question -> why: dspy.Reasoning, answer")
+    text, _ = thought_text(spec)
+    assert text.endswith("<think>\n{why}\n</think>\n\nAnswer: {answer}")
+
+
+@pytest.mark.parametrize("spec", [REASONED, "question -> answer"])
+def test_thinking_is_refused_where_there_is_no_block(spec):
+    with pytest.raises(NoReasoningBlock, match="thinking=True"):
+        layout.render(
+            signature(spec), [], {"question": "Q"}, SCAFFOLD, layout.Decoding(thinking=True)
+        )
+    with pytest.raises(NoReasoningBlock, match="layout 'completion' has no turn"):
+        thought_text(signature(spec), thinking=True, layout="completion")
+    text, _ = thought_text(signature(REASONED), layout="completion")
+    assert "Reasoning: {reasoning}" in text
+
+
+def test_thinking_is_true_false_or_auto():
+    with pytest.raises(ValueError, match="True, False or 'auto'"):
+        layout.Decoding(thinking="yes")  # type: ignore[arg-type]
+    for value in (True, False, "auto"):
+        made = layout.Decoding(thinking=value)  # type: ignore[arg-type]
+        assert layout.Decoding.from_json(made.to_json()) == made
+    below = layout.Decoding(thinking=True)
+    assert layout.Decoding(thinking=False).over(below).thinking is False
+    assert layout.Decoding().over(below).thinking is True

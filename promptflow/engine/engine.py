@@ -35,6 +35,7 @@ from promptflow.errors import (
     ForkedUse,
     PromptflowError,
     QueueFull,
+    TemplateError,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Engine:
         self._exact = self._used = self._retired = False
         self.renewals = 0
         self.renewal_seconds = 0.0
-        self._scaffolds: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._scaffolds: dict[tuple[str, ...], tuple[str, ...] | TemplateError] = {}
         self._model = None if isinstance(model, str | Path) else model
         path = model if isinstance(model, str | Path) else None
         self._template = options.template()
@@ -365,14 +366,24 @@ class Engine:
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
         """Return the chat template's texts around contents: one more than ``roles``.
 
-        The last one opens the assistant's turn, unless the last role is ``assistant``. Raises
-        TemplateError for a model without a usable template.
+        The last one opens the assistant's turn, its reasoning block closed, unless the last role is
+        ``assistant``. The contents of a role ``reasoning`` stand in the block of the turn that
+        follows: see ``TextEngine``. Raises TemplateError for a model without a usable template, and
+        NoReasoningBlock.
         """
         key = tuple(roles)
         if key not in self._scaffolds:
             info = self.info
-            self._scaffolds[key] = chat_template.scaffold(info.template, key, info.bos, info.eos)
-        return self._scaffolds[key]
+            try:
+                made = chat_template.scaffold(info.template, key, info.bos, info.eos)
+            except TemplateError as error:
+                self._scaffolds[key] = error
+            else:
+                self._scaffolds[key] = made
+        held = self._scaffolds[key]
+        if isinstance(held, TemplateError):
+            raise held.with_traceback(None)
+        return held
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:
         """Return the text of each prompt token of ``parts``."""

@@ -108,7 +108,10 @@ class TextEngine(Protocol):
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
         """Return the chat template's trusted texts around contents: one more than ``roles``.
 
-        The last one opens the assistant's turn, unless the last role is ``assistant``.
+        The last one opens the assistant's turn, unless the last role is ``assistant``: where the
+        template has a reasoning block, in its closed form. A role ``reasoning`` has its contents in
+        the block of the assistant's turn that follows; as the last role, the text before it opens
+        the block of the turn to come, and the last text closes it. Raises NoReasoningBlock.
         """
 
     def count(self, parts: Sequence[Part]) -> int:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from promptflow.engine.interface import ModelInfo, Stats
+from promptflow.engine.model import chat_template
 from promptflow.engine.model.fake import END, fake_info
 from promptflow.engine.request import (
     Alternative,
@@ -24,7 +25,7 @@ from promptflow.engine.request import (
     Usage,
 )
 from promptflow.engine.stream import Feed, Stream
-from promptflow.errors import PromptflowError
+from promptflow.errors import NoReasoningBlock, PromptflowError
 
 Answer = Callable[[str, Slot], str]
 _OPEN = "<|im_start|>"
@@ -117,7 +118,15 @@ class ScriptedEngine:
         return [tuple(TokenLogprob(word, 0, -1.0) for word in c.split()) for c in continuations]
 
     def scaffold(self, roles: Sequence[str]) -> tuple[str, ...]:
-        """Return ChatML texts."""
+        """Return the texts of ``info.template``, or ChatML, which has no reasoning block."""
+        if self.info.template:
+            info = self.info
+            return chat_template.scaffold(info.template, roles, info.bos, info.eos)
+        if "reasoning" in roles:
+            raise NoReasoningBlock(
+                "a scripted engine has no reasoning block unless its info.template writes one: "
+                "leave out thinking=True"
+            )
         texts = [f"{_OPEN}{role}\n" for role in roles]
         texts[1:] = [f"{END}\n{text}" for text in texts[1:]]
         opens = "" if roles[-1] == "assistant" else f"{_OPEN}assistant\n"

@@ -49,7 +49,7 @@ REFUSED: Mapping[str, str] = {
     "service_tier": _REMOTE,
     "store": _REMOTE,
     "stream": "use dspy.streamify",
-    "thinking": "give the signature a field reasoning; reasoning_tokens bounds it",
+    "thinking": "write Predict(..., thinking=True); reasoning_tokens bounds it",
     "timeout": "use Request(deadline=...) on the engine",
     "user": _REMOTE,
     "verbosity": "say in the instructions how long the answer is to be",

@@ -139,21 +139,28 @@ class Turns:
 
     def messages(self, parts: Sequence[Part]) -> list[dict[str, str]]:
         """Return a prompt as DSPy's messages; as one of the user's where it has no such turns."""
+        asked = self._roles[-1:] == [layout.BLOCK]
+        roles = list(self._roles[:-1] if asked else self._roles)
         contents: list[str] = []
         for part in parts:
-            if isinstance(part, Slot) or len(contents) > len(self._roles):
+            if isinstance(part, Slot) or len(contents) > len(roles):
                 break
             if part.trusted:
                 contents.append("")
             elif contents:
                 contents[-1] += part.text
-        if not self._roles or len(contents) <= len(self._roles):
+        if not roles or len(contents) <= len(roles):
             first = next(n for n, part in enumerate(parts) if isinstance(part, Slot))
             return [{"role": "user", "content": prompt_text(parts[:first])}]
-        return [
-            {"role": role, "content": content}
-            for role, content in zip(self._roles, contents, strict=False)
-        ]
+        messages: list[dict[str, str]] = []
+        thought: dict[str, str] = {}
+        for role, content in zip(roles, contents, strict=False):
+            if role == layout.BLOCK:
+                thought = {"reasoning_content": content}
+                continue
+            messages.append({"role": role, "content": content, **thought})
+            thought = {}
+        return messages
 
 
 def trace_call(predictor: Any, inputs: Mapping[str, Any], prediction: Any) -> None:

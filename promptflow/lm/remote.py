@@ -54,7 +54,7 @@ _PASSED = (
 )
 """What DSPy passes to a provider, beside the options that our own models have a word for."""
 
-_ALONE = ("until", "weigh", "layout", "reasoning_tokens")
+_ALONE = ("until", "weigh", "layout", "reasoning_tokens", "thinking")
 """What only a model that fills slots can do."""
 
 _CHECKED = (
@@ -124,6 +124,8 @@ def remote_options(call: Any) -> dict[str, Any]:
     alone = [name for name in _ALONE if getattr(decoding, name) is not None]
     if decoding.reasoning_tokens == tokens:
         alone = [name for name in alone if name != "reasoning_tokens"]
+    if decoding.thinking == "auto":
+        alone.remove("thinking")
     if alone:
         raise UnsupportedOption(
             f"{lm.model}: a remote model cannot honour {', '.join(alone)}; leave it out, or use a "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 from dspy.predict.predict import (
@@ -26,7 +26,16 @@ from promptflow.terminal import say, visible
 EQUAL, VARIED = 0.15, 0.7
 """Up to which temperature several samples are all but equal, as in DSPy, and what they get then."""
 
-OWN = ("callbacks", "demos", "layout", "reasoning_tokens", "sampling", "until", "weigh")
+OWN = (
+    "callbacks",
+    "demos",
+    "layout",
+    "reasoning_tokens",
+    "sampling",
+    "thinking",
+    "until",
+    "weigh",
+)
 
 
 class Predict(dspy.Predict):
@@ -35,7 +44,8 @@ class Predict(dspy.Predict):
     ``signature`` is a string, the name or path of a document, or a class. What is left out comes
     from the document, then from the LM; ``layout`` is then chat, or completion for a model without
     a chat template. Outputs after ``until`` are not written. ``weigh`` looks at every option of a
-    Literal: see ``Prediction.weighed``. Raises SignatureError.
+    Literal: see ``Prediction.weighed``. ``thinking`` chooses whether reasoning stands in the block
+    that a thinking model has for it: see ``layout.Decoding``. Raises SignatureError.
 
     >>> predict = Predict("question -> answer, sure: bool")
     >>> sorted(predict.signature.output_fields)
@@ -53,10 +63,13 @@ class Predict(dspy.Predict):
         reasoning_tokens: int | None = None,
         until: str | None = None,
         weigh: bool = False,
+        thinking: bool | Literal["auto"] | Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
         check_options(type(self).__name__, config, OWN)
         document = document_of(signature)
+        if isinstance(thinking, Mapping):  # an option of a remote provider's
+            config["thinking"], thinking = thinking, None
         super().__init__(document.signature, **config)
         self.demos = [dspy.Example(**demo) for demo in (*document.demos, *demos)]
         self.decoding = Decoding(
@@ -66,6 +79,7 @@ class Predict(dspy.Predict):
             weigh=weigh or None,
             until=until,
             layout=str(layout or document.layout) or None,
+            thinking=thinking,
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
