@@ -249,7 +249,7 @@ def test_500_streams_left_at_random_leave_nothing_behind():
         assert not decoder.scheduler.running
         assert not decoder.scheduler.waiting
         for move in decoder.scheduler.cache.evict_all():
-            model.drop(move.sequence, move.start)
+            model.drop(move.seq_id, move.start)
         assert model.used_cells() == decoder.scheduler.cache.cells.used == 0
 
 

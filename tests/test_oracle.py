@@ -47,8 +47,14 @@ SEAMS = 200  # tokens that stops have cut in two and that were computed again
 NO_PROMPT_TOKENS = tuple((token, -100.0) for token in range(4))
 
 
-def model(cells: int = 4096, batch: int = 32, sequences: int = 24) -> FakeModel:
-    return FakeModel(cells, batch, sequences, words=WORDS)
+MEMORIES = [("dense", 0), ("dense", 0), ("hybrid", 0), ("windowed", 1), ("windowed", 12)]
+
+
+def model(
+    cells: int = 4096, batch: int = 32, sequences: int = 24, memory: tuple[str, int] = ("dense", 0)
+) -> FakeModel:
+    kind, window = memory
+    return FakeModel(cells, batch, sequences, words=WORDS, memory=kind, window=window)
 
 
 class Reference:
@@ -343,11 +349,19 @@ class Decoding(RuleBasedStateMachine):
         running=st.integers(1, 6),
         lookup=st.booleans(),
         first=st.sampled_from([1, 4, 256]),
+        memory=st.sampled_from(MEMORIES),
     )
     def begin(
-        self, cells: int, batch: int, sequences: int, running: int, lookup: bool, first: int
+        self,
+        cells: int,
+        batch: int,
+        sequences: int,
+        running: int,
+        lookup: bool,
+        first: int,
+        memory: tuple[str, int],
     ) -> None:
-        fake = model(cells, batch, sequences)
+        fake = model(cells, batch, sequences, memory)
         self.decoder = Decoder(fake, max_running=running, pass_rows=1000.0 * lookup)
         self.decoder.scheduler._lengths = Lengths(first)
         self.readers = Readers(self.decoder)
@@ -401,7 +415,9 @@ class Decoding(RuleBasedStateMachine):
             self.readers.check(key, self.outcomes[key])
             cells = self.decoder.model.cells
             again = faulted or self.decoder.stats().preempted > 0
+            again |= self.decoder.model.info.memory != "dense"
             check(self.outcomes[key], request, key in self.excused, faulted, cells, again)
+        assert self.decoder.model.refused == 0
         scheduler = self.decoder.scheduler
         assert not scheduler.running
         assert not scheduler.waiting
@@ -450,9 +466,15 @@ test_any_program_decodes_as_if_alone = Decoding.TestCase
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(requests(), min_size=1, max_size=12), st.booleans(), st.booleans())
-def test_a_batch_decodes_as_if_alone(batch, batch_invariant, lookup):
-    decoder = Decoder(model(), batch_invariant=batch_invariant, pass_rows=1000.0 * lookup)
+@given(
+    st.lists(requests(), min_size=1, max_size=12),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(MEMORIES),
+)
+def test_a_batch_decodes_as_if_alone(batch, batch_invariant, lookup, memory):
+    fake = model(memory=memory)
+    decoder = Decoder(fake, batch_invariant=batch_invariant, pass_rows=1000.0 * lookup)
     for completion, request in zip(run(decoder, batch), batch, strict=True):
         assert comparable(completion, request) == REFERENCE.fills(request)
         assert completion.usage.reused == 0 or not batch_invariant

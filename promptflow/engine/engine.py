@@ -358,7 +358,10 @@ class Engine:
         A later engine on the same file, build and options takes up a request that begins with it as
         if it had been computed. Raises EngineError and StoreError.
         """
-        [completion] = self.generate([Request((*prefix, Slot("next", max_tokens=1)))])
+        if not prefix:
+            raise EngineError("there is nothing to keep: give the texts of a prefix")
+        last = replace(prefix[-1], boundary=True)
+        [completion] = self.generate([Request((*prefix[:-1], last, Slot("next", max_tokens=1)))])
         completion.text("next")
         [size] = self._gather([{"op": "keep", "prefix": texts(prefix)}])
         return int(_answer(size))

@@ -11,6 +11,14 @@ from typing import Protocol
 from promptflow.engine.request import Completion, Part, Request, Text, TokenLogprob
 from promptflow.engine.stream import Stream
 
+MEMORY = {
+    "dense": "any prefix is shared and any end taken back",
+    "windowed": "prefixes within the window are shared at any token, longer ones where they part",
+    "hybrid": "prefixes are shared where they part, or where a turn or a text ended",
+    "recurrent": "prefixes are shared where they part, or where a turn or a text ended",
+}
+"""What the memory of a model can do, by its kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -33,6 +41,8 @@ class ModelInfo:
     eos: str = ""
     features: str = ""  # CPU features of this build of llama.cpp
     threads: int = 1
+    memory: str = "dense"  # what can be shared and cut: see ``MEMORY``
+    window: int = 0  # tokens that windowed layers attend to; 0 where there are none
     numerics: str = ""  # flash attention, or a cache of another type: logits differ a little
     given_template: str = ""  # sha256 of a template that was given in the place of the file's own
 

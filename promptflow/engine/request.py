@@ -16,10 +16,15 @@ from promptflow.errors import PromptflowError, names_options
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text written by the program. Control tokens are parsed only where ``trusted``."""
+    """Text written by the program. Control tokens are parsed only where ``trusted``.
+
+    ``boundary`` tells that requests which begin alike are likely to differ after this text: a model
+    whose memory cannot be cut keeps its state there.
+    """
 
     text: str
     trusted: bool = False
+    boundary: bool = False
 
 
 @names_options

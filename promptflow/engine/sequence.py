@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_NEVER = 1 << 40
+NEVER = 1 << 40
 GROWTH = 16  # tokens that an answer longer than was likely is taken to go on for, or half of itself
 
 
@@ -35,16 +35,19 @@ class Sequence:
     tokens: list[int]
     length_limit: int  # tokens it may hold when it ends
     kind: Hashable = None  # requests of one kind have answers of like lengths
-    likely: int = _NEVER  # tokens it is likely to hold when it ends: cells are set aside for them
-    share_limit: int = _NEVER  # tokens that it may take from others
+    likely: int = NEVER  # tokens it is likely to hold when it ends: cells are set aside for them
+    share_limit: int = NEVER  # tokens that it may take from others
     forks: int = 0  # sequences that it may fork off, each for up to ``fork_limit`` more tokens
     fork_limit: int = 0
     spares: list[int] = field(default_factory=list)  # sequence numbers kept for them
     draft: list[int] = field(default_factory=list)  # guesses decoded in the next batch
-    scored_from: int = _NEVER  # the logits of every position from here on are wanted
+    scored_from: int = NEVER  # the logits of every position from here on are wanted
     computed: int = 0
-    prompt: int = _NEVER  # tokens that it began with, where it is no fork
+    prompt: int = NEVER  # tokens that it began with, where it is no fork
     seq_id: int = -1
+    stops: set[int] = field(default_factory=set)  # positions where its state is to be kept
+    boundaries: tuple[int, ...] = ()  # positions where prompts that begin alike are likely to part
+    anchor: int = -1  # the number that holds its last state before what may yet be taken back
     wants: set[int] = field(default_factory=set)  # positions whose logits waiting sequences ask for
     row: np.ndarray | None = None  # logits after the last token, computed by another sequence
     waits_for: tuple[Sequence, int] | None = None

@@ -1,6 +1,11 @@
 """Who holds which cells of one KV cache: running sequences, finished ones, and what of them stays.
 
 Pure: it sees tokens, sequence numbers and counts, and returns the moves that the model must make.
+
+A model with a recurrent state, or with a window whose old cells are used again, cannot take a part
+of a sequence: what is longer than ``whole_from`` tokens is shared and cut as a whole or not at all.
+There a prefill stops where others will part from it, and a *keeper*, a finished sequence that ends
+just there, holds the state for them.
 """
 
 from __future__ import annotations
@@ -10,18 +15,29 @@ from collections import abc
 from promptflow.engine.cache.cells import CellLedger, Copy, Drop, Move
 from promptflow.engine.cache.prefix import PrefixTree
 from promptflow.engine.cache.retention import Retention
-from promptflow.engine.sequence import Sequence
+from promptflow.engine.sequence import NEVER, Sequence, common
+
+GRAIN = 16  # tokens that a keeper must save, all that branch there together
+
+
+def whole_from_of(memory: str, window: int) -> int:
+    """Return the length beyond which sequences are whole, for a kind of ``interface.MEMORY``."""
+    # What comes after ``window`` tokens does not see the first: its cell may be used again.
+    return {"dense": NEVER, "windowed": window - 1}.get(memory, 0)
 
 
 class Cache:
     """One KV cache that all sequences share."""
 
-    def __init__(self, cells: int, seq_ids: int, sharing: bool = True) -> None:
+    def __init__(
+        self, cells: int, seq_ids: int, sharing: bool = True, whole_from: int = NEVER
+    ) -> None:
         """Manage ``cells`` and the sequence numbers below ``seq_ids``.
 
         Without ``sharing`` no sequence takes anything from another, nor leaves anything behind.
         """
         self.sharing = sharing
+        self.whole_from = whole_from
         self.retained: dict[int, list[int]] = {}  # finished sequences by least recent use
         self.tree = PrefixTree()
         self.cells = CellLedger(cells)
@@ -31,6 +47,7 @@ class Cache:
         self._last_use: dict[int, int] = {}  # of a finished sequence, in tokens computed
         self._clock = 0
         self._retention = Retention()
+        self._reached: dict[int, int] = {}  # tokens that a number has held since it was empty
         self._free = list(range(seq_ids - 1, -1, -1))
         self._owners: dict[int, Sequence] = {}
         self._indexed: dict[int, list[int]] = {}  # what the tree knows of running sequences
@@ -49,32 +66,55 @@ class Cache:
             depth = min(matched, sequence.share_limit)
             if depth <= shared:
                 break
+            # Its last token must be decoded again, for the logits.
+            most = min(depth, len(tokens) - (sequence.row is None))
             for holder in holders:
                 owner = self._owners.get(holder)
-                held = depth if owner is None else min(owner.computed, depth)
-                if held == len(tokens) and sequence.row is None:
-                    held -= 1  # its last token must be decoded again, for the logits
+                held = self._usable(holder, most)
                 if held > shared:
                     source, shared = holder, held
-                if owner and owner.computed < depth and (coming is None or coming[1] < depth):
-                    coming = (owner, depth)
+                soon = self._soon(owner, depth) if owner else 0
+                if owner and owner.computed < soon and (coming is None or coming[1] < soon):
+                    coming = (owner, soon)
         if coming is not None and coming[1] > shared:
             sequence.waits_for = coming
         return source, shared
 
     def held(self, tokens: abc.Sequence[int]) -> int:
-        """Return how many of ``tokens`` the cache holds, or soon will."""
-        found = self.tree.match(list(tokens)) if self.sharing else []
-        return found[0][0] if found else 0
-
-    def holder_of(self, tokens: abc.Sequence[int]) -> int:
-        """Return a number that has computed all of ``tokens``, -1 if there is none."""
-        for depth, holders in self.tree.match(list(tokens)):
+        """Return how many of ``tokens`` the cache can give, or soon will."""
+        best = 0
+        for depth, holders in self.tree.match(list(tokens)) if self.sharing else ():
             for holder in holders:
                 owner = self._owners.get(holder)
-                if depth == len(tokens) and (owner is None or owner.computed >= depth):
+                soon = self._soon(owner, depth) if owner else 0
+                best = max(best, soon, self._usable(holder, depth))
+        return best
+
+    def holder_of(self, tokens: abc.Sequence[int]) -> int:
+        """Return a number that can give all of ``tokens``, -1 if there is none."""
+        for depth, holders in self.tree.match(list(tokens)):
+            for holder in holders:
+                if depth == len(tokens) == self._usable(holder, depth):
                     return holder
         return -1
+
+    def is_whole(self, seq_id: int) -> bool:
+        """Return whether what a number holds can only be shared and cut as a whole."""
+        return self._reached.get(seq_id, 0) > self.whole_from
+
+    def _usable(self, holder: int, most: int) -> int:
+        """Return how many tokens, up to ``most``, can be taken from ``holder``."""
+        owner = self._owners.get(holder)
+        length = owner.computed if owner else len(self.retained[holder])
+        if length > most and self.is_whole(holder):
+            return 0
+        return min(length, most)
+
+    def _soon(self, owner: Sequence, depth: int) -> int:
+        """Return how many tokens, up to ``depth``, a running prefill will be able to give."""
+        if len(owner.tokens) <= self.whole_from:
+            return depth
+        return max((stop for stop in owner.stops if stop <= depth), default=0)
 
     def promised(self) -> int:
         """Return how many more cells running sequences are likely to take."""
@@ -89,7 +129,8 @@ class Cache:
         wanted = min(sequence.promised(sequence.forks), most) - shared
         room = self.cells.capacity - self.promised() - wanted
         while self.cells.used > room or len(self._free) <= sequence.forks:
-            if self._evict(moves, keep=source):
+            number = len(self._free) <= sequence.forks
+            if self._evict(moves, keep=source, for_number=number):
                 continue
             held = self.retained.get(source, ())
             if len(held) > shared:
@@ -107,8 +148,7 @@ class Cache:
         else:
             sequence.seq_id = self._free.pop()
             if shared:
-                moves.append(Copy(source, sequence.seq_id, shared))
-                self.cells.share(source, sequence.seq_id, shared)
+                self._share(source, sequence.seq_id, shared, moves)
             if source in self.retained:
                 self._retain(source, self.retained.pop(source))
         sequence.spares = [self._free.pop() for _ in range(sequence.forks)]
@@ -118,22 +158,100 @@ class Cache:
         self._owners[sequence.seq_id] = sequence
         self._indexed[sequence.seq_id] = list(sequence.tokens)
         if self.sharing and not sequence.preempted:
-            self._retention.began(sequence.tokens, shared)
+            met = self._retention.began(sequence.tokens, shared)
+            self._plan(sequence, [*sequence.boundaries, min(met, len(sequence.tokens) - 1)])
         self.tree.insert(sequence.seq_id, sequence.tokens)
+
+    def _share(self, source: int, target: int, count: int, moves: list[Move]) -> None:
+        """Give an empty ``target`` the first ``count`` cells of ``source``."""
+        moves.append(Copy(source, target, count))
+        self.cells.share(source, target, count)
+        self._reached[target] = self._reached[source] if self.is_whole(source) else count
+
+    def part(self, holder: Sequence, others: abc.Iterable[Sequence]) -> None:
+        """Have a running prefill stop where waiting sequences part from it."""
+        if self.makes_keepers(holder):
+            depths = (
+                min(common(holder.tokens, o.tokens, o.share_limit), len(o.tokens) - 1)
+                for o in others
+            )
+            self._plan(holder, list(depths))
+
+    def makes_keepers(self, sequence: Sequence) -> bool:
+        """Return whether a sequence may come to be whole, so that keepers are made of it."""
+        return self.sharing and sequence.length_limit > self.whole_from
+
+    def _plan(self, holder: Sequence, depths: list[int]) -> None:
+        """Stop at those of ``depths`` that save others enough beyond the stop before."""
+        for depth in sorted(set(depths)) if self.makes_keepers(holder) else ():
+            before = [stop for stop in holder.stops if stop <= depth]
+            saved = depth - max(before, default=holder.computed)
+            if saved * sum(other >= depth for other in depths) >= GRAIN:
+                holder.stops.add(depth)
+
+    def until_stop(self, sequence: Sequence) -> int:
+        """Return how many tokens a sequence may compute before its state is to be kept."""
+        ahead = [stop for stop in sequence.stops if stop > sequence.computed]
+        return min(ahead) - sequence.computed if ahead and self.makes_keepers(sequence) else NEVER
+
+    def keep(self, sequence: Sequence) -> list[Move]:
+        """Hold the state of a sequence that has come to one of its stops."""
+        if sequence.computed not in sequence.stops or not self.makes_keepers(sequence):
+            return []
+        sequence.stops.discard(sequence.computed)
+        tokens, moves = sequence.tokens[: sequence.computed], list[Move]()
+        if not tokens or self._is_covered(tokens):
+            return moves
+        is_answer = sequence.computed > sequence.prompt
+        before = self.retained.get(sequence.anchor, [])
+        if is_answer and len(before) > sequence.prompt and before == tokens[: len(before)]:
+            self._give_up(sequence.anchor, moves)
+        if not self._free and not self._evict(moves, for_number=True):
+            return moves
+        seq_id = self._free.pop()
+        self._share(sequence.seq_id, seq_id, len(tokens), moves)
+        self.tree.insert(seq_id, tokens)
+        self._retain(seq_id, tokens)
+        if is_answer:
+            sequence.anchor = seq_id
+        return moves
 
     def extend(self, sequence: Sequence, count: int) -> None:
         """Record that ``count`` more tokens of a sequence are in the cache."""
         self.cells.extend(sequence.seq_id, count)
         sequence.computed += count
         self._clock += count
+        reached = self._reached.get(sequence.seq_id, 0)
+        self._reached[sequence.seq_id] = max(reached, sequence.computed)
 
     def cut(self, sequence: Sequence, length: int) -> list[Move]:
-        """Take a sequence's tokens after ``length`` back from the cache."""
+        """Take a sequence's tokens after ``length`` back from the cache.
+
+        Where that cannot be done it begins again from the longest prefix that others hold.
+        """
         if sequence.computed <= length:
             return []
+        if self.is_whole(sequence.seq_id):
+            return self._rewind(sequence, length)
         self.cells.drop(sequence.seq_id, length)
         sequence.computed = length
         return [Drop(sequence.seq_id, length)]
+
+    def _rewind(self, sequence: Sequence, length: int) -> list[Move]:
+        source, held = -1, 0
+        for depth, holders in self.tree.match(sequence.tokens[:length]) if self.sharing else ():
+            for holder in holders & self.retained.keys():
+                usable = self._usable(holder, depth)
+                if usable > held:
+                    source, held = holder, usable
+        moves: list[Move] = [Drop(sequence.seq_id)]
+        self.cells.drop(sequence.seq_id)
+        self._reached[sequence.seq_id] = 0
+        if held:
+            self._share(source, sequence.seq_id, held, moves)
+            self._retain(source, self.retained.pop(source))
+        sequence.computed = held
+        return moves
 
     def fork(self, parent: Sequence, child: Sequence, lead: Sequence) -> list[Move]:
         """Let ``child`` hold what ``parent`` has in the cache; new children take lead's spares."""
@@ -146,15 +264,16 @@ class Cache:
         else:
             self.cells.drop(child.seq_id)
             moves.append(Drop(child.seq_id))
-        self.cells.share(parent.seq_id, child.seq_id, parent.computed)
+        self._share(parent.seq_id, child.seq_id, parent.computed, moves)
         child.computed = parent.computed
-        return [*moves, Copy(parent.seq_id, child.seq_id, parent.computed)]
+        return moves
 
     def join(self, child: Sequence, lead: Sequence) -> list[Move]:
         """End a fork; its sequence number is lead's again."""
         seq_id, child.seq_id = child.seq_id, -1
         del self._owners[seq_id], self._indexed[seq_id]
         self.cells.drop(seq_id)
+        self._reached.pop(seq_id, None)
         lead.spares.append(seq_id)
         return [Drop(seq_id)]
 
@@ -167,8 +286,9 @@ class Cache:
         self.tree.remove(seq_id, self._indexed.pop(seq_id))
         held = sequence.tokens[: sequence.computed]
         moves: list[Move] = []
+        sequence.stops.clear()
         if keep and self.sharing and held and not self._is_covered(held):
-            for shorter in self._covered_by(held):
+            for shorter in [] if self.is_whole(seq_id) else self._covered_by(held):
                 self._give_up(shorter, moves)
             self.tree.insert(seq_id, held)
             self._retain(seq_id, held)
@@ -192,7 +312,7 @@ class Cache:
     def evict_all(self) -> list[Move]:
         """Free every retained sequence."""
         moves: list[Move] = []
-        while self._evict(moves):
+        while self._evict(moves, for_number=True):
             pass
         return moves
 
@@ -204,19 +324,27 @@ class Cache:
         moves: list[Move] = []
         room = self.cells.capacity - self.promised() - count
         while self.cells.used > room or not self._free:
-            if not self._evict(moves, keep=spare):
+            if not self._evict(moves, keep=spare, for_number=not self._free):
                 return -1, moves
         return self._free.pop(), moves
 
     def adopt(self, seq_id: int, tokens: list[int]) -> None:
         """Count a vacated number, which now holds ``tokens``, among the finished sequences."""
         self.cells.extend(seq_id, len(tokens))
+        self._reached[seq_id] = len(tokens)
         self.tree.insert(seq_id, tokens)
         self._retain(seq_id, tokens)
 
     def give_back(self, seq_id: int) -> None:
         """Return a vacated number that holds nothing."""
         self._free.append(seq_id)
+
+    def forget(self, seq_id: int) -> list[Move]:
+        """Drop a finished sequence, if ``seq_id`` is one."""
+        moves: list[Move] = []
+        if seq_id in self.retained:
+            self._give_up(seq_id, moves)
+        return moves
 
     def _retain(self, seq_id: int, tokens: list[int]) -> None:
         """Count a sequence as the finished one that was used last."""
@@ -230,15 +358,19 @@ class Cache:
             if kept == len(tokens):
                 continue
             holders = self.tree.match(tokens[:kept])[0][1] if kept else set()
-            if kept == 0 or len(holders & self.retained.keys()) > 1:
+            if kept == 0 or self.is_whole(seq_id) or len(holders & self.retained.keys()) > 1:
                 self._give_up(seq_id, moves)
             else:
                 self._trim(seq_id, kept, moves)
 
-    def _evict(self, moves: list[Move], keep: int = -1) -> bool:
-        """Free the finished sequence that was used least recently, but not ``keep``."""
+    def _evict(self, moves: list[Move], keep: int = -1, for_number: bool = False) -> bool:
+        """Free the finished sequence that was used least recently, but not ``keep``.
+
+        Keepers whose cells are all held by others too give none, only their number.
+        """
         for seq_id in self.retained:
-            if seq_id != keep:
+            useless = not for_number and self.is_whole(seq_id) and not self.cells.frees(seq_id)
+            if seq_id != keep and not useless:
                 self._give_up(seq_id, moves)
                 self.evicted += 1
                 return True
@@ -251,6 +383,7 @@ class Cache:
 
     def _release(self, seq_id: int, moves: list[Move]) -> None:
         self.cells.drop(seq_id)
+        self._reached.pop(seq_id, None)
         self._free.append(seq_id)
         moves.append(Drop(seq_id))
 
@@ -267,7 +400,7 @@ class Cache:
         """Return whether another finished sequence holds all of ``tokens``, and refresh it."""
         for depth, holders in self.tree.match(tokens):
             for holder in holders:
-                if depth == len(tokens) and holder in self.retained:
+                if holder in self.retained and depth == len(tokens) == self._usable(holder, depth):
                     self._retain(holder, self.retained.pop(holder))
                     return True
         return False

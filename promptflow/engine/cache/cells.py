@@ -30,13 +30,18 @@ class Copy:
 Move = Drop | Copy
 
 
-def carry_out(moves: Iterable[Move], model: Model) -> None:
-    """Have ``model`` make the moves, in their order."""
-    for move in moves:
-        if isinstance(move, Copy):
-            model.copy(move.source, move.target, move.end)
-        else:
-            model.drop(move.seq_id, move.start)
+def carry_out(moves: Iterable[Move], model: Model) -> list[Move]:
+    """Have ``model`` make the moves, in their order; return those that it refused.
+
+    What their sequences hold is not to be used.
+    """
+    return [move for move in moves if not _carry_out(move, model)]
+
+
+def _carry_out(move: Move, model: Model) -> bool:
+    if isinstance(move, Copy):
+        return model.copy(move.source, move.target, move.end)
+    return model.drop(move.seq_id, move.start)
 
 
 class CellLedger:
@@ -60,6 +65,11 @@ class CellLedger:
         self._references[taken] = 1
         self._cells.setdefault(seq_id, []).extend(taken)
         self.used += count
+
+    def frees(self, seq_id: int) -> bool:
+        """Return whether cells are free once a sequence is dropped."""
+        cells = self._cells.get(seq_id, [])
+        return bool(cells) and int(self._references[cells[-1]]) == 1
 
     def share(self, source: int, target: int, end: int) -> None:
         """Let an empty ``target`` hold the first ``end`` cells of ``source``."""

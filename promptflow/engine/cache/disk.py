@@ -107,7 +107,8 @@ class DiskPrefixes:
 
     def _vacate(self, count: int, spare: int = -1) -> int:
         seq_id, moves = self._cache.vacate(count, spare)
-        carry_out(moves, self._model)
+        if carry_out(moves, self._model):
+            raise EngineError("the model refused to empty a sequence: make a new Engine")
         return seq_id
 
     def keep(self, tokens: abc.Sequence[int]) -> int:
@@ -128,8 +129,9 @@ class DiskPrefixes:
             raise CapacityError(
                 "every sequence of the engine is taken: keep prefixes while nothing else runs"
             )
-        self._model.copy(source, target, len(tokens))
         try:
+            if not self._model.copy(source, target, len(tokens)):
+                raise EngineError("the model cannot share this prefix: keep it again")
             data = self._model.save(target)
         finally:
             self._model.drop(target, 0)

@@ -39,8 +39,11 @@ class Retention:
         self._prompts: deque[list[int]] = deque()
         self._added = 0
 
-    def began(self, tokens: list[int], shared: int) -> None:
-        """Remember a prompt that took ``shared`` tokens from the cache; forget the oldest."""
+    def began(self, tokens: list[int], shared: int) -> int:
+        """Remember a prompt that took ``shared`` tokens from the cache; forget the oldest.
+
+        Return how many of its tokens one of those before began with.
+        """
         met = self._tree.match(tokens)
         if met and 4 * (met[0][0] - shared) > len(tokens):
             self.age = min(2 * self.age, MOST_AGE)
@@ -49,6 +52,7 @@ class Retention:
         self._added += 1
         if len(self._prompts) > self.limit:
             self._tree.remove(self._added - 1 - self.limit, self._prompts.popleft())
+        return met[0][0] if met else 0
 
     def trunk(self, tokens: list[int]) -> int:
         """Return how many of ``tokens`` two of the prompts begin with."""

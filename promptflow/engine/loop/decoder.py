@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from promptflow.engine.cache.cache import Cache
-from promptflow.engine.cache.cells import Move, carry_out
+from promptflow.engine.cache.cache import Cache, whole_from_of
+from promptflow.engine.cache.cells import Copy, Move, carry_out
 from promptflow.engine.cache.disk import DiskPrefixes
 from promptflow.engine.interface import Stats
 from promptflow.engine.loop import admission
@@ -21,10 +21,10 @@ from promptflow.engine.loop.scheduler import Scheduler
 from promptflow.engine.loop.totals import Totals
 from promptflow.engine.model.protocol import Model
 from promptflow.engine.request import Completion, Request, Slot, Text, TokenLogprob, Usage
-from promptflow.engine.sequence import Sequence, common
+from promptflow.engine.sequence import NEVER, Sequence, common
 from promptflow.engine.slot.beam import Fork
 from promptflow.engine.slot.job import FillJob, ScoreJob, Tools
-from promptflow.engine.slot.prompt_lookup import least_chance
+from promptflow.engine.slot.prompt_lookup import LONGEST, least_chance
 from promptflow.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -34,6 +34,10 @@ from promptflow.errors import (
 
 Finished = tuple[int, Completion | tuple[TokenLogprob, ...]]
 DRAFTED_ROWS = 64  # tokens a batch, drafts included: llama.cpp keeps a row of logits for each
+CUT = (
+    "refused to take back or to share a part of its memory, and again after a new start: load it "
+    "with EngineOptions(batch_invariant=True), and run `promptflow doctor`"
+)
 RETRIES = 1  # how often a sequence starts again after a decode that failed
 
 
@@ -70,7 +74,8 @@ class Decoder:
         """
         self.model = model
         self.tools = Tools(model)
-        self.cache = Cache(model.cells, model.max_sequences, sharing=not batch_invariant)
+        whole_from = whole_from_of(model.info.memory, model.info.window)
+        self.cache = Cache(model.cells, model.max_sequences, not batch_invariant, whole_from)
         running = min(1 if batch_invariant else max_running, model.max_sequences)
         self.scheduler = Scheduler(self.cache, model.batch, running)
         self._pass_rows = pass_rows
@@ -79,6 +84,7 @@ class Decoder:
         self._entries: dict[int, _Entry] = {}
         self._by_number: dict[int, _Entry] = {}
         self._numbers = itertools.count(1)
+        self._refused: list[Move] = []
         self._totals = Totals()
 
     @property
@@ -105,6 +111,8 @@ class Decoder:
         admission.check_length(self.model, job.prompt, length - job.prompt, fits)
         searched = [slot.need for slot in slots if slot.beam is not None]
         admission.check_cells(self.model, length, job.sequence.forks, max(searched, default=0))
+        if self.cache.whole_from < NEVER:
+            job.sequence.boundaries = self.tools.prompts.boundaries(request.parts)
         job.open()
         self._disk.recall(job.sequence.tokens)
         entry = _Entry(key, job, started - waited, request.deadline)
@@ -155,10 +163,15 @@ class Decoder:
     def step(self) -> list[Finished]:
         """Run one batch; return the jobs that it finished, errors included."""
         begun, elsewhere = time.perf_counter(), self._accounted()
-        finished = self._relieve()
+        finished = self._restart()
+        finished += self._relieve()
         plan = self.scheduler.step()
         finished += [self._no_room(sequence) for sequence in plan.hopeless]
         self._move(plan.moves)
+        if self._refused:
+            finished += self._restart()
+            plan.rows = [(sequence, take) for sequence, take in plan.rows if sequence.seq_id >= 0]
+            plan.admitted = [sequence for sequence in plan.admitted if sequence.seq_id >= 0]
         for sequence in plan.admitted:
             self._by_number[sequence.number].job.meter.take_over(sequence.computed)
         if plan.admitted and self._on_start is not None:
@@ -182,7 +195,25 @@ class Decoder:
         return self._totals.decode + self._totals.sample + self.tools.constraints.clock.seconds
 
     def _move(self, moves: abc.Sequence[Move]) -> None:
-        carry_out(moves, self.model)
+        self._refused += carry_out(moves, self.model)
+
+    def _restart(self) -> list[Finished]:
+        """Start jobs again whose sequences the model refused to cut or to share; once."""
+        refused, self._refused = self._refused, []
+        finished: list[Finished] = []
+        for move in refused:
+            source, target = (
+                (move.source, move.target) if isinstance(move, Copy) else (-1, move.seq_id)
+            )
+            self._move([*self.cache.forget(source), *self.cache.forget(target)])
+            held = [one for one in self.scheduler.running if one.seq_id == target]
+            for entry in [self._by_number[one.number] for one in held]:
+                entry.faults += 1
+                if entry.faults > RETRIES:
+                    finished.append(self._fail(entry, EngineError(f"{self.model.info.name} {CUT}")))
+                else:
+                    self._preempt(entry)
+        return finished
 
     def _draft(self, rows: abc.Sequence[tuple[Sequence, int]]) -> None:
         """Let jobs that are about to sample guess what they will say, while the batch has room."""
@@ -190,7 +221,8 @@ class Decoder:
         room = min(self.model.batch, DRAFTED_ROWS, free) - sum(take for _, take in rows)
         for sequence, take in rows:
             job = self._by_number[sequence.number].job
-            if take == sequence.pending and isinstance(job, FillJob):
+            far = len(sequence.tokens) + LONGEST > self.cache.whole_from
+            if take == sequence.pending and isinstance(job, FillJob) and not far:
                 sequence.draft = job.draft(room, least_chance(self._pass_rows, len(rows)))
                 room -= len(sequence.draft)
 
@@ -214,6 +246,7 @@ class Decoder:
             if entry is None:
                 continue  # a fork whose search another row of this batch has ended
             self.scheduler.computed(sequence, take)
+            self._move(self.cache.keep(sequence))
             if sequence is entry.job.sequence:
                 entry.job.meter.compute(start, start + take)
             for position in sorted(p for p in sequence.wants if start <= p < start + take):
@@ -271,6 +304,7 @@ class Decoder:
         # Where nothing follows what stands, its last token is decoded again, for the logits.
         last = len(job.sequence.tokens) - (not job.is_done)
         self._move(self.cache.cut(job.sequence, min(stands, last)))
+        self._move(self.cache.keep(job.sequence))
         return [self._finish(entry)] if job.is_done else []
 
     def _verify(self, entry: _Entry, row: int) -> list[Finished]:

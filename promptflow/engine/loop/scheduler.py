@@ -55,6 +55,7 @@ class Scheduler:
         self._width.refused = None
         for other in self.running:
             self._ask(other, [sequence])
+            self.cache.part(other, [sequence])
 
     def step(self) -> Plan:
         """Admit what fits and fill a batch: decoding sequences first, then chunks of prompts."""
@@ -64,6 +65,7 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda sequence: sequence.pending > FEW):
             unscored = max(0, sequence.scored_from - sequence.computed)
             take = min(sequence.pending, budget, unscored + scored)
+            take = min(take, self.cache.until_stop(sequence))
             if take:
                 plan.rows.append((sequence, take))
                 budget -= take
@@ -129,6 +131,7 @@ class Scheduler:
         for other in self.waiting:
             other.skipped += other.number < sequence.number
         self._ask(sequence, self.waiting[:WINDOW])
+        self.cache.part(sequence, self.waiting[:WINDOW])
         self.running.append(sequence)
         plan.admitted.append(sequence)
         return True
@@ -158,7 +161,9 @@ class Scheduler:
 
     def _ask(self, holder: Sequence, waiting: Iterable[Sequence]) -> None:
         """Have ``holder`` keep the logits at the ends of waiting prompts that it will compute."""
-        for sequence in waiting if self.cache.sharing else ():
+        if not self.cache.sharing or self.cache.makes_keepers(holder):
+            return  # they find a keeper that lacks their last token
+        for sequence in waiting:
             end = len(sequence.tokens)
             inside = holder.computed < end <= len(holder.tokens) and end <= sequence.share_limit
             if inside and holder.tokens[:end] == sequence.tokens:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import abc
+from collections import Counter, abc
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,10 @@ class FakeModel:
     the code that it returns instead; as in llama.cpp, one that tells of a call which broke off (2
     and below -1) leaves a part of the batch in the cache. ``spoil`` maps such a number to which of
     the call's rows of logits (from 0) is NaN. So are rows of sequences with the token ``poison``.
+
+    ``memory`` and ``window`` are as in ``ModelInfo``: a recurrent state is copied as it is,
+    whatever part was asked for, and cells out of the window are used again at once, so that logits
+    are wrong where a sequence was shared or cut as it must not be. ``refused`` counts such moves.
     """
 
     def __init__(
@@ -42,9 +47,12 @@ class FakeModel:
         sequences: int = 32,
         seed: int = 0,
         words: abc.Sequence[str] = (),
+        *,
         fail: dict[int, int] | None = None,
         poison: int | None = None,
         spoil: dict[int, int] | None = None,
+        memory: str = "dense",
+        window: int = 0,
     ) -> None:
         """Make an empty cache of ``context`` cells shared by ``sequences`` sequences."""
         self.cells = context
@@ -56,7 +64,11 @@ class FakeModel:
         self.bos: int | None = None
         self.decodes = 0
         self.decoded_tokens = 0
-        self.info = fake_info("fake", context, self.vocabulary)
+        info = fake_info("fake", context, self.vocabulary)
+        self.info = replace(info, memory=memory, window=window)
+        self.refused = 0
+        self._states: list[list[int]] = [[] for _ in range(sequences)]
+        self._lost: set[int] = set()  # cells whose windowed part holds something else
         self._seed = seed
         self.fail = fail or {}
         self.spoil = spoil or {}
@@ -121,6 +133,7 @@ class FakeModel:
             return 1
         assert 1 <= len(tokens) <= self.batch
         self._rows.clear()
+        self._use_again()
         taken = len(tokens) if code == 0 else len(tokens) // 2
         self.decoded_tokens += taken
         for row, (token, position, seq_id) in enumerate(
@@ -130,11 +143,36 @@ class FakeModel:
             assert position == len(held), f"sequence {seq_id}: {position} after {len(held)}"
             held[position] = (token, self._next_cell)
             self._next_cell += 1
+            self._states[seq_id].append(token)
             if outputs[row]:
-                self._rows[row] = self._logits([held[p][0] for p in range(position + 1)])
+                self._rows[row] = self._logits(self._seen(seq_id, position))
         if code == 0 and self.decodes in self.spoil:
             self._rows[sorted(self._rows)[self.spoil[self.decodes]]][:] = np.nan
         return code
+
+    def _seen(self, seq_id: int, position: int) -> list[int]:
+        """Return what the logits at a position depend on: its history, where all is well."""
+        held = self._held[seq_id]
+        history = [held[p][0] for p in range(position + 1)]
+        is_lost = not self._has_window(seq_id, position)
+        if self.info.memory in ("recurrent", "hybrid"):
+            is_lost = self._states[seq_id] != history
+        return [*history, -1] if is_lost else history
+
+    def _has_window(self, seq_id: int, position: int) -> bool:
+        first = max(0, position - self.info.window + 1)
+        held = self._held[seq_id]
+        return not any(held[p][1] in self._lost for p in range(first, position) if p in held)
+
+    def _use_again(self) -> None:
+        """Lose the cells that one sequence alone holds, out of its window."""
+        if self.info.memory != "windowed":
+            return
+        holders = Counter(cell for held in self._held for _, cell in held.values())
+        for held in self._held:
+            for position, (_, cell) in held.items():
+                if holders[cell] == 1 and len(held) - position >= self.info.window:
+                    self._lost.add(cell)
 
     def _logits(self, history: list[int]) -> np.ndarray:
         digest = hashlib.sha256(repr((self._seed, history)).encode()).digest()
@@ -150,10 +188,21 @@ class FakeModel:
         """Return the logits of a row of the last decode."""
         return self._rows[row]
 
-    def copy(self, source: int, target: int, end: int) -> None:
+    def copy(self, source: int, target: int, end: int) -> bool:
         """Share the first ``end`` cells of ``source`` with the empty sequence ``target``."""
         assert not self._held[target], f"sequence {target} is not empty"
         self._held[target] = {p: self._held[source][p] for p in range(end)}
+        self._states[target] = list(self._states[source])
+        return self._told(self._is_sound(target, end))
+
+    def _is_sound(self, seq_id: int, length: int) -> bool:
+        if self.info.memory in ("recurrent", "hybrid"):
+            return len(self._states[seq_id]) == length
+        return self._has_window(seq_id, length)
+
+    def _told(self, done: bool) -> bool:
+        self.refused += not done
+        return done
 
     def save(self, seq_id: int) -> bytes:
         """Return the tokens of a sequence."""
@@ -168,15 +217,21 @@ class FakeModel:
         for position, token in enumerate(tokens):
             self._held[seq_id][position] = (token, self._next_cell)
             self._next_cell += 1
+        self._states[seq_id] = tokens
         return True
 
-    def drop(self, seq_id: int, start: int) -> None:
+    def drop(self, seq_id: int, start: int) -> bool:
         """Forget the cells of ``seq_id`` from ``start`` on."""
+        before = len(self._held[seq_id])
         self._held[seq_id] = {p: c for p, c in self._held[seq_id].items() if p < start}
+        if start == 0:
+            self._states[seq_id] = []
+        return self._told(start in (0, before) or self._is_sound(seq_id, start))
 
     def reset(self) -> None:
         """Forget all cells."""
         self._held = [{} for _ in self._held]
+        self._states = [[] for _ in self._states]
 
     def used_cells(self) -> int:
         """Return how many distinct cells are held."""

@@ -93,6 +93,12 @@ def quantize(source: Path, target: Path, form: str, threads: int, pure: bool = F
         raise ModelInvalid(f"llama.cpp cannot write {source} as {form}")
 
 
+NO_TEXT = (
+    "is {} model, which does not write text token by token: take a model made for text generation, "
+    "such as those of `promptflow models list`"
+)
+
+
 class Model:
     """A GGUF model with one cache that all sequences share."""
 
@@ -108,6 +114,7 @@ class Model:
         self.max_sequences = min(load.sequences, c.llama_max_parallel_sequences())
         self._ctx = self._make_context()
         self._memory = c.llama_get_memory(self._ctx)
+        memory = self._kind()
         self._batch = c.llama_batch_init(self.batch, 0, 1)
         self._read_vocabulary()
         trained: int = c.llama_model_n_ctx_train(self._model)
@@ -121,10 +128,27 @@ class Model:
             template=self._metadata("tokenizer.chat_template", 1 << 18),
             build=build(),
             load=load.name,
+            memory=memory,
+            window=c.llama_model_n_swa(self._model) if memory == "windowed" else 0,
             numerics=load.numerics,
             bos=self._special_text(c.llama_vocab_bos(self._vocab)),
             eos=self._special_text(c.llama_vocab_eos(self._vocab)),
         )
+
+    def _kind(self) -> str:
+        """Return what the memory can do: see ``interface.MEMORY``. Raises ModelInvalid."""
+        architecture = self._metadata("general.architecture")
+        if c.llama_model_has_encoder(self._model) or not c.llama_model_has_decoder(self._model):
+            raise ModelInvalid(f"{self._path} ({architecture}) {NO_TEXT.format('an encoder')}")
+        if c.llama_model_is_diffusion(self._model):
+            raise ModelInvalid(f"{self._path} ({architecture}) {NO_TEXT.format('diffusion')}")
+        if not self._memory:
+            raise ModelInvalid(f"{self._path} ({architecture}) {NO_TEXT.format('an embedder')}")
+        if c.llama_model_is_recurrent(self._model):
+            return "recurrent"
+        if c.llama_model_is_hybrid(self._model):
+            return "hybrid"
+        return "windowed" if c.llama_model_n_swa(self._model) > 0 else "dense"
 
     def _make_context(self) -> Any:
         load = self._load
@@ -242,9 +266,25 @@ class Model:
         pointer = c.llama_get_logits_ith(self._ctx, row)
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary,))
 
-    def copy(self, source: int, target: int, end: int) -> None:
-        """Share the first ``end`` cells of ``source`` with ``target``; copies no data."""
+    def copy(self, source: int, target: int, end: int) -> bool:
+        """Share the first ``end`` cells of ``source`` with ``target``; copies no data.
+
+        False where ``source`` does not hold what follows ``end`` would have to see.
+        """
+        if not self._holds(source, end):
+            return False
         c.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        return bool(c.llama_memory_seq_pos_max(self._memory, target) == end - 1)
+
+    def _holds(self, seq_id: int, end: int) -> bool:
+        """Return whether a sequence may be cut to ``end`` tokens: for llama.cpp checks it not."""
+        last: int = c.llama_memory_seq_pos_max(self._memory, seq_id)
+        if last + 1 == end or self.info.memory == "dense":
+            return last + 1 >= end
+        if self.info.memory != "windowed" or last < end:
+            return False  # a state is shared as it is, whatever part is asked for
+        first: int = c.llama_memory_seq_pos_min(self._memory, seq_id)
+        return first <= max(0, end - self.info.window + 1)
 
     def save(self, seq_id: int) -> bytes:
         """Return the state of a sequence's cells: keys, values and positions."""
@@ -263,9 +303,11 @@ class Model:
         last: int = c.llama_memory_seq_pos_max(self._memory, seq_id)
         return bool(read) and last == count - 1
 
-    def drop(self, seq_id: int, start: int) -> None:
-        """Free the cells of ``seq_id`` from ``start`` on."""
-        c.llama_memory_seq_rm(self._memory, seq_id, start, -1)
+    def drop(self, seq_id: int, start: int) -> bool:
+        """Free the cells of ``seq_id`` from ``start`` on; False where it cannot be cut there."""
+        if start > 0 and not self._holds(seq_id, start):
+            return False
+        return bool(c.llama_memory_seq_rm(self._memory, seq_id, start, -1))
 
     def reset(self) -> None:
         """Make the context anew: after a fatal code nothing in the old one can be trusted."""

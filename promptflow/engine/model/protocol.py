@@ -49,8 +49,8 @@ class Model(Protocol):
     def logits(self, row: int) -> np.ndarray:
         """Return a view of a row's logits, valid until the next decode."""
 
-    def copy(self, source: int, target: int, end: int) -> None:
-        """Share the first ``end`` cells of ``source`` with ``target``."""
+    def copy(self, source: int, target: int, end: int) -> bool:
+        """Share the first ``end`` cells of ``source`` with ``target``; False where it cannot."""
 
     def save(self, seq_id: int) -> bytes:
         """Return the state of a sequence's cells."""
@@ -58,8 +58,8 @@ class Model(Protocol):
     def restore(self, seq_id: int, data: bytes, count: int) -> bool:
         """Give an empty ``seq_id`` the ``count`` cells that ``save`` returned; say if it did."""
 
-    def drop(self, seq_id: int, start: int) -> None:
-        """Free the cells of ``seq_id`` from ``start`` on."""
+    def drop(self, seq_id: int, start: int) -> bool:
+        """Free the cells of ``seq_id`` from ``start`` on; False where it cannot be cut there."""
 
     def reset(self) -> None:
         """Empty the whole cache, after an error that may have damaged it."""

@@ -60,6 +60,16 @@ class Prompts:
         length = min(common(ends[0], other, len(ends[0])) for other in ends)
         return ends[0][:length]
 
+    def boundaries(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Return how many tokens stand before each boundary that a text marks in the first run."""
+        found: list[int] = []
+        for number, part in enumerate(parts):
+            if isinstance(part, Slot):
+                break
+            if part.boundary:
+                found.append(len(self.stable(parts[: number + 1])))
+        return tuple(found)
+
     def continuation(self, text: str) -> list[int]:
         """Return the tokens of untrusted text that goes on in a sequence."""
         return self._tokenize([Text(text)])
@@ -76,6 +86,7 @@ class Prompts:
         return tokens or [min(self._model.end_tokens)]
 
     def _tokenize(self, run: Sequence[Text]) -> list[int]:
+        run = [text for text in run if text.text != ""]  # an empty one parts nothing
         if not run:
             return []
         merged = [

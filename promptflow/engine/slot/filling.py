@@ -247,6 +247,11 @@ class Filling:
             length -= max((_overlap(self.text, stop) for stop in self._stops), default=0)
         return length - _half_character(self.text[max(0, length - 3) : length])
 
+    @property
+    def may_stop(self) -> bool:
+        """Return whether the text ends in what may be the beginning of a stop string."""
+        return self._matcher is None and any(_overlap(self.text, stop) for stop in self._stops)
+
     def cut(self) -> None:
         """End here, because of an error."""
         self._end("error", len(self.text))

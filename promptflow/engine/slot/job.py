@@ -97,6 +97,7 @@ class FillJob:
         self._tools = tools
         self._at = 0
         self._filling: Filling | Weighing | Beams | None = None  # of the slot that is open
+        self._may_stop = False  # the open slot's text ends in what may be taken back
         self._lookup = Lookup(tools.odds)
         searched = [slot for slot in slots if slot.beam is not None]
         self.sequence.forks = max(
@@ -108,6 +109,11 @@ class FillJob:
     def is_done(self) -> bool:
         """Return whether every slot is filled."""
         return self._at == len(self._slots)
+
+    @property
+    def _is_last(self) -> bool:
+        """Return whether nothing follows the open slot, so that it takes nothing back."""
+        return self._at == len(self._slots) - 1
 
     @property
     def beams(self) -> Beams | None:
@@ -177,8 +183,10 @@ class FillJob:
             admission.check_options(tools.prompts, slot)
             rng = sampling.generator(self._seed, self._at)
             filling = Filling(slot, tools.vocabulary, tools.constraints, rng, sequence.tokens)
+            if slot.beam is not None or slot.is_weighed or (slot.stop and not self._is_last):
+                sequence.stops.add(len(sequence.tokens))  # it may be taken back to here
             sequence.tokens += filling.open()
-            self._filling = filling
+            self._filling, self._may_stop = filling, False
             if slot.beam is not None:
                 self._filling = Beams(sequence, filling)
             elif slot.is_weighed:
@@ -203,6 +211,10 @@ class FillJob:
                 self.meter.cut(stands)
         else:
             tokens += filling.take(logits)
+            may_stop = filling.finish is None and filling.may_stop and not self._is_last
+            if may_stop and not self._may_stop:
+                self.sequence.stops.add(stands)
+            self._may_stop = may_stop
         if filling.finish is not None:
             best = filling.best if isinstance(filling, Weighing) else filling
             stands = min(stands, self._close(filling.fill(), best, base))
