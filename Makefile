@@ -1,6 +1,7 @@
 # make demo   from nothing to three cited answers
 # make test   from nothing to every check: ruff, mypy, pytest
-# make conformance  long suites of others: DSPy's own tests, from DSPY_SRC=/path or cloned
+# make conformance  long suites of others: DSPy's own tests, from DSPY_SRC=/path or cloned, and
+#             llama.cpp's chat templates, from LLAMA_SRC=/path or the package index
 # make map    writes the list of files in docs/architecture.md from their first lines
 # make clean  removes what these made in this folder; fetched models stay in the user's cache
 #

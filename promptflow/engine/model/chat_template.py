@@ -82,7 +82,8 @@ def scaffold(template: str, roles: Sequence[str], bos: str, eos: str) -> tuple[s
 def _spellings(roles: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield roles as they are, then as the ones that every template knows."""
     yield roles
-    for others in ({"developer": "system"}, {"developer": "system", "tool": "user"}):
+    known = {"developer": "system"}, {"developer": "system", "tool": "user"}
+    for others in (*known, {"developer": "user", "tool": "user"}):
         if (spelled := tuple(others.get(role, role) for role in roles)) != roles:
             yield spelled
 
