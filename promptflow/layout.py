@@ -374,16 +374,16 @@ class _Slots:
             constraint = replace(constraint, weighed=True)
         free = shape.written == "free"
         own = chosen.reasoning_tokens if reasons(name, info) else chosen.max_tokens
-        is_open = free and own is None
+        tokens = self._tokens(shape, own)
         slot = Slot(
             name,
             constraint,
-            max_tokens=self._tokens(shape, own),
+            max_tokens=tokens,
             stop=() if constraint else (*self._stops(name, shape), *(chosen.stop or ())),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
-            fits=is_open or not (free or shape.is_small),
-            least=LEAST if is_open else 1,
+            fits=not shape.is_small,
+            least=min(LEAST, tokens) if free else 1,
             needs_text=constraint is None,
         )
         return _field(name, info, slot, self.markers, shape)
@@ -395,15 +395,16 @@ class _Slots:
         lead = f"{label} " if label and label != plain_label(name) else ""
         if name in self.inputs:
             return (lead + TypedField.of(name, info).text(self.inputs[name]),)
-        chosen, own = self.decoding, self.decoding.reasoning_tokens
+        chosen = self.decoding
+        tokens = chosen.reasoning_tokens or MAX_TOKENS
         slot = Slot(
             name,
-            max_tokens=own or MAX_TOKENS,
+            max_tokens=tokens,
             stop=chosen.stop or (),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
-            fits=own is None,
-            least=LEAST if own is None else 1,
+            fits=True,
+            least=min(LEAST, tokens),
         )
         return (lead, slot)
 

@@ -301,7 +301,7 @@ def test_what_a_call_leaves_out_comes_from_predictor_then_lm():
     run(Hot(), lm=warm)
     assert [slot.sampling.temperature for slot in asked] == [0.0, 0.9, 0.2, 1.5]
     assert [slot.max_tokens for slot in asked] == [4096, 7, 5, 3]
-    assert [slot.fits for slot in asked] == [True, False, False, False]
+    assert [slot.least for slot in asked if slot.fits] == [32, 7, 5, 3]
 
 
 def test_a_predictor_keeps_its_own_lm():
@@ -361,6 +361,17 @@ def test_a_prompt_that_is_too_long_says_by_how_much():
     with pytest.raises(ContextOverflow, match=r"\d+ over the context of 512"):
         run(predict, lm=lm, question="x " * 300)
     engine.close()
+
+
+def test_a_limit_beyond_the_context_is_cut_to_what_is_left():
+    with pf.Engine(FakeModel(context=512)) as engine:
+        lm = pf.load("fake", engine=engine).copy(max_tokens=10_000)
+        predict = pf.Predict("question -> answer, size: int", layout="completion")
+        first = run(predict, lm=lm, question="x")
+        assert isinstance(first.size, int)
+        assert first.cut == (first.fills["answer"].finish == "length")
+        room = 512 - engine.count((Text(predict.show(question="x", lm=lm)),))
+        assert 0 < first.usage.generated + first.usage.forced <= room
 
 
 def test_random_text_under_constraints_always_parses():

@@ -343,8 +343,8 @@ class Templated(Engine):
 
 
 class Held(FakeModel):
-    def __init__(self) -> None:
-        super().__init__(context=4096)
+    def __init__(self, context: int = 4096) -> None:
+        super().__init__(context=context)
         self.may = threading.Event()
 
     def decode(self, *batch: Any) -> int:
@@ -472,9 +472,21 @@ def test_a_stream_is_text_while_it_is_written(decoding: pf.LocalLM):
     assert "".join(event.delta.text for event in deltas) == text
 
 
+def test_a_limit_beyond_the_context_is_cut_and_a_prompt_beyond_it_refused():
+    """DSPy's agents ask for 10,000 tokens."""
+    with Templated(model=Held(context=300)) as engine:
+        lm = pf.load("fake", engine=engine).copy(max_tokens=10_000, logit_bias={256: -100.0})
+        [end] = [e for e in lm.engine.stream(typed(lm, max_tokens=10_000)) if e.type == "end"]
+        assert end.finish_reason in ("stop", "length")
+        assert len(lm("x")[0]) <= 300
+        assert lm.history[-1]["usage"]["total_tokens"] == 300
+        with pytest.raises(dspy.ContextWindowExceededError, match=r"has 4\d\d tokens .* 300"):
+            lm("x" * 400)
+
+
 def test_a_stream_says_what_went_wrong_as_dspy_does(decoding: pf.LocalLM):
     with pytest.raises(dspy.ContextWindowExceededError):
-        events(decoding, max_tokens=100_000)
+        decoding("x" * 5_000)
     with pytest.raises(lm15.InvalidRequestError, match="logprobs"):
         events(decoding, logprobs=5_000)
 

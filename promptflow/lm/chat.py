@@ -242,7 +242,7 @@ def _text_slot(config: Any, own: Mapping[str, Any]) -> Slot:
         TEXT,
         constraint,
         max_tokens=config.max_tokens or MAX_TOKENS,
-        fits=not config.max_tokens,
+        fits=True,
         stop=() if constraint else config.stop,
         sampling=sampling_of({**given, **own}) or Sampling(),
         logprobs=config.logprobs,
