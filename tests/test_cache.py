@@ -130,3 +130,76 @@ def test_dense_memory_makes_no_keepers():
     cache.extend(one, 20)
     assert cache.keep(one) == []
     assert cache.retained == {}
+
+
+def ended(cache: Cache, number: int, length: int, continued: bool = False) -> list[int]:
+    """Run a sequence of ``length`` new tokens, a half of them its prompt; return its tokens."""
+    one = sequence(number, [1_000 * number + n for n in range(length // 2)])
+    one.prompt, one.continued = length // 2, continued
+    source, shared = cache.best_prefix(one)
+    assert cache.make_room(one, source, shared, [])
+    begin(cache, one, source, shared)
+    run(cache, one)
+    one.tokens += [1_000 * number + n for n in range(length // 2, length)]
+    run(cache, one)
+    cache.end(one, keep=True)
+    return one.tokens
+
+
+def test_an_end_that_will_be_continued_stays_until_it_is():
+    cache = Cache(1000, 8)
+    pinned = ended(cache, 1, 100, continued=True)
+    plain = ended(cache, 2, 100)
+    for number in range(3, 23):  # each one evicts others, and makes them older
+        ended(cache, number, 150)
+    assert cache.held(pinned) == len(pinned)
+    assert cache.held(plain) == 0
+    sibling = sequence(50, [*pinned[:50], 7])
+    begin(cache, sibling, *cache.best_prefix(sibling))
+    cache.end(sibling, keep=False)
+    assert list(cache._pins.values()) == [50], "it shares the prompt alone"
+    after = sequence(51, [*pinned, 7])
+    source, shared = cache.best_prefix(after)
+    assert shared == len(pinned)
+    begin(cache, after, source, shared)
+    assert not cache._pins
+    cache.end(after, keep=False)
+    for number in range(23, 33):
+        ended(cache, number, 150)
+    assert cache.held(pinned) == 0
+
+
+def test_ends_to_be_continued_are_the_last_that_running_sequences_take():
+    cache = Cache(1000, 8)
+    pinned = [ended(cache, number, 200, continued=True) for number in range(1, 4)]
+    plain = ended(cache, 4, 100)
+    grown = sequence(5, [7_000 + n for n in range(350)], room=0)
+    assert cache.make_room(grown, *cache.best_prefix(grown), [])
+    assert [cache.held(tokens) for tokens in pinned] == [200, 200, 200]
+    assert cache.held(plain) == 0
+    grown = sequence(6, [7_000 + n for n in range(700)], room=0)
+    assert cache.make_room(grown, *cache.best_prefix(grown), [])
+    assert [cache.held(tokens) for tokens in pinned] == [0, 0, 200]
+
+
+def test_an_end_that_nobody_continues_lapses():
+    cache = Cache(400, 8)
+    pinned = ended(cache, 1, 100, continued=True)
+    number = 2
+    while cache._clock < 400 * 4:
+        assert cache.held(pinned) == 100
+        ended(cache, number, 100)
+        number += 1
+    for last in range(number, number + 3):
+        ended(cache, last, 100)
+    assert cache.held(pinned) == 0
+    assert not cache._pins
+
+
+def test_equal_texts_to_be_continued_are_held_once():
+    cache = Cache(1000, 8)
+    for _ in range(3):
+        pinned = ended(cache, 1, 100, continued=True)
+    assert len(cache.retained) == len(cache._pins) == 1
+    assert cache.evict_all()
+    assert cache.held(pinned) == len(cache._pins) == 0

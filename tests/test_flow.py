@@ -505,3 +505,47 @@ def test_a_field_comes_before_what_a_prediction_knows_beside_it():
     result = pf.evaluate(program, data, "exact_match:cut", lm=lm, progress=False)
     assert (result.score, result.cut) == (1.0, 0)
     assert result.usage.generated == 15
+
+
+class Continued(Twice):
+    """Ask, then go on where that ended."""
+
+    continued = True
+
+    def flow(self, question: str) -> Any:
+        call = replace(self.predict.call(question=question), continued=self.continued)
+        [draft] = yield [call]
+        [final] = yield [self.predict.call(question=draft.answer)]
+        return Prediction(answer=final.answer)
+
+
+def test_calls_to_be_continued_enter_a_few_at_a_time():
+    """The same calls get the same seeds and answers as in lockstep; progress knows of all."""
+    inputs = [{"question": str(n)} for n in range(100)]
+    seen: list[Any] = []
+    told: list[tuple[int, int]] = []
+
+    class Seeds(ScriptedEngine):
+        def generate(self, requests: Any, on_done: Any = None) -> Any:
+            seen.append([(request.seed, request.continued) for request in requests])
+            return super().generate(requests, on_done)
+
+    module = Continued()
+    asked = []
+    for module.continued in (False, True):
+        lm = pf.load("seeds", engine=Seeds(last_word))
+        results = run_many(module, inputs, lm=lm, progress=lambda *now: told.append(now))
+        assert [one.answer for one in results] == [f"{n}''" for n in range(100)]
+        assert told[-1] == (200, 200)
+        assert all(done <= known for done, known in told)
+        asked.append(sorted(seed for batch in seen for seed, _ in batch))
+        if module.continued:
+            first = [sum(continued for _, continued in batch) for batch in seen]
+            assert first[0] == 16
+            assert max(first) <= 32
+            assert [len(batch) for batch in seen] == [
+                new + old for new, old in zip(first, [0, *first], strict=False)
+            ]
+        seen.clear()
+        told.clear()
+    assert asked[0] == asked[1]

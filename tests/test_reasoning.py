@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import dspy
@@ -8,8 +9,10 @@ from conftest import SMOLLM
 
 import promptflow as pf
 from promptflow.engine import Engine
-from promptflow.engine.request import Slot
+from promptflow.engine.model.fake import FakeModel
+from promptflow.engine.request import Completion, Request, Slot, Text
 from promptflow.engine.scripted import ScriptedEngine
+from promptflow.engine.sequence import common
 from promptflow.errors import SignatureNotFound
 
 
@@ -116,3 +119,44 @@ def test_the_second_stage_finds_its_prefix_in_the_cache(smollm: Engine):
         whole.append(second.reused >= first.prompt + first.generated - 4)
     # A model may write tokens that its tokenizer would not: from there on they are computed again.
     assert any(whole)
+
+
+class Noted(Engine):
+    """Keeps its requests and what came of them."""
+
+    def generate(self, requests: Any, on_done: Any = None) -> list[Completion]:
+        self.noted: list[tuple[Request, Completion]] = getattr(self, "noted", [])
+        completions = super().generate(requests, on_done)
+        self.noted += zip(requests, completions, strict=True)
+        return completions
+
+    def written(self, request: Request, completion: Completion | None = None) -> list[str]:
+        """Return the tokens of a request's texts up to its slot, and of the fill."""
+        texts = [part for part in request.parts if isinstance(part, Text)]
+        last = next(n for n, part in enumerate(request.parts) if isinstance(part, Slot))
+        assert all(isinstance(part, Text) for part in request.parts[:last])
+        tokens = self.pieces(texts[:last])
+        return tokens if completion is None else [*tokens, *completion.fills["reasoning"].text]
+
+
+@pytest.fixture
+def noted() -> Iterator[Noted]:
+    with Noted(FakeModel(context=8192, batch=512, sequences=80)) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("count", [1, 7, 32, 512])
+def test_the_second_stage_prefills_what_is_new_alone(noted: Noted, count: int):
+    lm = pf.load("fake", engine=noted)
+    module = pf.ZeroShotCoT("n -> answer: bool", reasoning_tokens=24, layout="completion")
+    predictions = pf.run_many(module, [{"n": str(n)} for n in range(count)], lm=lm)
+    assert all(isinstance(one, pf.Prediction) for one in predictions)
+    first = [(r, c) for r, c in noted.noted if r.continued]
+    second = [(r, c) for r, c in noted.noted if not r.continued]
+    assert len(first) == len(second) == count
+    for (before, thought), (after, final) in zip(first, second, strict=True):
+        held, asked = noted.written(before, thought), noted.written(after)
+        new = len(asked) - common(held, asked, len(asked))
+        assert new < 60 < len(asked)
+        # The last token that was sampled has not been computed. Another may hold even more.
+        assert final.usage.prefilled <= new + 1

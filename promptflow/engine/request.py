@@ -210,11 +210,16 @@ Part = Text | Slot
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Parts that one sequence holds in order. Equal seeds sample equal text in equal batches."""
+    """Parts that one sequence holds in order. Equal seeds sample equal text in equal batches.
+
+    ``continued`` tells that a later request will begin with the texts and fills of this one: the
+    cache holds its end until then.
+    """
 
     parts: tuple[Part, ...]
     seed: int = 0
     deadline: float | None = None  # seconds from submission
+    continued: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a request without a slot or with two slots of one name."""

@@ -53,6 +53,7 @@ class Sequence:
     waits_for: tuple[Sequence, int] | None = None
     skipped: int = 0  # admissions that overtook it
     preempted: int = 0
+    continued: bool = False  # a later one will begin with all of it
 
     @property
     def pending(self) -> int:

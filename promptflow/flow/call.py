@@ -50,6 +50,8 @@ class Call:
     ``config`` holds DSPy's options for this call alone and comes before all else; of a sampling it
     may set a part. The seed comes from the call's place where nobody chose one. ``sampled`` marks
     one of several tries of which the flow returns one: nobody hears it while it is written.
+    ``continued`` tells that the flow's next call begins with this one's prompt and what the model
+    wrote: the engine's cache holds it until then, see ``Request``.
     """
 
     predictor: Any
@@ -61,6 +63,7 @@ class Call:
     demos: Sequence[Mapping[str, Any]] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     sampled: bool = False
+    continued: bool = False
 
     def complete(self, lm: Any, *path: int) -> Call:
         """Return the call with everything chosen; ``path`` is where its seed comes from."""
@@ -211,7 +214,7 @@ def _prompted(call: Call) -> tuple[Request, list[dict[str, str]], Shown]:
     parts = layout.render(
         shown.signature, call.demos or (), shown.inputs, scaffold, chosen, shown.turns
     )
-    return Request(parts, call.seed or 0), scaffold.messages(parts), shown
+    return Request(parts, call.seed or 0, continued=call.continued), scaffold.messages(parts), shown
 
 
 def answer(

@@ -78,6 +78,9 @@ def run_many(
 ) -> list[Prediction | PromptflowError]:
     """Run a module on many inputs in lockstep, one engine batch a step; errors are values.
 
+    Of calls that will be continued (``Call.continued``) 8 to 32 are asked at a time, as the cache
+    has room for their ends; the next ones in the step in which these are continued.
+
     ``progress(done, known)`` counts calls: those answered, and those asked for so far. A module
     without a flow runs one input after the other, each counted as a call. Anything raised that is
     not a PromptflowError becomes a ProgramError with that as its cause.
@@ -156,6 +159,7 @@ class _Running:
     calls: list[Call] | None = None
     result: Any = None
     asked: bool = False
+    step: int = 0  # lists of calls that were answered
     usage: Usage = field(default_factory=Usage)
     trace: list[tuple[Any, Mapping[str, Any], Any]] = field(default_factory=list)
 
@@ -166,6 +170,7 @@ class _Running:
         """Hand over the answers to the calls it waits for, and run to its next list."""
         calls = self.calls or []
         self.asked = True
+        self.step += not isinstance(calls, Chosen)
         for call, given in zip(calls, answers, strict=True):
             self.usage += usage_of_answer(given)
             if isinstance(given, Prediction):
@@ -249,20 +254,60 @@ def _results(
     lm = lm and lm_of(lm)
     with dspy.context(lm=lm):
         running = _begun(list(flows), progress)
-        done = step = 0
+        done, ends = 0, _Ends()
         while waiting := [(n, r) for n, r in enumerate(running) if _waits(r)]:
+            known = done + sum(len(r.calls or ()) for _, r in waiting)
+            waiting = ends.admitted(waiting)
             calls = [
-                _complete(call, lm, (seed, number, step, position))
+                _complete(call, lm, (seed, number, r.step, position))
                 for number, r in waiting
                 for position, call in enumerate(r.calls or ())
             ]
-            counter = _counter(progress, done, done + len(calls))
+            counter = _counter(progress, done, known)
             good = iter(answer([call for call in calls if isinstance(call, Call)], counter))
             answers = [next(good) if isinstance(call, Call) else call for call in calls]
+            ends.learn(calls, answers)
             _hand_out([r for _, r in waiting], answers)
             done += len(calls)
-            step += 1
     return [r.result for r in running]
+
+
+LEAST_ENDS, FIRST_ENDS, MOST_ENDS = 8, 16, 32
+"""Calls to be continued that are asked in one batch; an engine holds up to 48 ends by default."""
+END = 256.0  # tokens that nobody else holds of the end of such a call, before any was seen
+
+
+@dataclass(slots=True)
+class _Ends:
+    """Lets so many flows ask what will be continued that the cache holds the ends until then.
+
+    The next ones ask when these go on. Who that is follows from inputs, seeds and answers alone.
+    """
+
+    size: float = END
+    most: int = FIRST_ENDS  # calls asked at a time
+
+    def admitted(self, waiting: Sequence[tuple[int, _Running]]) -> list[tuple[int, _Running]]:
+        """Return the flows that ask now: all but those whose calls' ends have no room yet."""
+        admitted, ends = [], 0
+        for number, r in waiting:
+            count = sum(call.continued for call in r.calls or ())
+            if count and ends and ends + count > self.most:
+                continue
+            ends += count
+            admitted.append((number, r))
+        return admitted
+
+    def learn(self, calls: Sequence[Any], answers: Sequence[Any]) -> None:
+        """Note how many tokens the ends of answered calls take that nothing else holds."""
+        for call, given in zip(calls, answers, strict=True):
+            engine = getattr(getattr(call, "lm", None), "text_engine", None)
+            if engine is not None and call.continued:
+                usage = usage_of_answer(given)
+                fresh = usage.prefilled + usage.generated + usage.forced
+                self.size += (fresh - self.size) / 8
+                room = int(engine.info.context / 2 / max(1.0, self.size))
+                self.most = max(LEAST_ENDS, min(MOST_ENDS, room))
 
 
 def _waits(r: _Running) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class ZeroShotCoT(Module):
 
     def flow(self, **inputs: Any) -> Flow:
         """Yield the call that reasons, then the one that extracts."""
-        [thought] = yield [self.reason.call(**inputs)]
+        [thought] = yield [replace(self.reason.call(**inputs), continued=True)]
         [final] = yield [self.extract.call(**inputs, reasoning=thought.reasoning)]
         prediction = thought.extended(**final)
         prediction._fills = {**thought._fills, **final._fills}

@@ -18,6 +18,7 @@ from promptflow.engine.cache.retention import Retention
 from promptflow.engine.sequence import NEVER, Sequence, common
 
 GRAIN = 16  # tokens that a keeper must save, all that branch there together
+PATIENCE = 4  # caches full of tokens computed until a pin lapses that nobody goes on from
 
 
 def whole_from_of(memory: str, window: int) -> int:
@@ -45,6 +46,7 @@ class Cache:
         self.retain_limit = cells // 2
         self.evicted = 0
         self._last_use: dict[int, int] = {}  # of a finished sequence, in tokens computed
+        self._pins: dict[int, int] = {}  # finished ones to be continued; how long their prompts are
         self._clock = 0
         self._retention = Retention()
         self._reached: dict[int, int] = {}  # tokens that a number has held since it was empty
@@ -145,12 +147,15 @@ class Cache:
             # All numbers are taken and the prefix is all that its sequence holds: take that over.
             sequence.seq_id = source
             del self.retained[source], self._last_use[source]
+            self._pins.pop(source, None)
         else:
             sequence.seq_id = self._free.pop()
             if shared:
                 self._share(source, sequence.seq_id, shared, moves)
             if source in self.retained:
                 self._retain(source, self.retained.pop(source))
+            if shared > self._pins.get(source, NEVER):
+                del self._pins[source]
         sequence.spares = [self._free.pop() for _ in range(sequence.forks)]
         if shared < len(sequence.tokens):
             sequence.row = None
@@ -287,13 +292,14 @@ class Cache:
         held = sequence.tokens[: sequence.computed]
         moves: list[Move] = []
         sequence.stops.clear()
-        if keep and self.sharing and held and not self._is_covered(held):
+        pin = min(sequence.prompt, len(held) - 1) if sequence.continued else NEVER
+        if keep and self.sharing and held and not self._is_covered(held, pin):
             for shorter in [] if self.is_whole(seq_id) else self._covered_by(held):
                 self._give_up(shorter, moves)
             self.tree.insert(seq_id, held)
-            self._retain(seq_id, held)
+            self._retain(seq_id, held, pin)
             self._age(moves)
-            while self.cells.used > self.retain_limit and self._evict(moves):
+            while self.cells.used > self.retain_limit and self._evict(moves, pinned=False):
                 pass
         else:
             self._release(seq_id, moves)
@@ -346,15 +352,23 @@ class Cache:
             self._give_up(seq_id, moves)
         return moves
 
-    def _retain(self, seq_id: int, tokens: list[int]) -> None:
-        """Count a sequence as the finished one that was used last."""
+    def _retain(self, seq_id: int, tokens: list[int], pin: int = NEVER) -> None:
+        """Count a sequence as the finished one that was used last.
+
+        With a ``pin`` it stays until a sequence took more than so many tokens from it.
+        """
         self.retained[seq_id] = tokens
         self._last_use[seq_id] = self._clock
+        if pin < NEVER:
+            self._pins[seq_id] = pin
 
     def _age(self, moves: list[Move]) -> None:
         """Cut from old sequences what is not worth its cells, and what others hold as well."""
         for seq_id, tokens in list(self.retained.items()):
-            kept = self._retention.kept(tokens, self._clock - self._last_use[seq_id])
+            idle = self._clock - self._last_use[seq_id]
+            if seq_id in self._pins and idle <= PATIENCE * self.cells.capacity:
+                continue
+            kept = self._retention.kept(tokens, idle)
             if kept == len(tokens):
                 continue
             holders = self.tree.match(tokens[:kept])[0][1] if kept else set()
@@ -363,12 +377,16 @@ class Cache:
             else:
                 self._trim(seq_id, kept, moves)
 
-    def _evict(self, moves: list[Move], keep: int = -1, for_number: bool = False) -> bool:
+    def _evict(
+        self, moves: list[Move], keep: int = -1, for_number: bool = False, pinned: bool = True
+    ) -> bool:
         """Free the finished sequence that was used least recently, but not ``keep``.
 
-        Keepers whose cells are all held by others too give none, only their number.
+        Those to be continued are the last, and stay unless ``pinned``. Keepers whose cells are all
+        held by others too give none, only their number.
         """
-        for seq_id in self.retained:
+        last = [seq_id for seq_id in self._pins if pinned]
+        for seq_id in [*(one for one in self.retained if one not in self._pins), *last]:
             useless = not for_number and self.is_whole(seq_id) and not self.cells.frees(seq_id)
             if seq_id != keep and not useless:
                 self._give_up(seq_id, moves)
@@ -379,6 +397,7 @@ class Cache:
     def _give_up(self, seq_id: int, moves: list[Move]) -> None:
         self.tree.remove(seq_id, self.retained.pop(seq_id))
         del self._last_use[seq_id]
+        self._pins.pop(seq_id, None)
         self._release(seq_id, moves)
 
     def _release(self, seq_id: int, moves: list[Move]) -> None:
@@ -396,12 +415,12 @@ class Cache:
         self.cells.drop(seq_id, length)
         moves.append(Drop(seq_id, length))
 
-    def _is_covered(self, tokens: list[int]) -> bool:
+    def _is_covered(self, tokens: list[int], pin: int = NEVER) -> bool:
         """Return whether another finished sequence holds all of ``tokens``, and refresh it."""
         for depth, holders in self.tree.match(tokens):
             for holder in holders:
                 if holder in self.retained and depth == len(tokens) == self._usable(holder, depth):
-                    self._retain(holder, self.retained.pop(holder))
+                    self._retain(holder, self.retained.pop(holder), pin)
                     return True
         return False
 
@@ -411,5 +430,7 @@ class Cache:
             holder
             for depth, holders in self.tree.match(tokens)
             for holder in holders
-            if holder in self.retained and len(self.retained[holder]) == depth
+            if holder in self.retained
+            and holder not in self._pins
+            and len(self.retained[holder]) == depth
         ]

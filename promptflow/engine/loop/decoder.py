@@ -106,6 +106,7 @@ class Decoder:
             admission.check_options(self.tools.prompts, slot)
         texts = self.tools.prompts.before_slots(request.parts)
         job = FillJob(slots, texts, request.seed, self.tools)
+        job.sequence.continued = request.continued
         length = len(texts[0]) + job.need()
         fits = any(slot.fits for slot in slots)
         admission.check_length(self.model, job.prompt, length - job.prompt, fits)
