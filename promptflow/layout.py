@@ -588,8 +588,9 @@ def _assembled(
     turns = 0
     for number, piece in enumerate(pieces):
         if isinstance(piece, _Turn):
-            _append(parts, Text(next(texts), trusted=True))
             turns += 1
+            # What comes before the turn that is asked about is alike for all inputs.
+            _append(parts, Text(next(texts), trusted=True, boundary=turns == last))
         elif isinstance(piece, Slot):
             closing = made[-1] if thought and turns == last + 1 else ""
             parts.append(_led(parts, piece, stop, closing))
@@ -639,7 +640,7 @@ def _no_place(layout: str) -> str:
 def _append(parts: list[Part], text: Text) -> None:
     last = parts[-1] if parts else None
     if isinstance(last, Text) and last.trusted == text.trusted:
-        parts[-1] = Text(last.text + text.text, text.trusted)
+        parts[-1] = Text(last.text + text.text, text.trusted, last.boundary or text.boundary)
     elif text.text:
         parts.append(text)
 

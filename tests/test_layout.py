@@ -469,3 +469,13 @@ def test_thinking_is_true_false_or_auto():
     below = layout.Decoding(thinking=True)
     assert layout.Decoding(thinking=False).over(below).thinking is False
     assert layout.Decoding().over(below).thinking is True
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_what_comes_before_the_turn_that_is_asked_about_is_a_boundary(thinking: bool):
+    demos = [{"question": "a", "reasoning": "b", "answer": 1}]
+    _, parts = thought_text(signature(REASONED), demos, thinking=thinking)
+    [place] = [n for n, part in enumerate(parts) if isinstance(part, Text) and part.boundary]
+    asked = parts[place + 1]
+    assert isinstance(asked, Text)
+    assert (asked.text, asked.trusted) == ("Question: Q", False)
