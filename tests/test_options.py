@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tiny_models
 
 import promptflow as pf
 from promptflow.child import usable_cores
@@ -13,7 +14,7 @@ from promptflow.engine.request import Choice
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import MOST_PASS_ROWS, Choices, Tuned
-from promptflow.errors import ModelNotFound, TemplateError
+from promptflow.errors import ModelNotFound, TemplateError, UnsupportedOption
 from promptflow.fields import TypedField
 from promptflow.flow import request_of, run
 from promptflow.modules.options import confined
@@ -185,3 +186,19 @@ def test_the_signature_itself_stays_as_it_was() -> None:
     predict = Predict("question -> answer")
     confined(predict.signature, "answer", ["x"])
     assert predict.signature.output_fields["answer"].metadata == []
+
+
+def test_recurrent_states_bound_how_many_sequences_stay():
+    def sequences(state: int) -> int:
+        return load_settings(EngineOptions(max_running=16), BEST, state)["sequences"]
+
+    assert sequences(0) == sequences(1 << 10) == 16 + 48
+    assert sequences(32 << 20) == 32
+    assert sequences(1 << 30) == 16 + 8
+
+
+def test_lookup_is_refused_where_a_state_cannot_take_back_a_draft(tmp_path):
+    path = tiny_models.write("lfm2", tmp_path)
+    with pytest.raises(UnsupportedOption, match="recurrent state"):
+        worker_settings(EngineOptions(lookup=True), path)
+    assert worker_settings(EngineOptions(), path)["load"]["sequences"] == 80

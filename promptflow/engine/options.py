@@ -12,9 +12,11 @@ from promptflow.engine.model import memory
 from promptflow.engine.process.frames import Message
 from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
 from promptflow.engine.tuned import Choices, recall
-from promptflow.errors import TemplateError, names_options
+from promptflow.errors import TemplateError, UnsupportedOption, names_options
 
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
+LEAST_RETAINED = 8  # of those, where recurrent states would take more than STATES bytes
+STATES = 1 << 30
 _LIMITS = {
     "context": (16, 1 << 22),
     "max_running": (1, 64),
@@ -131,11 +133,17 @@ class EngineOptions:
 DEFAULTS = EngineOptions()
 
 
-def load_settings(options: EngineOptions, choices: Choices) -> Message:
-    """Return what ``llama.Load`` is made of, as JSON data."""
+def load_settings(options: EngineOptions, choices: Choices, state: int = 0) -> Message:
+    """Return what ``llama.Load`` is made of, as JSON data.
+
+    ``state`` counts the bytes that every sequence takes, used or not: see ``memory.state_bytes``.
+    """
+    retained = RETAINED
+    if state:
+        retained = max(LEAST_RETAINED, min(RETAINED, STATES // state - options.max_running))
     return {
         "context": options.context,
-        "sequences": min(256, options.max_running + RETAINED),
+        "sequences": min(256, options.max_running + retained),
         "gpu_layers": options.gpu_layers,
         **choices.as_json(),
     }
@@ -146,7 +154,8 @@ def worker_settings(
 ) -> Message:
     """Return what the worker needs to know, of a model file too once that has passed its checks.
 
-    ``trust`` as for ``catalog.models``. Raises ModelNotFound, ModelInvalid and CapacityError.
+    ``trust`` as for ``catalog.models``. Raises ModelNotFound, ModelInvalid, CapacityError, and
+    UnsupportedOption for ``lookup`` on a model whose memory cannot be cut.
     """
     settings: Message = {
         "max_running": options.max_running,
@@ -166,7 +175,13 @@ def _file_settings(model: str | Path, options: EngineOptions, trust: bool) -> Me
     header = catalog.read_gguf(path)
     sha256 = catalog.model_sha256(path)
     choices = options.choices(sha256)
-    load = load_settings(options, choices)
+    state = memory.state_bytes(header.metadata)
+    if state and options.lookup:
+        raise UnsupportedOption(
+            f"EngineOptions(lookup=True): {path.name} has a recurrent state, which cannot take "
+            "back a draft that was wrong; load it without lookup"
+        )
+    load = load_settings(options, choices, state)
     memory.check(path.name, header.size, header.metadata, header.vocabulary, load)
     return {
         "path": str(path),

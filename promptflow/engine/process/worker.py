@@ -167,7 +167,8 @@ def probe(model: Model) -> None:
     code = model.decode(tokens, list(range(count)), [0] * count, outputs)
     if code == 0 and count < model.cells:
         code = model.decode([1], [count], [0], [True])
-    model.drop(0, 0)
+    if not model.drop(0, 0):
+        raise ModelInvalid(f"{model.info.path} does not give up a sequence that it has decoded")
     if code != 0:
         raise ModelInvalid(f"the first decode of {model.info.path} failed with code {code}")
 
