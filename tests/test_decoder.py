@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from promptflow.engine.loop.decoder import Decoder
@@ -457,3 +459,25 @@ def test_a_second_batch_finds_what_the_first_one_left():
         [completion] = drain(decoder).values()
     assert completion.usage.prefilled == 1
     assert completion.usage.reused == len("a prompt that stays") - 1
+
+
+@pytest.mark.parametrize("memory", ["dense", "windowed", "hybrid", "recurrent"])
+@pytest.mark.parametrize("stop", ["e", "st", "#"])
+def test_what_goes_on_before_the_end_of_a_continued_request_takes_the_state_before(memory, stop):
+    """A stop string, or a tokenizer that joins the last letters with what follows."""
+    model = FakeModel(memory=memory, window=16, batch=512)
+    decoder = Decoder(model, max_running=4)
+    biases = tuple((token, 9.0) for token in b"estr")
+    for number in range(12):
+        first = ask(
+            f"{number} begins", max_tokens=40, stop=(stop,), sampling=Sampling(logit_bias=biases)
+        )
+        decoder.submit(0, replace(first, continued=True))
+        fill = drain(decoder)[0].fills["a"]
+        text = fill.text if fill.finish == "stop" else fill.text[:-1]
+        decoder.submit(1, ask(f"{number} begins{text}, and goes on", max_tokens=1))
+        usage = drain(decoder)[1].usage
+        assert usage.prompt == usage.prefilled + usage.reused
+        if len(text) > 10:
+            assert usage.prefilled <= len(", and goes on") + 10
+    assert model.refused == 0

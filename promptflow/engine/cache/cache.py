@@ -293,6 +293,10 @@ class Cache:
         moves: list[Move] = []
         sequence.stops.clear()
         pin = min(sequence.prompt, len(held) - 1) if sequence.continued else NEVER
+        before = self.retained.get(sequence.anchor, [])
+        if keep and pin < len(before) < len(held) and before == held[: len(before)]:
+            # Only this one is a prefix too of a text that parts from the end by its last token.
+            self._pins[sequence.anchor], pin = pin, NEVER
         if keep and self.sharing and held and not self._is_covered(held, pin):
             for shorter in [] if self.is_whole(seq_id) else self._covered_by(held):
                 self._give_up(shorter, moves)

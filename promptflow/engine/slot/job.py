@@ -23,6 +23,7 @@ from promptflow.engine.slot.filling import Filling, Vocabulary
 from promptflow.engine.slot.prompt_lookup import Lookup, Odds
 
 SEAM = 8  # tokens that a stop string which cuts a token may add
+STRIDE = 8  # tokens between the states that are kept of a request which will be continued
 
 
 class Tools:
@@ -211,8 +212,10 @@ class FillJob:
                 self.meter.cut(stands)
         else:
             tokens += filling.take(logits)
-            may_stop = filling.finish is None and filling.may_stop and not self._is_last
-            if may_stop and not self._may_stop:
+            goes_on = self.sequence.continued or not self._is_last
+            may_stop = filling.finish is None and filling.may_stop and goes_on
+            is_due = self.sequence.continued and len(filling.tokens) % STRIDE == 0
+            if (may_stop and not self._may_stop) or (is_due and not may_stop):
                 self.sequence.stops.add(stands)
             self._may_stop = may_stop
         if filling.finish is not None:
