@@ -156,7 +156,13 @@ def test_only_the_last_log_lines_are_kept():
 
 def test_a_thread_does_the_same_work():
     host = ThreadHost(
-        {"max_running": 2, "batch_invariant": False, "pass_rows": 0.0, "prefixes": False},
+        {
+            "max_running": 2,
+            "batch_invariant": False,
+            "pass_rows": 0.0,
+            "drawers": 1,
+            "prefixes": False,
+        },
         FakeModel(),
     )
     assert describe(host.ready)["name"] == "fake"
@@ -174,7 +180,14 @@ def test_a_thread_that_fails_is_lost():
             raise RuntimeError("out of order")
 
     host = ThreadHost(
-        {"max_running": 2, "batch_invariant": False, "pass_rows": 0.0, "prefixes": False}, Failing()
+        {
+            "max_running": 2,
+            "batch_invariant": False,
+            "pass_rows": 0.0,
+            "drawers": 1,
+            "prefixes": False,
+        },
+        Failing(),
     )
     heard = events(host)
     host.send({"op": "score", "prefix": [], "jobs": [[1, "a"]]})

@@ -70,7 +70,7 @@ def test_load_settings_are_those_of_llama():
         ({"micro_batch": 0}, "micro_batch=0.* outside 1 to"),
         ({"context": 8}, "context=8.* outside 16 to"),
         ({"batch": 0}, "batch=0.* outside 1 to"),
-        ({"max_running": 65}, "max_running=65.* outside 1 to 64"),
+        ({"max_running": 209}, "max_running=209.* outside 1 to 208"),
         ({"max_waiting": 0}, "max_waiting=0.* outside 1 to"),
         ({"threads": 0}, "threads=0.* outside 1 to"),
     ],
@@ -85,6 +85,10 @@ def test_a_worker_is_told_what_it_needs():
     assert settings["max_running"] == 3
     assert settings["pass_rows"] == PASS_ROWS
     assert settings["load"]["sequences"] == 51
+    assert settings["drawers"] == 1, "llama.cpp's threads keep the cores"
+    beside_gpu = worker_settings(EngineOptions(gpu_layers=99, max_running=208))
+    assert beside_gpu["drawers"] == min(8, usable_cores())
+    assert beside_gpu["load"]["sequences"] == 256, "as many as llama.cpp allows"
     assert "path" not in settings
     alone = worker_settings(EngineOptions(batch_invariant=True, lookup=True))
     assert alone["pass_rows"] == 0, "drafts would depend on what runs beside"

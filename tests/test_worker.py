@@ -25,7 +25,13 @@ from promptflow.errors import (
     PromptflowError,
 )
 
-SETTINGS = {"max_running": 4, "batch_invariant": False, "pass_rows": 0.0, "prefixes": False}
+SETTINGS = {
+    "max_running": 4,
+    "batch_invariant": False,
+    "pass_rows": 0.0,
+    "drawers": 1,
+    "prefixes": False,
+}
 
 
 def answers(messages: list[Message]) -> list[Message]:

@@ -17,9 +17,11 @@ from promptflow.errors import TemplateError, UnsupportedOption, names_options
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
 LEAST_RETAINED = 8  # of those, where recurrent states would take more than STATES bytes
 STATES = 1 << 30
+SEQUENCES = 256  # that llama.cpp allows in one context
+DRAWERS = 8  # threads at most that choose tokens beside a GPU
 _LIMITS = {
     "context": (16, 1 << 22),
-    "max_running": (1, 64),
+    "max_running": (1, SEQUENCES - RETAINED),
     "max_waiting": (1, 1 << 20),
     "threads": (1, 1 << 12),
     "batch": (1, 1 << 16),
@@ -143,7 +145,7 @@ def load_settings(options: EngineOptions, choices: Choices, state: int = 0) -> M
         retained = max(LEAST_RETAINED, min(RETAINED, STATES // state - options.max_running))
     return {
         "context": options.context,
-        "sequences": min(256, options.max_running + retained),
+        "sequences": options.max_running + retained,
         "gpu_layers": options.gpu_layers,
         **choices.as_json(),
     }
@@ -160,6 +162,8 @@ def worker_settings(
     settings: Message = {
         "max_running": options.max_running,
         "batch_invariant": options.batch_invariant,
+        # On a processor, llama.cpp's own threads wait on the cores for the next pass.
+        "drawers": min(DRAWERS, usable_cores()) if options.gpu_layers else 1,
     }
     if model is not None:
         return settings | _file_settings(model, options, trust)

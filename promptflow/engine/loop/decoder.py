@@ -23,6 +23,8 @@ from promptflow.engine.model.protocol import Model
 from promptflow.engine.request import Completion, Request, Slot, Text, TokenLogprob, Usage
 from promptflow.engine.sequence import NEVER, Sequence, common
 from promptflow.engine.slot.beam import Fork
+from promptflow.engine.slot.drawing import Drawers, Drawn
+from promptflow.engine.slot.filling import Filling
 from promptflow.engine.slot.job import FillJob, ScoreJob, Tools
 from promptflow.engine.slot.prompt_lookup import LONGEST, least_chance
 from promptflow.errors import (
@@ -63,14 +65,15 @@ class Decoder:
         max_running: int = 16,
         batch_invariant: bool = False,
         pass_rows: float = 0.0,
+        drawers: int = 1,
         prefixes: Path | None = None,
         on_start: Callable[[list[int]], None] | None = None,
     ) -> None:
         """Take over ``model``. ``batch_invariant`` runs jobs alone, each from an empty cache.
 
         ``pass_rows``, if not 0, has tokens drafted from each job's own text: see prompt_lookup.py.
-        ``prefixes`` is the folder of prefixes kept on disk. ``on_start`` is told the keys of jobs
-        before the decode call that first touches them.
+        ``drawers`` threads choose tokens. ``prefixes`` is the folder of prefixes kept on disk.
+        ``on_start`` is told the keys of jobs before the decode call that first touches them.
         """
         self.model = model
         self.tools = Tools(model)
@@ -81,6 +84,7 @@ class Decoder:
         self._pass_rows = pass_rows
         self._disk = DiskPrefixes(model, self.cache, prefixes)
         self._on_start = on_start
+        self._drawers = Drawers(drawers)
         self._entries: dict[int, _Entry] = {}
         self._by_number: dict[int, _Entry] = {}
         self._numbers = itertools.count(1)
@@ -239,6 +243,7 @@ class Decoder:
     def _collect(self, rows: abc.Sequence[tuple[Sequence, int]]) -> list[Finished]:
         """Read the logits of a batch and move every job on."""
         finished: list[Finished] = []
+        drawn = self._draw(rows)
         row = 0
         for sequence, take in rows:
             start, first = sequence.computed, row
@@ -258,8 +263,25 @@ class Decoder:
             elif sequence.draft:
                 finished += self._verify(entry, first + take - 1)
             elif sequence.pending == 0:
-                finished += self._advance(entry, self.model.logits(row - 1), sequence)
+                logits = self.model.logits(row - 1)
+                finished += self._advance(entry, logits, sequence, drawn.get(sequence.number))
         return finished
+
+    def _draw(self, rows: abc.Sequence[tuple[Sequence, int]]) -> dict[int, Drawn]:
+        """Sample for all sequences whose next token is plainly sampled, side by side."""
+        numbers: list[int] = []
+        asked: list[tuple[Filling, np.ndarray]] = []
+        row = 0
+        for sequence, take in rows:
+            row += take + len(sequence.draft)
+            job = self._by_number[sequence.number].job
+            if take < sequence.pending or sequence.draft or isinstance(job, ScoreJob):
+                continue
+            if job.plain is not None:
+                numbers.append(sequence.number)
+                asked.append((job.plain, self.model.logits(row - 1)))
+        with self._totals.sampling(self.tools.constraints.clock):
+            return dict(zip(numbers, self._drawers.draw(asked), strict=True))
 
     def _hand_over(self, sequence: Sequence, position: int, row: int) -> None:
         """Keep a row of logits for the waiting sequences whose prompt ends there."""
@@ -281,14 +303,16 @@ class Decoder:
             return [self._fail(entry, error)]
         return [self._finish(entry)] if job.is_done else []
 
-    def _advance(self, entry: _Entry, logits: np.ndarray, sequence: Sequence) -> list[Finished]:
-        """Sample a token for a job; take back what no longer stands of its sequence."""
+    def _advance(
+        self, entry: _Entry, logits: np.ndarray, sequence: Sequence, drawn: Drawn | None = None
+    ) -> list[Finished]:
+        """Take a token, sampled unless ``drawn``; take back what no longer stands of a sequence."""
         job = entry.job
         assert isinstance(job, FillJob)
         try:
             with self._totals.sampling(self.tools.constraints.clock):
                 if job.beams is None:
-                    stands = job.take(logits)
+                    stands = job.take(logits, drawn)
                 else:
                     self._fork(entry, job.beams.take(sequence, logits))
                     if not job.beams.is_done:
@@ -440,6 +464,10 @@ class Decoder:
     def _no_room(self, sequence: Sequence) -> Finished:
         error = admission.no_room(self.model, sequence.length_limit)
         return self._fail(self._by_number[sequence.number], error)
+
+    def close(self) -> None:
+        """End the threads that sample; idempotent."""
+        self._drawers.close()
 
     def stats(self) -> Stats:
         """Return the totals so far."""

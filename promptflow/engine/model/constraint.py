@@ -11,6 +11,7 @@ import copy
 import json
 import random
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -223,20 +224,31 @@ def _refusal(kind: type, reason: str) -> str:
 
 
 class Clock:
-    """Seconds spent in matchers and in compiling constraints: ``with clock: ...`` adds to them."""
+    """Seconds spent in matchers and in compiling constraints: ``with clock: ...`` adds to them.
+
+    Where several threads are at it, each second counts once.
+    """
 
     def __init__(self) -> None:
         """Start at 0."""
         self.seconds = 0.0
         self._begun = 0.0
+        self._at_work = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         """Start measuring."""
-        self._begun = time.perf_counter()
+        with self._lock:
+            if not self._at_work:
+                self._begun = time.perf_counter()
+            self._at_work += 1
 
     def __exit__(self, *_: object) -> None:
         """Add what has passed."""
-        self.seconds += time.perf_counter() - self._begun
+        with self._lock:
+            self._at_work -= 1
+            if not self._at_work:
+                self.seconds += time.perf_counter() - self._begun
 
 
 class Matcher:

@@ -48,6 +48,7 @@ class Worker:
             max_running=settings["max_running"],
             batch_invariant=settings["batch_invariant"],
             pass_rows=settings["pass_rows"],
+            drawers=settings["drawers"],
             prefixes=folder_of(model.info, settings) if settings["prefixes"] else None,
             on_start=lambda keys: self._emit({"started": keys}),
         )
@@ -66,6 +67,7 @@ class Worker:
                 except queue.Empty:
                     break
                 if message is None:
+                    self._decoder.close()
                     self._model.close()
                     return
                 self._handle(message)

@@ -86,6 +86,13 @@ class Filling:
 
         Raises NumericError, ConstraintError and ConstraintDeadEnd.
         """
+        return self.put(self.draw(logits))
+
+    def draw(self, logits: sampling.Logits) -> Pick:
+        """Return the token sampled from a row of logits, for ``put``; raises as ``take`` does.
+
+        It touches nothing that slots share, so that many may draw at the same time.
+        """
         sampling.check(logits)
         row = sampling.penalize(logits, self.slot.sampling, self._sampled, self._sequence)
         content, allowed = self._allowed()
@@ -94,10 +101,10 @@ class Filling:
             row[self._vocabulary.ends] = -np.inf
         token = sampling.choose(row, self.slot.sampling, self._rng, allowed)
         if self._is_end(token, content):
-            return self.put(Pick(None, 0.0))
+            return Pick(None, 0.0)
         value = sampling.logprob(logits, token)
         self._note(logits, token, value)
-        return self.put(Pick(token, value))
+        return Pick(token, value)
 
     def picks(self, logits: sampling.Logits, count: int, within: bool = False) -> list[Pick]:
         """Return the ``count`` most probable tokens that may follow, and the end, best first.

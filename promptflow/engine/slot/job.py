@@ -19,8 +19,10 @@ from promptflow.engine.sequence import Sequence
 from promptflow.engine.slot import sampling
 from promptflow.engine.slot.beam import Beams
 from promptflow.engine.slot.choice import Weighing
+from promptflow.engine.slot.drawing import Drawn
 from promptflow.engine.slot.filling import Filling, Vocabulary
 from promptflow.engine.slot.prompt_lookup import Lookup, Odds
+from promptflow.errors import PromptflowError
 
 SEAM = 8  # tokens that a stop string which cuts a token may add
 STRIDE = 8  # tokens between the states that are kept of a request which will be continued
@@ -196,8 +198,8 @@ class FillJob:
                 return
             self._close(self._filling.fill(), filling, len(sequence.tokens) - len(filling.tokens))
 
-    def take(self, logits: np.ndarray) -> int:
-        """Sample a token; go on to the next slot where this one has ended.
+    def take(self, logits: np.ndarray, drawn: Drawn | None = None) -> int:
+        """Sample a token, unless ``drawn``; go on to the next slot where this one has ended.
 
         Return how many of the tokens known before still stand. Raises EngineError.
         """
@@ -211,7 +213,9 @@ class FillJob:
                 tokens[base:] = filling.tokens
                 self.meter.cut(stands)
         else:
-            tokens += filling.take(logits)
+            if isinstance(drawn, PromptflowError):
+                raise drawn
+            tokens += filling.take(logits) if drawn is None else filling.put(drawn)
             goes_on = self.sequence.continued or not self._is_last
             may_stop = filling.finish is None and filling.may_stop and goes_on
             is_due = self.sequence.continued and len(filling.tokens) % STRIDE == 0
