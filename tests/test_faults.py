@@ -107,7 +107,7 @@ def check_empty(decoder: Decoder) -> None:
     assert not decoder.scheduler.running
     assert not decoder.scheduler.waiting
     for move in decoder.scheduler.cache.evict_all():
-        decoder.model.drop(move.sequence, move.start)
+        decoder.model.drop(move.seq_id, move.start)
     assert decoder.model.used_cells() == decoder.scheduler.cache.cells.used == 0
     assert not list(decoder.scheduler.cache.tree.nodes())
 
@@ -249,7 +249,7 @@ class Pool:
         plan = self._step()
         for move in plan.moves:
             if isinstance(move, Drop):
-                del held[move.sequence][move.start :]
+                del held[move.seq_id][move.start :]
         for task in plan.admitted:
             if task.preempted:
                 tokens = task.tokens[: len(task.tokens) - (task.row is None)]
