@@ -22,6 +22,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from promptflow import catalog
@@ -29,7 +30,7 @@ from promptflow.engine.options import EngineOptions, worker_settings
 
 SIZES = (1, 2, 4, 8, 16, 32)
 PROMPT = 64
-CELLS = 8192
+OPTIONS = EngineOptions(context=8192)
 TURNS = 3
 KINDS = ("greedy", "sampled", "json")
 SCHEMA = {
@@ -49,17 +50,17 @@ SCHEMA = {
 PARTS = ("decode", "sample", "constraint", "bookkeeping", "pipe")
 
 
-def loaded(path: str) -> dict[str, Any]:
+def loaded(path: str, options: EngineOptions = OPTIONS) -> dict[str, Any]:
     """Return how an engine loads the model: what was tuned for it counts for both."""
-    return dict(worker_settings(EngineOptions(context=CELLS), path)["load"])
+    return dict(worker_settings(options, path)["load"])
 
 
-def bare(path: str, size: int, tokens: int) -> dict[str, float]:
+def bare(path: str, size: int, tokens: int, options: EngineOptions = OPTIONS) -> dict[str, float]:
     """Decode ``size`` branches for ``tokens`` steps with nothing between the calls."""
     from promptflow.engine.model import llama
 
     c = llama.c
-    model = llama.Model(catalog.locate(path), "bare", "", llama.Load(**loaded(path)))
+    model = llama.Model(catalog.locate(path), "bare", "", llama.Load(**loaded(path, options)))
     prompt = [31 * position % 20_000 + 100 for position in range(PROMPT)]
     flags = [False] * (PROMPT - 1) + [True]
     assert model.decode(prompt, list(range(PROMPT)), [0] * PROMPT, flags) == 0
@@ -85,7 +86,9 @@ def bare(path: str, size: int, tokens: int) -> dict[str, float]:
     return {"rate": size * tokens / seconds}
 
 
-def ours(path: str, size: int, tokens: int, kind: str) -> dict[str, float]:
+def ours(
+    path: str, size: int, tokens: int, kind: str, options: EngineOptions = OPTIONS
+) -> dict[str, float]:
     """Generate from ``size`` prompts in the cache that differ in their last word."""
     from promptflow import Engine, Json, Request, Sampling, Slot, Text
 
@@ -97,7 +100,7 @@ def ours(path: str, size: int, tokens: int, kind: str) -> dict[str, float]:
         slot = Slot("s", constraint, length, sampling=sampling, ignore_eos=True)
         return [Request((Text(f"{words} {n:03}"), slot), n) for n in range(size)]
 
-    with Engine(path, EngineOptions(context=CELLS, max_running=size)) as engine:
+    with Engine(path, replace(options, max_running=size)) as engine:
         engine.generate(asked(1))
         before, begun = engine.stats(), time.perf_counter()
         completions = engine.generate(asked(tokens))
@@ -110,7 +113,9 @@ def ours(path: str, size: int, tokens: int, kind: str) -> dict[str, float]:
         / seconds
         for part in PARTS
     }
-    return {"rate": made / seconds, **spent}
+    decodes = after.decodes - before.decodes
+    rows = after.decodes * after.occupancy - before.decodes * before.occupancy
+    return {"rate": made / seconds, "occupancy": rows / decodes, **spent}
 
 
 def turn(model: str, kind: str, size: int, tokens: int) -> dict[str, float]:

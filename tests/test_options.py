@@ -86,6 +86,7 @@ def test_a_worker_is_told_what_it_needs():
     assert settings["pass_rows"] == PASS_ROWS
     assert settings["load"]["sequences"] == 51
     assert settings["drawers"] == 1, "llama.cpp's threads keep the cores"
+    assert settings["pass_cells"] < worker_settings(EngineOptions(gpu_layers=1))["pass_cells"]
     beside_gpu = worker_settings(EngineOptions(gpu_layers=99, max_running=208))
     assert beside_gpu["drawers"] == min(8, usable_cores())
     assert beside_gpu["load"]["sequences"] == 256, "as many as llama.cpp allows"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptflow.engine.loop.width import EXPECTED, LEAST, PASS, Width
+from promptflow.engine.loop.width import EXPECTED, LEAST, PASS, PASS_GPU, Width
 
 
 def width_of(fresh: int, answer: int, most: int = 64) -> int:
@@ -52,3 +52,10 @@ def test_answers_that_were_cut_short_do_not_make_later_ones_look_short():
     for _ in range(100):
         width.ended(96, room=96)
     assert width.answer == pytest.approx(96, rel=0.01)
+
+
+def test_beside_a_gpu_128_branches_run_side_by_side():
+    alone, gpu = Width(), Width(PASS_GPU)
+    assert not alone.is_worth(127, 4, 96, 0)
+    assert gpu.is_worth(127, 4, 96, 0)
+    assert not gpu.is_worth(127, 400, 96, 0), "long prompts are still a few at a time"

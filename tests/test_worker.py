@@ -30,6 +30,7 @@ SETTINGS = {
     "batch_invariant": False,
     "pass_rows": 0.0,
     "drawers": 1,
+    "pass_cells": 8192,
     "prefixes": False,
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from promptflow import storage
 from promptflow.child import usable_cores
+from promptflow.engine.loop.width import PASS, PASS_GPU
 from promptflow.engine.model import memory
 from promptflow.engine.process.frames import Message
 from promptflow.engine.slot.prompt_lookup import PASS_ROWS, PASS_ROWS_GPU
@@ -164,6 +165,7 @@ def worker_settings(
         "batch_invariant": options.batch_invariant,
         # On a processor, llama.cpp's own threads wait on the cores for the next pass.
         "drawers": min(DRAWERS, usable_cores()) if options.gpu_layers else 1,
+        "pass_cells": PASS_GPU if options.gpu_layers else PASS,
     }
     if model is not None:
         return settings | _file_settings(model, options, trust)

@@ -19,6 +19,7 @@ from promptflow.engine.loop import admission
 from promptflow.engine.loop.batch import batch_of
 from promptflow.engine.loop.scheduler import Scheduler
 from promptflow.engine.loop.totals import Totals
+from promptflow.engine.loop.width import PASS
 from promptflow.engine.model.protocol import Model
 from promptflow.engine.request import Completion, Request, Slot, Text, TokenLogprob, Usage
 from promptflow.engine.sequence import NEVER, Sequence, common
@@ -66,13 +67,15 @@ class Decoder:
         batch_invariant: bool = False,
         pass_rows: float = 0.0,
         drawers: int = 1,
+        pass_cells: int = PASS,
         prefixes: Path | None = None,
         on_start: Callable[[list[int]], None] | None = None,
     ) -> None:
         """Take over ``model``. ``batch_invariant`` runs jobs alone, each from an empty cache.
 
         ``pass_rows``, if not 0, has tokens drafted from each job's own text: see prompt_lookup.py.
-        ``drawers`` threads choose tokens. ``prefixes`` is the folder of prefixes kept on disk.
+        ``pass_cells`` is what width.py weighs sequences by. ``drawers`` threads choose tokens.
+        ``prefixes`` is the folder of prefixes kept on disk.
         ``on_start`` is told the keys of jobs before the decode call that first touches them.
         """
         self.model = model
@@ -80,7 +83,7 @@ class Decoder:
         whole_from = whole_from_of(model.info.memory, model.info.window)
         self.cache = Cache(model.cells, model.max_sequences, not batch_invariant, whole_from)
         running = min(1 if batch_invariant else max_running, model.max_sequences)
-        self.scheduler = Scheduler(self.cache, model.batch, running)
+        self.scheduler = Scheduler(self.cache, model.batch, running, pass_cells)
         self._pass_rows = pass_rows
         self._disk = DiskPrefixes(model, self.cache, prefixes)
         self._on_start = on_start

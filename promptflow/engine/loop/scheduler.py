@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from promptflow.engine.cache.cache import Cache
 from promptflow.engine.cache.cells import Move
 from promptflow.engine.loop.lengths import Lengths
-from promptflow.engine.loop.width import Width
+from promptflow.engine.loop.width import PASS, Width
 from promptflow.engine.sequence import Sequence
 
 PATIENCE = 64  # younger sequences that may overtake a waiting one before it goes first
@@ -36,15 +36,18 @@ class Plan:
 class Scheduler:
     """Decide each step's batch over one KV cache that all sequences share."""
 
-    def __init__(self, cache: Cache, batch: int, max_running: int) -> None:
-        """Fill batches of ``batch`` tokens from ``cache``; decode at most ``max_running``."""
+    def __init__(self, cache: Cache, batch: int, max_running: int, pass_cells: int = PASS) -> None:
+        """Fill batches of ``batch`` tokens from ``cache``; decode at most ``max_running``.
+
+        Attention over ``pass_cells`` costs what a pass over the weights does: see width.py.
+        """
         self.cache = cache
         self.batch = batch
         self.max_running = max_running
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.is_full = False  # the model has said so: what runs goes on before more is admitted
-        self._width = Width()
+        self._width = Width(pass_cells)
         self._lengths = Lengths()
 
     # Each step

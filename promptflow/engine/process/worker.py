@@ -49,6 +49,7 @@ class Worker:
             batch_invariant=settings["batch_invariant"],
             pass_rows=settings["pass_rows"],
             drawers=settings["drawers"],
+            pass_cells=settings["pass_cells"],
             prefixes=folder_of(model.info, settings) if settings["prefixes"] else None,
             on_start=lambda keys: self._emit({"started": keys}),
         )
