@@ -21,7 +21,7 @@ def job(*parts: Text | Slot) -> tuple[FillJob, Deltas]:
     slots = [part for part in parts if isinstance(part, Slot)]
     made = FillJob(slots, TOOLS.prompts.before_slots(request.parts), request.seed, TOOLS)
     made.open()
-    made.task.sequence = 0  # it runs
+    made.sequence.seq_id = 0  # it runs
     return made, Deltas(made)
 
 
@@ -114,7 +114,7 @@ def test_what_is_searched_or_weighed_is_told_when_it_has_ended(slot):
 def test_a_job_that_waits_tells_nothing():
     """It may be given to another worker, which would tell it all again."""
     made, deltas = job(Text("q"), Slot("a", Choice(("yes",))), Text("."), Slot("b"))
-    made.task.sequence = -1
+    made.sequence.seq_id = -1
     assert deltas.fresh() == []
-    made.task.sequence = 3
+    made.sequence.seq_id = 3
     assert deltas.fresh() == [("a", "yes")]
