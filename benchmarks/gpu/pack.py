@@ -96,7 +96,15 @@ def pack_llama(sdist: Path, target: Path) -> None:
 
 def download_llama(folder: Path) -> Path:
     """Return llama-cpp-python's sdist of the version of constraints.txt, from pip's index."""
-    pip("download", "--no-deps", "--no-binary", ":all:", "-d", str(folder), "llama-cpp-python")
+    pip(
+        "download",
+        "--no-deps",
+        "--no-binary",
+        "llama-cpp-python",
+        "-d",
+        str(folder),
+        "llama-cpp-python",
+    )
     return next(folder.glob("llama_cpp_python-*.tar.gz"))
 
 
