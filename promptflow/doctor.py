@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from promptflow import catalog
 from promptflow.download import folder_size
+from promptflow.engine.interface import MEMORY, ModelInfo
 from promptflow.engine.options import EngineOptions
 from promptflow.engine.request import Request, Sampling, Slot, Text
 from promptflow.engine.tuned import BRANCHES, Choices, Tuned, recall
@@ -50,6 +51,7 @@ class Load:
 
     ``path`` is the way that was chosen, ``features`` what this build uses of the processor.
     ``choices`` are what depends on the machine, ``tuned`` what ``--tune`` found, if it was run.
+    ``memory`` is the kind of the model's memory, and what of it is shared.
     ``template`` says what lays out turns: the model's own chat template, the one given, or nothing.
     """
 
@@ -64,6 +66,7 @@ class Load:
     choices: Choices
     tuned: Tuned | None
     template: str = ""
+    memory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ def _load_rows(load: Load) -> list[tuple[str, str]]:
         ("loaded", f"{load.path}, in {load.seconds:.1f} s"),
         ("choices", ", ".join(f"{k}={v}" for k, v in load.choices.as_json().items())),
         ("tuned", _tuned_text(load.tuned)),
+        ("memory", load.memory),
         ("chat template", load.template),
     ]
 
@@ -252,7 +256,13 @@ def _load(engine: TextEngine, options: EngineOptions, seconds: float) -> Load:
         choices=options.choices(info.sha256),
         tuned=recall(info.sha256),
         template=_template(engine),
+        memory=_memory(info),
     )
+
+
+def _memory(info: ModelInfo) -> str:
+    window = f" ({info.window:,} tokens)" if info.window else ""
+    return f"{info.memory}{window}: {MEMORY[info.memory]}"
 
 
 def _template(engine: TextEngine) -> str:

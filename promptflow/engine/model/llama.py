@@ -93,6 +93,8 @@ def quantize(source: Path, target: Path, form: str, threads: int, pure: bool = F
         raise ModelInvalid(f"llama.cpp cannot write {source} as {form}")
 
 
+MIXED_UP = {"plamo2"}
+"""Architectures whose sequences llama.cpp mixes up: see kv_head in its src/models/plamo2.cpp."""
 NO_TEXT = (
     "is {} model, which does not write text token by token: take a model made for text generation, "
     "such as those of `promptflow models list`"
@@ -144,6 +146,11 @@ class Model:
             raise ModelInvalid(f"{self._path} ({architecture}) {NO_TEXT.format('diffusion')}")
         if not self._memory:
             raise ModelInvalid(f"{self._path} ({architecture}) {NO_TEXT.format('an embedder')}")
+        if architecture in MIXED_UP:
+            raise ModelInvalid(
+                f"{self._path}: {build()} writes the states of {architecture} into one another's "
+                "place where several sequences are decoded together: take another model"
+            )
         if c.llama_model_is_recurrent(self._model):
             return "recurrent"
         if c.llama_model_is_hybrid(self._model):
