@@ -139,7 +139,6 @@ HYBRID: dict[str, dict[str, Any]] = {
     "granitehybrid": {**_STATE, **_HYBRID},
     "falcon-h1": _STATE,
     "jamba": {**_SCAN, **_HYBRID},
-    "plamo2": {**_STATE, **_HYBRID, "ssm.group_count": 0},
     "kimi-linear": {
         **_EXPERTS,
         "attention.head_count": [4, 4, 4, 4],
@@ -173,6 +172,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
     "t5": {"attention.relative_buckets_count": 8, "attention.head_count_kv": 4},
     "llada": {"attention.causal": False},
+    "plamo2": {**_STATE, **_HYBRID, "ssm.group_count": 0},
     "dream": {"attention.causal": False},
 }
 ARCHITECTURES = DENSE | WINDOWED | RECURRENT | HYBRID | REFUSED
