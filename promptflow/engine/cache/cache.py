@@ -18,7 +18,7 @@ from promptflow.engine.cache.retention import Retention
 from promptflow.engine.sequence import NEVER, Sequence, common
 
 GRAIN = 16  # tokens that a keeper must save, all that branch there together
-PATIENCE = 4  # caches full of tokens computed until a pin lapses that nobody goes on from
+LAPSE = 4  # caches full of tokens computed until a pin lapses that nobody goes on from
 
 
 def whole_from_of(memory: str, window: int) -> int:
@@ -85,20 +85,24 @@ class Cache:
     def held(self, tokens: abc.Sequence[int]) -> int:
         """Return how many of ``tokens`` the cache can give, or soon will."""
         best = 0
-        for depth, holders in self.tree.match(list(tokens)) if self.sharing else ():
-            for holder in holders:
-                owner = self._owners.get(holder)
-                soon = self._soon(owner, depth) if owner else 0
-                best = max(best, soon, self._usable(holder, depth))
+        for depth, holder in self._holders(tokens) if self.sharing else ():
+            owner = self._owners.get(holder)
+            soon = self._soon(owner, depth) if owner else 0
+            best = max(best, soon, self._usable(holder, depth))
         return best
 
     def holder_of(self, tokens: abc.Sequence[int]) -> int:
         """Return a number that can give all of ``tokens``, -1 if there is none."""
+        for depth, holder in self._holders(tokens):
+            if depth == len(tokens) == self._usable(holder, depth):
+                return holder
+        return -1
+
+    def _holders(self, tokens: abc.Sequence[int]) -> abc.Iterator[tuple[int, int]]:
+        """Yield, deepest first, how far ``tokens`` agree with a number's, and the number."""
         for depth, holders in self.tree.match(list(tokens)):
             for holder in holders:
-                if depth == len(tokens) == self._usable(holder, depth):
-                    return holder
-        return -1
+                yield depth, holder
 
     def is_whole(self, seq_id: int) -> bool:
         """Return whether what a number holds can only be shared and cut as a whole."""
@@ -196,8 +200,10 @@ class Cache:
 
     def until_stop(self, sequence: Sequence) -> int:
         """Return how many tokens a sequence may compute before its state is to be kept."""
-        ahead = [stop for stop in sequence.stops if stop > sequence.computed]
-        return min(ahead) - sequence.computed if ahead and self.makes_keepers(sequence) else NEVER
+        if not self.makes_keepers(sequence):
+            return NEVER  # before its stops are looked at: nothing ever takes them away
+        ahead = (stop for stop in sequence.stops if stop > sequence.computed)
+        return min(ahead, default=NEVER) - sequence.computed
 
     def keep(self, sequence: Sequence) -> list[Move]:
         """Hold the state of a sequence that has come to one of its stops."""
@@ -208,8 +214,7 @@ class Cache:
         if not tokens or self._is_covered(tokens):
             return moves
         is_answer = sequence.computed > sequence.prompt
-        before = self.retained.get(sequence.anchor, [])
-        if is_answer and len(before) > sequence.prompt and before == tokens[: len(before)]:
+        if is_answer and self._anchored(sequence, tokens) > sequence.prompt:
             self._give_up(sequence.anchor, moves)
         if not self._free and not self._evict(moves, for_number=True):
             return moves
@@ -220,6 +225,11 @@ class Cache:
         if is_answer:
             sequence.anchor = seq_id
         return moves
+
+    def _anchored(self, sequence: Sequence, tokens: list[int]) -> int:
+        """Return how many of its ``tokens`` a sequence's anchor still holds."""
+        held = self.retained.get(sequence.anchor, [])
+        return len(held) if held == tokens[: len(held)] else 0
 
     def extend(self, sequence: Sequence, count: int) -> None:
         """Record that ``count`` more tokens of a sequence are in the cache."""
@@ -244,11 +254,10 @@ class Cache:
 
     def _rewind(self, sequence: Sequence, length: int) -> list[Move]:
         source, held = -1, 0
-        for depth, holders in self.tree.match(sequence.tokens[:length]) if self.sharing else ():
-            for holder in holders & self.retained.keys():
-                usable = self._usable(holder, depth)
-                if usable > held:
-                    source, held = holder, usable
+        for depth, holder in self._holders(sequence.tokens[:length]) if self.sharing else ():
+            usable = self._usable(holder, depth) if holder in self.retained else 0
+            if usable > held:
+                source, held = holder, usable
         moves: list[Move] = [Drop(sequence.seq_id)]
         self.cells.drop(sequence.seq_id)
         self._reached[sequence.seq_id] = 0
@@ -293,8 +302,7 @@ class Cache:
         moves: list[Move] = []
         sequence.stops.clear()
         pin = min(sequence.prompt, len(held) - 1) if sequence.continued else NEVER
-        before = self.retained.get(sequence.anchor, [])
-        if keep and pin < len(before) < len(held) and before == held[: len(before)]:
+        if keep and pin < self._anchored(sequence, held) < len(held):
             # Only this one is a prefix too of a text that parts from the end by its last token.
             self._pins[sequence.anchor], pin = pin, NEVER
         if keep and self.sharing and held and not self._is_covered(held, pin):
@@ -370,7 +378,7 @@ class Cache:
         """Cut from old sequences what is not worth its cells, and what others hold as well."""
         for seq_id, tokens in list(self.retained.items()):
             idle = self._clock - self._last_use[seq_id]
-            if seq_id in self._pins and idle <= PATIENCE * self.cells.capacity:
+            if seq_id in self._pins and idle <= LAPSE * self.cells.capacity:
                 continue
             kept = self._retention.kept(tokens, idle)
             if kept == len(tokens):
@@ -421,19 +429,17 @@ class Cache:
 
     def _is_covered(self, tokens: list[int], pin: int = NEVER) -> bool:
         """Return whether another finished sequence holds all of ``tokens``, and refresh it."""
-        for depth, holders in self.tree.match(tokens):
-            for holder in holders:
-                if holder in self.retained and depth == len(tokens) == self._usable(holder, depth):
-                    self._retain(holder, self.retained.pop(holder), pin)
-                    return True
+        for depth, holder in self._holders(tokens):
+            if holder in self.retained and depth == len(tokens) == self._usable(holder, depth):
+                self._retain(holder, self.retained.pop(holder), pin)
+                return True
         return False
 
     def _covered_by(self, tokens: list[int]) -> list[int]:
         """Return the finished sequences that hold nothing but a prefix of ``tokens``."""
         return [
             holder
-            for depth, holders in self.tree.match(tokens)
-            for holder in holders
+            for depth, holder in self._holders(tokens)
             if holder in self.retained
             and holder not in self._pins
             and len(self.retained[holder]) == depth
