@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from promptflow.errors import ModelNotFound
-from promptflow.gguf import MAX_PARTS, PART, Gguf
+from promptflow.errors import ModelInvalid, ModelNotFound
+from promptflow.gguf import Gguf, parts_of, stem_of
 
 SHOWN = 30
 BESIDE = re.compile(
@@ -66,16 +66,11 @@ def is_model_path(text: str) -> bool:
 
 
 def part_files(file: str) -> tuple[str, ...]:
-    """Return the paths of all parts of a model by the path of any; see ``gguf.parts_of``."""
-    path = PurePosixPath(file)
-    match = PART.fullmatch(path.name)
-    if match is None or not 1 <= int(match["number"]) <= int(match["count"]) <= MAX_PARTS:
+    """Return what ``gguf.parts_of`` does as relative paths; the file alone for part 3 of 2."""
+    try:
+        return tuple(part.as_posix() for part in parts_of(file))
+    except ModelInvalid:
         return (file,)
-    count = int(match["count"])
-    return tuple(
-        str(path.with_name(f"{match['stem']}-{one:05}-of-{count:05}.gguf"))
-        for one in range(1, count + 1)
-    )
 
 
 def quant_of(file: str) -> str:
@@ -149,17 +144,11 @@ def _matching(found: Sequence[Candidate], quant: str) -> list[Candidate]:
     for same in (
         lambda one: _folded(one.quant) == wanted,
         lambda one: _folded(one.quant).removeprefix("ud_") == wanted,
-        lambda one: re.search(rf"(^|[^a-z0-9]){re.escape(wanted)}$", _folded(_stem(one))),
+        lambda one: re.search(rf"(^|[^a-z0-9]){re.escape(wanted)}$", _folded(stem_of(one.file))),
     ):
         if chosen := [one for one in found if same(one)]:
             return chosen
     return []
-
-
-def _stem(one: Candidate) -> str:
-    name = PurePosixPath(one.file).name
-    match = PART.fullmatch(name)
-    return match["stem"] if match else name[: -len(".gguf")]
 
 
 def _folded(text: str) -> str:

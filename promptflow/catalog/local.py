@@ -54,7 +54,7 @@ def locate(name_or_path: str | Path, *, trust: bool = False) -> Path:
     whole GGUF of a model.
     """
     if scheme_of(name_or_path):
-        return _model_file(locate_found(str(name_or_path)))
+        return model_file(locate_found(str(name_or_path)))
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     is_path = isinstance(name_or_path, Path) or "/" in name or name.endswith(".gguf")
     if not is_path and (name in models(trust=trust) or not path.exists()):
@@ -63,10 +63,11 @@ def locate(name_or_path: str | Path, *, trust: bool = False) -> Path:
         known = ", ".join(models(trust=trust))
         hint = f" On the Hugging Face hub it is hf:{name}." if HUB_LIKE.fullmatch(name) else ""
         raise ModelNotFound(f"{path}: no such file.{hint} Models by name: {known}.")
-    return path if (path / "config.json").is_file() else _model_file(path)
+    return path if (path / "config.json").is_file() else model_file(path)
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """Return the first part of the model at ``path``. Raises ModelInvalid for what is none."""
     header = read_gguf(path)
     if other := kind_problem(header):
         raise ModelInvalid(f"{path}: {other}")

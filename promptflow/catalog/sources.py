@@ -9,7 +9,7 @@ from promptflow.catalog.entries import Model, models, user_file
 from promptflow.catalog.found import scheme_of
 from promptflow.catalog.hashing import hashed
 from promptflow.catalog.hub import PREFIX, fetch_hub, hub_name
-from promptflow.catalog.local import is_present, locate
+from promptflow.catalog.local import is_present, locate, model_file
 from promptflow.download import (
     BESIDE,
     OtherBytes,
@@ -29,7 +29,7 @@ def obtain(model: str | Path, *, trust: bool = False) -> Path:
     A name of the catalogue is not fetched without being asked to.
     """
     if scheme_of(model) == PREFIX:
-        fetch_hub(hub_name(str(model)))
+        return model_file(fetch_hub(hub_name(str(model))))
     return locate(model, trust=trust)
 
 
@@ -42,8 +42,7 @@ def fetch(name: str, *, progress: bool = True, trust: bool = False, accept: bool
     HashMismatch, DiskFull, and StoreBusy while another process fetches the same model.
     """
     if scheme_of(name) == PREFIX:
-        fetch_hub(hub_name(name), accept=accept, progress=progress)
-        return locate(name, trust=trust)
+        return model_file(fetch_hub(hub_name(name), accept=accept, progress=progress))
     if accept:
         raise ModelNotFound(
             f"{name}: only what is named on the hub is accepted anew, as in hf:org/repo:Q4_K_M; "
