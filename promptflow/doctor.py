@@ -175,7 +175,7 @@ def diagnose(
     two cores with a model of half a billion parameters.
     """
     from promptflow.child import usable_cores
-    from promptflow.engine import Engine, EngineOptions
+    from promptflow.engine import Engine
 
     report = Report(
         python=f"{platform.python_version()} ({sys.executable})",

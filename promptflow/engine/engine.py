@@ -379,10 +379,9 @@ class Engine:
             info = self.info
             try:
                 made = chat_template.scaffold(info.template, key, info.bos, info.eos)
+                self._scaffolds[key] = made
             except TemplateError as error:
                 self._scaffolds[key] = error
-            else:
-                self._scaffolds[key] = made
         held = self._scaffolds[key]
         if isinstance(held, TemplateError):
             raise held.with_traceback(None)

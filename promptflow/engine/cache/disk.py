@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def folder_of(info: ModelInfo, settings: Mapping[str, Any]) -> Path:
     return storage.cache_dir() / "prefixes" / name
 
 
-def _name(tokens: abc.Sequence[int]) -> str:
+def _name(tokens: Sequence[int]) -> str:
     digest = storage.sha256_bytes(np.asarray(tokens, dtype=np.int32).tobytes())
     return f"{len(tokens)}-{digest[:40]}.kv"
 
@@ -65,7 +64,7 @@ class DiskPrefixes:
                     found.add(int(length))
         return sorted(found, reverse=True)
 
-    def recall(self, tokens: abc.Sequence[int]) -> int:
+    def recall(self, tokens: Sequence[int]) -> int:
         """Take the longest kept prefix of ``tokens`` into the cache; return its length, 0 for none.
 
         Nothing is read where the cache holds nearly as much, or has no room beside what runs.
@@ -111,7 +110,7 @@ class DiskPrefixes:
             raise EngineError("the model refused to empty a sequence: make a new Engine")
         return seq_id
 
-    def keep(self, tokens: abc.Sequence[int]) -> int:
+    def keep(self, tokens: Sequence[int]) -> int:
         """Write the state of ``tokens``, which the cache must hold; return the bytes written.
 
         Raises EngineError where it does not hold them any more, and StoreError.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import abc
+from collections.abc import Sequence
 
 from promptflow.engine.model.protocol import Model
 from promptflow.engine.model.tokenizer import Prompts
@@ -10,7 +10,7 @@ from promptflow.engine.request import Choice, Slot
 from promptflow.errors import CapacityError, ContextOverflow, EngineError
 
 
-def check_ids(model: Model, slots: abc.Sequence[Slot]) -> None:
+def check_ids(model: Model, slots: Sequence[Slot]) -> None:
     """Raise EngineError for a token id that the model does not have."""
     for slot in slots:
         ids = [*slot.stop_tokens, *(token for token, _ in slot.sampling.logit_bias)]

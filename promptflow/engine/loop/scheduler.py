@@ -26,9 +26,8 @@ class Plan:
     """One step: moves of cells in the order they must run, then one batch of rows."""
 
     moves: list[Move] = field(default_factory=list)
-    rows: list[tuple[Sequence, int]] = field(
-        default_factory=list
-    )  # a sequence and how many of its tokens
+    # Sequences, and how many tokens of each.
+    rows: list[tuple[Sequence, int]] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     hopeless: list[Sequence] = field(default_factory=list)  # no room, though nothing else runs
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter, abc
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ class FakeModel:
         batch: int = 64,
         sequences: int = 32,
         seed: int = 0,
-        words: abc.Sequence[str] = (),
+        words: Sequence[str] = (),
         *,
         fail: dict[int, int] | None = None,
         poison: int | None = None,
