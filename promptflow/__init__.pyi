@@ -89,6 +89,7 @@ from .retrieval import (
     Embedder as Embedder,
     Index as Index,
     Passage as Passage,
+    Retriever as Retriever,
     build_index as build_index,
     verify_index as verify_index,
 )

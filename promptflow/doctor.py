@@ -345,7 +345,7 @@ def check_retrieval() -> tuple[str | None, str | None, list[str]]:
 def _faiss_round_trip() -> bool:
     import numpy as np
 
-    from promptflow.retrieval.index import Dense, build_dense
+    from promptflow.retrieval.dense import Dense, build_dense
 
     vectors = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

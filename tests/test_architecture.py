@@ -39,7 +39,7 @@ LAYERS = [
 OWNERS = {
     "llama_cpp": {"engine/model/llama.py"},
     "llguidance": {"engine/model/constraint.py"},
-    "faiss": {"retrieval/index.py"},
+    "faiss": {"retrieval/dense.py"},
     "bm25s": {"retrieval/sparse.py"},
     "sentence_transformers": {"retrieval/embed.py"},
     "transformers": {"retrieval/embed.py"},

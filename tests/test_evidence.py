@@ -1,64 +1,19 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
 
 from promptflow.modules.evidence import (
     missing_numbers,
     missing_terms,
     named_terms,
     rank,
-    sentences,
     stems,
 )
 from promptflow.retrieval import Passage
 
-GUIDE = """## Figures
-
-Zero-shot chain of thought raised the model on MultiArith from 17.7 % to 78.7 %. "It works,"
-said Kojima. See Sec. 3 for more than that.
-
-```python
-run("This is code. It is not prose.")
-```
-
-The phrase matters more than one would think."""
-
 
 def passage(text: str, start: int = 0, score: float = 0.5, heading: str = "") -> Passage:
     return Passage("guide.md", 7, start, start + len(text), text, score, heading)
-
-
-def test_sentences_are_spans_of_the_document() -> None:
-    document = "skipped " * 3 + GUIDE
-    found = sentences(passage(GUIDE, start=24))
-    assert [c.quote for c in found] == [
-        "Zero-shot chain of thought raised the model on MultiArith from 17.7 % to 78.7 %.",
-        '"It works,"\nsaid Kojima.',
-        "See Sec. 3 for more than that.",
-        "The phrase matters more than one would think.",
-    ]
-    for citation in found:
-        assert document[citation.start : citation.end] == citation.quote
-        assert (citation.document, citation.chunk) == ("guide.md", 7)
-
-
-def test_headings_and_code_are_no_sentences() -> None:
-    quotes = " ".join(c.quote for c in sentences(passage(GUIDE)))
-    assert "Figures" not in quotes
-    assert "code" not in quotes
-
-
-@given(st.text(alphabet="ab .!?\n#`|A1", max_size=200), st.integers(0, 50))
-def test_every_sentence_of_any_text_is_its_span(text: str, start: int) -> None:
-    for citation in sentences(passage(text, start=start)):
-        assert text[citation.start - start : citation.end - start] == citation.quote
-        assert citation.quote == citation.quote.strip()
-
-
-def test_a_decimal_point_ends_no_sentence() -> None:
-    [citation] = sentences(passage("It rose from 17.7 % to 78.7 % in the end"))
-    assert citation.quote.endswith("in the end")
 
 
 def test_the_sentence_that_speaks_of_the_question_is_first() -> None:

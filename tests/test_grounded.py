@@ -4,7 +4,9 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import dspy
 import pytest
 
 import promptflow as pf
@@ -13,7 +15,7 @@ from promptflow.errors import ProgramError
 from promptflow.flow import run, run_many
 from promptflow.modules.grounded import GroundedQA
 from promptflow.program import load_program, save_program
-from promptflow.retrieval import HashingEmbedder, Index, build_index
+from promptflow.retrieval import HashingEmbedder, Index, Passage, build_index
 
 PAGES = {
     "voting.md": "# Self-consistency\n\nSelf-consistency samples several chains of thought and "
@@ -131,6 +133,42 @@ def test_a_copy_shares_the_index_and_not_the_predictor(index: Index) -> None:
     twin.answer.demos = [{"question": "x"}]
     assert program.answer.demos == []
     assert twin.settings() == program.settings()
+
+
+class Wiki:
+    """A retriever of a user's own: two methods, and no index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def text(self, document: str) -> str:
+        return PAGES[document]
+
+    def search(self, query: str, k: int = 5) -> list[Passage]:
+        found = [Passage(name, 0, 0, len(text), text, 0.9) for name, text in PAGES.items()]
+        return sorted(found, key=lambda p: "tree" not in p.text)[:k]
+
+
+def test_any_object_with_the_two_methods_finds_passages(tmp_path: Path) -> None:
+    model, program = lm("Breadth first."), GroundedQA(Wiki(tmp_path))
+    rows = [dspy.Example(question=QUESTION, answer="Breadth first.").with_inputs("question")]
+    assert pf.evaluate(program, rows, "f1", lm=model, progress=False).score == 1.0
+    result = run(copy.deepcopy(program), lm=model, question=QUESTION)
+    assert result.verified
+    assert program.settings()["index"] == {"code": "test_grounded:Wiki"}
+    folder = save_program(program, tmp_path / "saved")
+    with pytest.raises(ProgramError, match=r"made with code \(index\).*into=GroundedQA"):
+        load_program(folder)
+    again = load_program(folder, into=GroundedQA(Wiki(tmp_path)))
+    assert run(again, lm=model, question=QUESTION).answer == "Breadth first."
+
+
+@pytest.mark.parametrize(
+    "thing", [object(), 7, Wiki], ids=["nothing", "a number", "the class itself"]
+)
+def test_what_is_no_retriever_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match=r"search\(query, k\).*text\(document\)"):
+        GroundedQA(thing)
 
 
 def test_is_saved_with_the_hash_of_its_index(index: Index, tmp_path: Path) -> None:

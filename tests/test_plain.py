@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, RootModel, field_serializer, model_serial
 
 from promptflow.errors import UnsupportedType
 from promptflow.plain import to_text
-from promptflow.retrieval.search import Passage
+from promptflow.retrieval.passages import Passage
 
 
 class Grade(enum.Enum):

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from promptflow.errors import SignatureError, SignatureNotFound, StoreError, UnsupportedType
 from promptflow.notation import Quote, type_text
-from promptflow.retrieval.search import Passage
+from promptflow.retrieval.passages import Passage
 from promptflow.signatures import (
     Document,
     begins_with_default,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 import promptflow as pf
 from promptflow import catalog, doctor, evaluation, flow, lm, modules, program, report, retrieval
 from promptflow.catalog import Listed
-from promptflow.cli import app, programs
+from promptflow.cli import app, indexes, programs
 from promptflow.cli.console import commands, print_json, print_rows
 from promptflow.engine.request import Usage
 from promptflow.errors import PromptflowError
@@ -120,7 +121,7 @@ SCORE = SimpleNamespace(
     usage=Usage(),
     to_json=lambda **_: {"metric": HOSTILE},
 )
-PASSAGE = {"document": f"{HOSTILE}\n.md", "start": 0, "end": 9, "text": HOSTILE, "score": 0.5}
+PASSAGE = retrieval.Passage(f"{HOSTILE}\n.md", 0, 0, 9, HOSTILE, 0.5)
 CITED = SimpleNamespace(document=f"{HOSTILE}\n.md", chunk=0, start=0, end=9, quote=HOSTILE)
 ANSWER = SimpleNamespace(
     answer=HOSTILE, citations=[CITED], verified=True, abstained=False, reason="", usage=Usage()
@@ -137,14 +138,10 @@ INFO = {
     "rejected": [{"path": HOSTILE, "reason": HOSTILE}],
 }
 BUILT = {**INFO, "unchanged": False, "seconds": 1.0, "documents": 1, "chunks": 1}
-FOUND = {
-    "name": HOSTILE,
-    "ok": True,
-    "documents": 1,
-    "chunks": 1,
-    "notes": [HOSTILE],
-    "problems": [HOSTILE],
-}
+FOUND = retrieval.Verification(HOSTILE, 1, 1, 1, (HOSTILE,), (HOSTILE,))
+OPENED = contextlib.nullcontext(
+    SimpleNamespace(info=lambda: INFO, search=lambda *_, **__: [PASSAGE])
+)
 REPORT = doctor.Report(
     HOSTILE, "x", {HOSTILE: HOSTILE}, doctor.Threads(1, 1, 0.0), None, None, None, HOSTILE,
     {HOSTILE: doctor.Folder(HOSTILE, 1)}, (HOSTILE,),
@@ -176,12 +173,12 @@ CASES: list[tuple[list[str], Patches]] = [
     (["models", "verify", "x"], [(catalog, "verify", fails)]),
     (["models", "verify", HOSTILE], [(catalog, "verify", gives(True))]),
     (["models", "requantize", HOSTILE, "--no-compare"], []),
-    (["index", "list"], [(retrieval, "index_list", gives([{"name": HOSTILE, "state": HOSTILE}]))]),
-    (["index", "build", "x"], [(retrieval, "index_build", gives(BUILT))]),
-    (["index", "info", "x"], [(retrieval, "index_info", gives(INFO))]),
+    (["index", "list"], [(indexes, "_listing", gives([{"name": HOSTILE, "state": HOSTILE}]))]),
+    (["index", "build", "x"], [(indexes, "_build", gives(BUILT))]),
+    (["index", "info", "x"], [(retrieval.Index, "open", gives(OPENED))]),
     (["index", "info", HOSTILE], []),
-    (["index", "search", "x", "y"], [(retrieval, "index_search", gives([PASSAGE]))]),
-    (["index", "verify", "x"], [(retrieval, "index_verify", gives(FOUND))]),
+    (["index", "search", "x", "y"], [(retrieval.Index, "open", gives(OPENED))]),
+    (["index", "verify", "x"], [(retrieval, "verify_index", gives(FOUND))]),
     (["signatures", "list"], []),
     (["signatures", "show", "hostile"], []),
     (["signatures", "show", f"no{HOSTILE}"], []),

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from promptflow.cli import library, programs
+from promptflow.cli import indexes, library, programs
 from promptflow.cli.console import (
     Json,
     commands,
@@ -97,7 +97,7 @@ app.command()(programs.run)
 app.command()(programs.show)
 app.command("eval")(programs.evaluate)
 app.command()(programs.optimize)
-app.add_typer(library.index, name="index")
+app.add_typer(indexes.index, name="index")
 app.add_typer(library.models, name="models")
 app.add_typer(library.signatures, name="signatures")
 

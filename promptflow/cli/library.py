@@ -1,26 +1,19 @@
-"""Commands over named things: models, indexes and signatures."""
+"""Commands over named things: models and signatures."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from promptflow.cli.console import Json, commands, print_json, print_rows
 from promptflow.errors import PromptflowError, SignatureError, StoreError
-from promptflow.terminal import say, visible
-
-if TYPE_CHECKING:
-    from promptflow.retrieval.search import Mode
+from promptflow.terminal import say
 
 models = commands(help="Models by name.")
-index = commands(help="Indexes over folders of documents.")
 signatures = commands(help="Prompts as documents.")
-
-Name = Annotated[str, typer.Argument(help="A name, or the path of a folder.")]
 
 
 @models.command("list")
@@ -177,105 +170,6 @@ def models_requantize(
         say(f"nothing made: {name} is the fastest here ({BRANCHES} branches, tokens/s: {tried})")
     else:
         say(f"{made.after.path}\nuse it by its name, {made.after.name}")
-
-
-@index.command("list")
-def index_list(as_json: Json = False) -> None:
-    """List the indexes.
-
-    The project's own and the bundled ones.
-    """
-    from promptflow.retrieval import index_list
-
-    found = index_list()
-    if as_json:
-        print_json(found)
-        return
-    columns = ["name", "state", "documents", "chunks", "embedder", "recipe"]
-    print_rows(columns, [[entry.get(column, "") for column in columns] for entry in found])
-
-
-@index.command("build")
-def index_build(
-    name: Name,
-    documents: Annotated[
-        Path | None, typer.Option(help="The documents' folder; else what index.toml names.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build it even if up to date.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Build or update an index."""
-    from promptflow.retrieval import index_build
-
-    built = index_build(name, documents, force=force)
-    if as_json:
-        print_json(built)
-        return
-    done = "up to date" if built["unchanged"] else f"built in {built['seconds']:.1f} s"
-    say(f"{built['name']}: {done}, {built['documents']} documents, {built['chunks']} chunks")
-    _print_rejected(built["rejected"])
-
-
-def _print_rejected(rejected: Sequence[Mapping[str, str]]) -> None:
-    for one in rejected:
-        say(f"not read: {visible(one['path'], in_line=True)}: {one['reason']}", error=True)
-
-
-@index.command("info")
-def index_info(name: Name, as_json: Json = False) -> None:
-    """Show what an index holds."""
-    from promptflow.retrieval import index_info
-
-    info = index_info(name)
-    if as_json:
-        print_json(info)
-        return
-    counts = [(name, number) for name, number in info["counts"].items()]
-    shown = [(name, info[name]) for name in ("name", "recipe", "folder", "generation")]
-    print_rows(["", ""], [*shown, ("embedder", info["embedder"]["name"]), *counts])
-    _print_rejected(info["rejected"])
-
-
-@index.command("search")
-def index_search(
-    name: Name,
-    query: str,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
-    mode: Annotated[str, typer.Option(help="dense, sparse or hybrid.")] = "dense",
-    as_json: Json = False,
-) -> None:
-    """Print the nearest passages."""
-    from promptflow.retrieval import index_search
-
-    passages = index_search(name, query, k, mode=cast("Mode", mode))
-    if as_json:
-        print_json(passages)
-        return
-    for p in passages:
-        say(f"{p['score']:.3f}  {visible(p['document'], in_line=True)}:{p['start']}-{p['end']}")
-        say(f"       {' '.join(p['text'].split())[:200]}")
-
-
-@index.command("verify")
-def index_verify(name: Name, as_json: Json = False) -> None:
-    """Check every file of an index.
-
-    Hashes, chunks, vectors and words; exit code 2 if one is damaged.
-    """
-    from promptflow.retrieval import index_verify
-
-    found = index_verify(name)
-    if as_json:
-        print_json(found)
-    else:
-        state = "intact" if found["ok"] else "damaged"
-        say(f"{found['name']}: {state}, {found['documents']} documents, {found['chunks']} chunks")
-        for note in found["notes"]:
-            say(f"note: {note}", error=True)
-        for problem in found["problems"]:
-            say(f"error: {problem}", error=True)
-    if not found["ok"]:
-        raise typer.Exit(2)
 
 
 @signatures.command("list")

@@ -13,20 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from promptflow.retrieval.search import Passage
+from promptflow.retrieval import Citation, Passage, sentences
 
-SHORTEST = 20
-"""Characters below which a sentence says too little to be quoted."""
-
-_PARAGRAPH = re.compile(r"(?:(?!\n[ \t]*\n).)+", re.DOTALL)
-_ABBREVIATIONS = ("al", "cf", "Dr", "e.g", "Eq", "Fig", "i.e", "Mr", "Ms", "No", "Sec", "St", "vs")
-_SENTENCE_END = re.compile(
-    "".join(rf"(?<!\b{re.escape(word)})" for word in _ABBREVIATIONS)
-    + r"""[.!?]["')\]]*(?=\s+["'(\[`]*[^\W\d_a-z])"""
-)
 _WORD = re.compile(r"[^\W_]+(?:[-.'][^\W_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_NO_PROSE = ("#", "```", "~~~", "|", "    ")
 _EMPTY_WORDS = frozenset(
     word
     for line in (
@@ -37,17 +27,6 @@ _EMPTY_WORDS = frozenset(
     )
     for word in line.split()
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Citation:
-    """A quotation: ``quote`` is characters [start, end) of ``document``, inside ``chunk``."""
-
-    document: str
-    chunk: int
-    start: int
-    end: int
-    quote: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +45,6 @@ class Evidence:
     def text(self) -> str:
         """Return the quote on one line."""
         return " ".join(self.citation.quote.split())
-
-
-def sentences(passage: Passage) -> list[Citation]:
-    """Return the sentences of a passage as spans of its document, without headings and code."""
-    found = []
-    for paragraph in _PARAGRAPH.finditer(passage.text):
-        if paragraph.group().lstrip("\n").startswith(_NO_PROSE):
-            continue
-        ends = [end.end() for end in _SENTENCE_END.finditer(paragraph.group())]
-        start = paragraph.start()
-        for end in (*(paragraph.start() + e for e in ends), paragraph.end()):
-            text = passage.text[start:end]
-            first = passage.start + start + len(text) - len(text.lstrip())
-            quote = text.strip()
-            if len(quote) >= SHORTEST:
-                found.append(
-                    Citation(passage.document, passage.chunk, first, first + len(quote), quote)
-                )
-            start = end
-    return found
 
 
 def rank(question: str, passages: Sequence[Passage], count: int) -> list[Evidence]:

@@ -19,7 +19,8 @@ from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
 from promptflow.modules.judge import shares
 from promptflow.modules.predict import Predict
-from promptflow.retrieval import Index, Passage, verify_quote
+from promptflow.modules.voting import code_name
+from promptflow.retrieval import Index, Passage, Retriever, verify_quote
 from promptflow.storage import find_document
 
 UNKNOWN = "unknown"
@@ -29,6 +30,8 @@ UNKNOWN = "unknown"
 class GroundedQA(Module):
     """Answer from an index with citations that are checked, or abstain.
 
+    ``index`` is an index, its name, or a retriever of one's own: an object with ``search`` and
+    ``text`` (see ``Retriever``), of which a saved program keeps the class's name alone.
     ``signature`` has the inputs ``passages`` and ``question`` and the output ``answer``. Of ``k``
     retrieved passages whose cosine reaches ``min_score``, the ``quotes`` sentences that speak most
     of the question are asked about, one by one: those whose probability of answering it reaches
@@ -40,7 +43,7 @@ class GroundedQA(Module):
     @names_options
     def __init__(
         self,
-        index: Index | str | Path,
+        index: Retriever | str | Path,
         signature: str | Path | type[Any] = "grounded_qa",
         k: int = 5,
         *,
@@ -52,7 +55,7 @@ class GroundedQA(Module):
         super().__init__()
         if k < 1 or quotes < 1:
             raise ValueError(f"GroundedQA: k={k} and quotes={quotes} must be at least 1")
-        self.index = index if not isinstance(index, str | Path) else Index.open(index)
+        self.index = Index.open(index) if isinstance(index, str | Path) else _checked(index)
         own = find_document("signatures", "supports", bundled_only=True)
         self.check = Predict(own, sampling=Sampling(), weigh=True)
         self.answer = Predict(signature, sampling=Sampling(), max_tokens=max_tokens)
@@ -141,9 +144,20 @@ def _chunks(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[s
     return [f"{p.document}\n{p.heading}\n{p.text}" for p in chunks]
 
 
-def _index_name(index: Any) -> str:
-    """Return the name that finds the index's recipe again, else the path of the recipe."""
-    recipe = index.recipe
+def _checked(index: Any) -> Retriever:
+    if isinstance(index, type) or not isinstance(index, Retriever):
+        raise TypeError(
+            f"GroundedQA: {index!r} is no retriever: pass an index, the name of one, or an object "
+            "with the methods search(query, k) and text(document)"
+        )
+    return index
+
+
+def _index_name(index: Retriever) -> Any:
+    """Return the name that finds the index's recipe again, else its path; of others the class."""
+    recipe = getattr(index, "recipe", None)
+    if recipe is None:
+        return code_name(type(index))
     try:
         found = find_document("indexes", recipe.name)
     except StoreNotFound:

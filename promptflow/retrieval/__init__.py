@@ -11,48 +11,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from promptflow.retrieval.build import build_index
     from promptflow.retrieval.chunk import Chunk, chunk_text
-    from promptflow.retrieval.commands import (
-        index_build,
-        index_info,
-        index_list,
-        index_search,
-        index_verify,
-    )
     from promptflow.retrieval.documents import Document, Rejected
     from promptflow.retrieval.embed import Embedder, HashingEmbedder, TextEmbedder, open_embedder
-    from promptflow.retrieval.index import BuildReport, Index
+    from promptflow.retrieval.index import Index
+    from promptflow.retrieval.passages import Passage
+    from promptflow.retrieval.quotes import Citation, locate_quote, sentences, verify_quote
     from promptflow.retrieval.recipe import Recipe
-    from promptflow.retrieval.search import Passage, locate_quote, verify_quote
+    from promptflow.retrieval.retriever import Retriever
+    from promptflow.retrieval.store import BuildReport
     from promptflow.retrieval.verify import Verification, verify_index
 
 _HOME = {
-    "BuildReport": "index",
+    "BuildReport": "store",
     "Chunk": "chunk",
+    "Citation": "quotes",
     "Document": "documents",
     "Embedder": "embed",
     "HashingEmbedder": "embed",
     "Index": "index",
-    "Passage": "search",
+    "Passage": "passages",
     "Recipe": "recipe",
     "Rejected": "documents",
+    "Retriever": "retriever",
     "TextEmbedder": "embed",
     "Verification": "verify",
     "build_index": "build",
     "chunk_text": "chunk",
-    "index_build": "commands",
-    "index_info": "commands",
-    "index_list": "commands",
-    "index_search": "commands",
-    "index_verify": "commands",
-    "locate_quote": "search",
+    "locate_quote": "quotes",
     "open_embedder": "embed",
+    "sentences": "quotes",
     "verify_index": "verify",
-    "verify_quote": "search",
+    "verify_quote": "quotes",
 }
 
 __all__ = [
     "BuildReport",
     "Chunk",
+    "Citation",
     "Document",
     "Embedder",
     "HashingEmbedder",
@@ -60,17 +55,14 @@ __all__ = [
     "Passage",
     "Recipe",
     "Rejected",
+    "Retriever",
     "TextEmbedder",
     "Verification",
     "build_index",
     "chunk_text",
-    "index_build",
-    "index_info",
-    "index_list",
-    "index_search",
-    "index_verify",
     "locate_quote",
     "open_embedder",
+    "sentences",
     "verify_index",
     "verify_quote",
 ]

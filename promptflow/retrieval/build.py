@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from promptflow.errors import EmptyCorpus, ModelInvalid, StoreError, names_options
 from promptflow.progress import Show, bars
 from promptflow.retrieval.chunk import Chunk, chunk_text
+from promptflow.retrieval.dense import build_dense
 from promptflow.retrieval.documents import Document, Rejected, find, load_all, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
-from promptflow.retrieval.index import BuildReport, Index, build_dense
+from promptflow.retrieval.index import Index
 from promptflow.retrieval.recipe import Recipe, find_recipe
 from promptflow.retrieval.sparse import build_sparse
 from promptflow.retrieval.store import (
     DENSE,
     HEADING_TOKENS,
     SPARSE,
+    BuildReport,
     Draft,
     Manifest,
     Store,

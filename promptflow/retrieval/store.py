@@ -70,6 +70,24 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did. ``unchanged`` means that it found the index up to date and wrote nothing.
+
+    ``embedded`` and ``reused`` count different texts: those that went through the embedder and
+    those whose vectors an earlier build had kept.
+    """
+
+    generation: int
+    documents: int
+    chunks: int
+    rejected: tuple[Rejected, ...]
+    embedded: int
+    reused: int
+    seconds: float
+    unchanged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A chunk as it is stored: ``text`` is characters [start, end) of ``document``."""
 

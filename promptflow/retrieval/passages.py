@@ -1,13 +1,13 @@
-"""What a search returns, and the parts of searching that need no index: fusion, filters, quotes."""
+"""What a search returns, and what of searching needs no index: fusion, filters, reranking."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from promptflow.errors import PromptflowError, StoreNotFound
+from promptflow.errors import PromptflowError
 from promptflow.retrieval.documents import glob_pattern
 
 if TYPE_CHECKING:
@@ -107,28 +107,3 @@ def reranked(query: str, passages: Sequence[Passage], rerank: Rerank) -> list[Pa
         for p, score in zip(passages, scores, strict=True)
     ]
     return sorted(scored, key=lambda passage: -passage.score)
-
-
-def locate_quote(passage: Passage, quote: str) -> tuple[int, int] | None:
-    """Return the span of ``quote`` in the document, or None if it is not in the passage."""
-    at = passage.text.find(quote)
-    if at < 0 or not quote.strip():
-        return None
-    return passage.start + at, passage.start + at + len(quote)
-
-
-class Texts(Protocol):
-    """What has documents' texts: an index, or a store."""
-
-    def text(self, document: str) -> str:
-        """Return the text of a document. Raises StoreNotFound."""
-
-
-def verify_quote(store: Texts, document: str, start: int, end: int, quote: str) -> bool:
-    """Tell whether characters [start, end) of the document are ``quote``, which is not blank."""
-    if not 0 <= start < end or not quote.strip():
-        return False
-    try:
-        return store.text(document)[start:end] == quote
-    except StoreNotFound:
-        return False

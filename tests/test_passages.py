@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,16 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from promptflow.errors import PromptflowError, StoreCorrupt
+from promptflow.errors import PromptflowError
 from promptflow.retrieval import (
     Index,
     Passage,
     build_index,
-    locate_quote,
-    verify_quote,
 )
-from promptflow.retrieval.search import MODES, fuse
-from promptflow.retrieval.sparse import Sparse, build_sparse, words
+from promptflow.retrieval.passages import MODES, fuse
 
 DOCUMENTS = {
     "metals/osmium.md": "# Osmium\n\nOsmium is the densest metal.\n",
@@ -147,104 +143,6 @@ def test_fusion_orders_by_score_and_id(orders: list[list[int]]) -> None:
             expected[chunk] += 1 / (60 + rank)  # type: ignore[assignment]
     assert {chunk for chunk, _ in fused} == set(expected)
     assert fused == sorted(fused, key=lambda item: (-item[1], item[0]))
-
-
-def bm25(texts: list[str], query: str, k1: float = 1.5, b: float = 0.75) -> list[float]:
-    """Return Lucene's BM25 score of every text, word by word."""
-    counts = [Counter(found) for found in words(texts)]
-    mean = sum(c.total() for c in counts) / len(counts)
-    scores = [0.0] * len(texts)
-    for word in words([query])[0]:
-        having = sum(word in c for c in counts)
-        idf = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
-        for at, c in enumerate(counts):
-            scores[at] += idf * c[word] / (c[word] + k1 * (1 - b + b * c.total() / mean))
-    return scores
-
-
-WORDS = st.lists(st.sampled_from(["tree", "beam", "vote", "gold", "metal"]), max_size=8)
-TEXTS = st.lists(WORDS.map(" ".join), min_size=1, max_size=8)
-
-
-@given(TEXTS, WORDS.map(" ".join), st.sets(st.integers(0, 7)))
-def test_scores_by_words_are_bm25(texts: list[str], query: str, allowed: set[int]) -> None:
-    sparse = Sparse(build_sparse(texts))
-    assert sparse.number == len(texts)
-    if not any(texts):
-        assert sparse.search(query, 10) == []
-        return
-    expected = bm25(texts, query)
-    found = sparse.search(query, 10)
-    assert [at for at, _ in found] == sorted(
-        (at for at, score in enumerate(expected) if score > 0),
-        key=lambda at: (-dict(found)[at], at),
-    )
-    assert [score for _, score in found] == pytest.approx(
-        [expected[at] for at, _ in found], rel=1e-4
-    )
-    some = sorted(at for at in allowed if at < len(texts))
-    assert {at for at, _ in sparse.search(query, 10, some)} == {at for at, _ in found} & set(some)
-
-
-def test_a_segment_of_words_is_the_same_bytes_every_time() -> None:
-    texts = list(DOCUMENTS.values())
-    assert build_sparse(texts) == build_sparse(texts)
-
-
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\0" * 100])
-def test_bytes_that_are_no_segment_of_words_are_refused(data: bytes) -> None:
-    with pytest.raises(StoreCorrupt, match="not a BM25 segment"):
-        Sparse(data)
-
-
-def test_a_quote_is_located_in_its_document(index: Index) -> None:
-    [passage] = index.search("densest", 1, mode="sparse")
-    quote = "the densest metal"
-    span = locate_quote(passage, quote)
-    assert span is not None
-    assert DOCUMENTS[passage.document][slice(*span)] == quote
-    assert verify_quote(index, passage.document, *span, quote)
-    assert verify_quote(index.store, passage.document, *span, quote)
-
-
-@pytest.mark.parametrize("quote", ["the Densest metal", "", " ", "densest  metal", "Gold"])
-def test_what_is_not_in_the_passage_has_no_place(index: Index, quote: str) -> None:
-    [passage] = index.search("densest", 1, mode="sparse")
-    assert locate_quote(passage, quote) is None
-
-
-@pytest.mark.parametrize(
-    ("document", "start", "end", "quote"),
-    [
-        ("metals/osmium.md", 2, 8, "osmium"),
-        ("metals/osmium.md", 3, 9, "Osmium"),
-        ("metals/osmium.md", -6, 0, "Osmium"),
-        ("metals/osmium.md", 2, 2, ""),
-        ("metals/osmium.md", 8, 9, "\n"),
-        ("metals/osmium.md", 2, 10**9, "Osmium"),
-        ("metals/gold.md", 2, 8, "Osmium"),
-        ("metals/lead.md", 2, 8, "Osmium"),
-    ],
-)
-def test_a_wrong_citation_is_not_verified(
-    index: Index, document: str, start: int, end: int, quote: str
-) -> None:
-    assert verify_quote(index, "metals/osmium.md", 2, 8, "Osmium")
-    assert not verify_quote(index, document, start, end, quote)
-
-
-@given(st.text(min_size=1), st.data())
-def test_every_span_of_a_passage_is_located(text: str, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(text) - 1))
-    end = data.draw(st.integers(start + 1, len(text)))
-    quote = text[start:end]
-    passage = Passage("d", 0, 100, 100 + len(text), text, 1.0)
-    span = locate_quote(passage, quote)
-    if quote.strip():
-        assert span is not None
-        assert text[span[0] - 100 : span[1] - 100] == quote
-    else:
-        assert span is None
 
 
 def test_one_index_serves_several_threads(index: Index) -> None:

@@ -1,0 +1,152 @@
+"""Commands over indexes: build, look into, search, check."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from promptflow.cli.console import Json, commands, print_json, print_rows
+from promptflow.errors import StoreError
+from promptflow.terminal import say, visible
+
+if TYPE_CHECKING:
+    from promptflow.retrieval.passages import Mode
+
+index = commands(help="Indexes over folders of documents.")
+
+Name = Annotated[str, typer.Argument(help="A name, or the path of a folder.")]
+
+
+@index.command("list")
+def index_list(as_json: Json = False) -> None:
+    """List the indexes.
+
+    The project's own and the bundled ones.
+    """
+    found = _listing()
+    if as_json:
+        print_json(found)
+        return
+    columns = ["name", "state", "documents", "chunks", "embedder", "recipe"]
+    print_rows(columns, [[entry.get(column, "") for column in columns] for entry in found])
+
+
+def _listing() -> list[dict[str, Any]]:
+    """Return every index that can be named here, built or not, with its state in one word."""
+    from promptflow.storage import document_names
+
+    return [_listed(name, path) for name, path in sorted(document_names("indexes").items())]
+
+
+def _listed(name: str, path: Path) -> dict[str, Any]:
+    from promptflow.retrieval.recipe import read_recipe
+    from promptflow.retrieval.store import read_manifest
+
+    entry: dict[str, Any] = {"name": name, "recipe": str(path), "state": "not built"}
+    try:
+        recipe = read_recipe(path)
+        entry |= {"documents": recipe.documents, "embedder": recipe.embedder}
+        if (recipe.built / "manifest.json").is_file():
+            manifest = read_manifest(recipe.built, recipe.rebuild)
+            entry |= {"state": "built", "generation": manifest.generation, **manifest.counts}
+    except StoreError as error:
+        entry |= {"state": "damaged", "error": str(error)}
+    return entry
+
+
+@index.command("build")
+def index_build(
+    name: Name,
+    documents: Annotated[
+        Path | None, typer.Option(help="The documents' folder; else what index.toml names.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build it even if up to date.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build or update an index."""
+    built = _build(name, documents, force)
+    if as_json:
+        print_json(built)
+        return
+    done = "up to date" if built["unchanged"] else f"built in {built['seconds']:.1f} s"
+    say(f"{built['name']}: {done}, {built['documents']} documents, {built['chunks']} chunks")
+    _print_rejected(built["rejected"])
+
+
+def _build(name: str, documents: Path | None, force: bool) -> dict[str, Any]:
+    """Build an index and return what was done, with ``folder``, ``name`` and ``recipe``."""
+    from promptflow.retrieval import build_index
+
+    with build_index(name, documents, force=force) as built:
+        done = dataclasses.asdict(built.report) if built.report is not None else {}
+        info = built.info()
+    done["rejected"] = info["rejected"]
+    return {"name": info["name"], **done, "folder": info["folder"], "recipe": info["recipe"]}
+
+
+def _print_rejected(rejected: Sequence[Mapping[str, str]]) -> None:
+    for one in rejected:
+        say(f"not read: {visible(one['path'], in_line=True)}: {one['reason']}", error=True)
+
+
+@index.command("info")
+def index_info(name: Name, as_json: Json = False) -> None:
+    """Show what an index holds."""
+    from promptflow.retrieval import Index
+
+    with Index.open(name) as opened:
+        info = opened.info()
+    if as_json:
+        print_json(info)
+        return
+    counts = [(name, number) for name, number in info["counts"].items()]
+    shown = [(name, info[name]) for name in ("name", "recipe", "folder", "generation")]
+    print_rows(["", ""], [*shown, ("embedder", info["embedder"]["name"]), *counts])
+    _print_rejected(info["rejected"])
+
+
+@index.command("search")
+def index_search(
+    name: Name,
+    query: str,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
+    mode: Annotated[str, typer.Option(help="dense, sparse or hybrid.")] = "dense",
+    as_json: Json = False,
+) -> None:
+    """Print the nearest passages."""
+    from promptflow.retrieval import Index
+
+    with Index.open(name) as opened:
+        passages = opened.search(query, k, mode=cast("Mode", mode))
+    if as_json:
+        print_json([dataclasses.asdict(passage) for passage in passages])
+        return
+    for p in passages:
+        say(f"{p.score:.3f}  {visible(p.document, in_line=True)}:{p.start}-{p.end}")
+        say(f"       {' '.join(p.text.split())[:200]}")
+
+
+@index.command("verify")
+def index_verify(name: Name, as_json: Json = False) -> None:
+    """Check every file of an index.
+
+    Hashes, chunks, vectors and words; exit code 2 if one is damaged.
+    """
+    from promptflow.retrieval import verify_index
+
+    found = verify_index(name)
+    if as_json:
+        print_json({"ok": found.ok, **dataclasses.asdict(found)})
+    else:
+        state = "intact" if found.ok else "damaged"
+        say(f"{found.name}: {state}, {found.documents} documents, {found.chunks} chunks")
+        for note in found.notes:
+            say(f"note: {note}", error=True)
+        for problem in found.problems:
+            say(f"error: {problem}", error=True)
+    if not found.ok:
+        raise typer.Exit(2)
