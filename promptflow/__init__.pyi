@@ -63,6 +63,7 @@ from .lm import (
 from .modules import (
     BestOf as BestOf,
     ChainOfThought as ChainOfThought,
+    Conversation as Conversation,
     GroundedQA as GroundedQA,
     Judge as Judge,
     PairJudge as PairJudge,
@@ -70,6 +71,7 @@ from .modules import (
     Problem as Problem,
     SelfConsistency as SelfConsistency,
     TreeOfThoughts as TreeOfThoughts,
+    Turn as Turn,
     ZeroShotCoT as ZeroShotCoT,
 )
 from .notation import Quote as Quote
@@ -90,6 +92,7 @@ from .retrieval import (
     Index as Index,
     Passage as Passage,
     Retriever as Retriever,
+    Together as Together,
     build_index as build_index,
     verify_index as verify_index,
 )

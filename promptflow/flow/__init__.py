@@ -23,6 +23,7 @@ from promptflow.flow.drive import (
     run,
     run_flows,
     run_many,
+    streamed,
     together,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "run",
     "run_flows",
     "run_many",
+    "streamed",
     "together",
     "usage_of_answer",
 ]

@@ -7,7 +7,7 @@ or decoded (``engine``), or of who waits for the answer (``drive``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import dspy
 from promptflow import layout
 from promptflow.engine.interface import TextEngine
 from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Usage
+from promptflow.engine.stream import Delta
 from promptflow.errors import EngineLost, PromptflowError, ValueRefused
 from promptflow.lm import (
     AGAIN,
@@ -224,7 +225,38 @@ def answer(
 
     Where a validator of a type refuses a value, the call is made once more, from another seed.
     """
-    answers = _answered(calls, on_done)
+    return _with_second_tries(calls, _answered(calls, on_done))
+
+
+def told(call: Call) -> Generator[tuple[Call, Delta], None, Prediction | PromptflowError]:
+    """Answer one complete call, and yield its text while it is written, with the call.
+
+    What is no engine's of ours is answered without. Closing the generator cancels the call.
+    """
+    engine = getattr(call.lm, "text_engine", None)
+    if engine is None or not answers_by_engine(call.lm):
+        return answer([call])[0]
+    try:
+        asked = _Asked.of(0, call)
+    except PromptflowError as error:
+        return error
+    completion = Completion()
+    try:
+        with engine.stream(asked.request) as deltas:
+            for delta in deltas:
+                if delta.completion is None:
+                    yield call, delta
+                else:
+                    completion = delta.completion
+    except BaseException as error:
+        asked.told.ended(error)
+        raise
+    return _with_second_tries([call], [asked.answered(completion)])[0]
+
+
+def _with_second_tries(
+    calls: Sequence[Call], answers: list[Prediction | PromptflowError]
+) -> list[Prediction | PromptflowError]:
     refused = {n: error for n, error in enumerate(answers) if isinstance(error, ValueRefused)}
     again = _answered([_again(calls[n]) for n in refused], None) if refused else ()
     for (place, error), second in zip(refused.items(), again, strict=True):

@@ -11,8 +11,9 @@ import dspy
 from dspy.utils.exceptions import DSPyError
 
 from promptflow.engine.request import Usage
+from promptflow.engine.stream import Delta
 from promptflow.errors import ProgramError, PromptflowError, UnsupportedOption, names_options
-from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, usage_of_answer
+from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, told, usage_of_answer
 from promptflow.lm import Seen, fault_of, lm_of, usage_of
 
 Flow = Generator[list[Call], list[Any], Any]
@@ -65,6 +66,39 @@ def answered(flow: Flow, *, lm: Any = None, seed: int = 0) -> Prediction:
         raise result
     assert isinstance(result, Prediction)
     return result
+
+
+def streamed(
+    module: Any, /, *, lm: Any = None, seed: int = 0, **inputs: Any
+) -> Generator[tuple[Call, Delta], None, Prediction]:
+    """Do what ``run`` does, and yield what is written while it is written, with its call.
+
+    A step of several calls is answered as one batch, of which nothing is told. Closing the
+    generator cancels what is under way.
+    """
+    lm = lm or dspy.settings.lm
+    lm = lm and lm_of(lm)
+    # Settings go in and out around each step: between them the reader has its own.
+    with dspy.context(lm=lm):
+        running = _Running(flow_of(module, inputs))
+        waits = _waits(running)
+    while waits:
+        path = (seed, 0, running.step)
+        calls = [_complete(call, lm, (*path, n)) for n, call in enumerate(running.calls or ())]
+        good = [call for call in calls if isinstance(call, Call)]
+        if len(calls) == len(good) == 1 and not good[0].sampled:
+            answers: list[Any] = [(yield from told(good[0]))]
+        else:
+            with dspy.context(lm=lm):
+                given = iter(answer(good))
+            answers = [next(given) if isinstance(call, Call) else call for call in calls]
+        with dspy.context(lm=lm):
+            running.answer(answers)
+            waits = _waits(running)
+    if isinstance(running.result, Exception):
+        raise running.result
+    assert isinstance(running.result, Prediction)
+    return running.result
 
 
 @names_options

@@ -1,5 +1,6 @@
 """Techniques as modules: each is an ordinary DSPy module whose work is a flow."""
 
+from promptflow.modules.conversation import Conversation, Turn
 from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge
 from promptflow.modules.predict import Predict
@@ -10,6 +11,7 @@ from promptflow.modules.voting import BestOf, SelfConsistency
 __all__ = [
     "BestOf",
     "ChainOfThought",
+    "Conversation",
     "GroundedQA",
     "Judge",
     "PairJudge",
@@ -17,5 +19,6 @@ __all__ = [
     "Problem",
     "SelfConsistency",
     "TreeOfThoughts",
+    "Turn",
     "ZeroShotCoT",
 ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from promptflow.retrieval.passages import Passage
     from promptflow.retrieval.quotes import Citation, locate_quote, sentences, verify_quote
     from promptflow.retrieval.recipe import Recipe
-    from promptflow.retrieval.retriever import Retriever
+    from promptflow.retrieval.retriever import Retriever, Together
     from promptflow.retrieval.store import BuildReport
     from promptflow.retrieval.verify import Verification, verify_index
 
@@ -34,6 +34,7 @@ _HOME = {
     "Rejected": "documents",
     "Retriever": "retriever",
     "TextEmbedder": "embed",
+    "Together": "retriever",
     "Verification": "verify",
     "build_index": "build",
     "chunk_text": "chunk",
@@ -57,6 +58,7 @@ __all__ = [
     "Rejected",
     "Retriever",
     "TextEmbedder",
+    "Together",
     "Verification",
     "build_index",
     "chunk_text",

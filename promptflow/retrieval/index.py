@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,17 @@ class Index:
             passages = reranked(query, passages, rerank)
         return passages[:k]
 
+    def view(
+        self, *, mode: Mode | None = None, where: Where | None = None, rerank: Rerank | None = None
+    ) -> View:
+        """Return a retriever that searches this index in one way; what is left out is the index's.
+
+        Raises PromptflowError for a mode that there is not.
+        """
+        if mode is not None and mode not in MODES:
+            raise PromptflowError(f"mode={mode!r}: it is one of {', '.join(MODES)}")
+        return View(self, mode, where, rerank)
+
     def _ranking(self, query: str, k: int, allowed: Sequence[int] | None, mode: Mode) -> Ranking:
         if mode == "sparse":
             return self._words().search(query, k, allowed)
@@ -191,6 +203,30 @@ class Index:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An index, searched in one way: a retriever. ``Index.view`` makes them."""
+
+    index: Index
+    mode: Mode | None = None
+    where: Where | None = None
+    rerank: Rerank | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the index."""
+        return self.index.name
+
+    def search(self, query: str, k: int = 5) -> list[Passage]:
+        """Return the ``k`` best passages, best first."""
+        chosen: dict[str, Any] = {} if self.mode is None else {"mode": self.mode}
+        return self.index.search(query, k, self.where, rerank=self.rerank, **chosen)
+
+    def text(self, document: str) -> str:
+        """Return the whole text of a document. Raises StoreNotFound."""
+        return self.index.text(document)
 
 
 def _opened(folder: Path, embedder: TextEmbedder | None) -> Index:

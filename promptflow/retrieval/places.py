@@ -1,0 +1,83 @@
+"""Where a citation stands: the file that was indexed, and the line or the page in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptflow.errors import DocumentRejected, StoreNotFound
+from promptflow.retrieval.documents import read_bytes, sha256_inside
+
+if TYPE_CHECKING:
+    from promptflow.retrieval.index import Index
+
+AS_TEXT = frozenset({"text", "markdown", "code", "rst", "csv", "jsonl"})
+"""Kinds of documents whose files are read as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file that is as it was indexed; ``line`` counts from 1 and is known of text, not of all."""
+
+    path: Path
+    document: str
+    kind: str
+    line: int | None = None
+    page: int | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the file is read as text."""
+        return self.kind in AS_TEXT
+
+
+def stale(index: Index, document: str) -> str:
+    """Return what became of a document's file since the build: nothing, ``changed`` or ``gone``."""
+    found = sha256_inside(Path(index.manifest.documents), document)
+    if not found:
+        return "gone"
+    return "" if found == _entry(index, document)["sha256"] else "changed"
+
+
+def _entry(index: Index, document: str) -> dict[str, Any]:
+    """Return what the index knows of a document. Raises StoreNotFound."""
+    for entry in index.store.documents():
+        if entry["path"] == document:
+            return entry
+    raise StoreNotFound(f"{index.name} has no document {document!r}: see promptflow index info")
+
+
+def place_of(index: Index, document: str, start: int = 0, page: int | None = None) -> Place:
+    """Return the place of character ``start`` of a document, in its file.
+
+    Only a file inside the index's folder that has the indexed SHA-256 is a place. Raises
+    StoreNotFound for an unknown document, and for a file that has changed or is gone since.
+    """
+    entry = _entry(index, document)
+    root = Path(index.manifest.documents)
+    try:
+        data = read_bytes(root, document)
+    except DocumentRejected as error:
+        raise StoreNotFound(
+            f"{root / document}: {error}. It was there when {index.name} was built: "
+            f"{index.recipe.rebuild}"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise StoreNotFound(
+            f"{root / document} has changed since {index.name} was built, so that the place is "
+            f"another one now: {index.recipe.rebuild}"
+        )
+    path = Path(os.path.realpath(root / document))
+    line = _line(data, index.text(document), start) if entry["kind"] in AS_TEXT else None
+    return Place(path, document, entry["kind"], line, page)
+
+
+def _line(data: bytes, text: str, start: int) -> int | None:
+    """Return the line of ``start`` where the lines of the text are those of its file."""
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    written: Any = data.decode("utf-16", "replace") if wide else data
+    breaks = written.count("\n" if wide else b"\n")
+    return text.count("\n", 0, start) + 1 if breaks == text.count("\n") else None
