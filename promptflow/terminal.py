@@ -6,6 +6,7 @@ an answer, a file's name or an error did not ask for them, and a pipe may end at
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 
@@ -38,6 +39,18 @@ def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
         encoding = stream.encoding or "ascii"
         stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def listen(prompt: str = "") -> str:
+    """Return the next line of stdin; ``prompt`` is shown where both ends are a terminal.
+
+    Raises EOFError at the end.
+    """
+    live = sys.stdin.isatty() and sys.stdout.isatty()
+    if live:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 with it, arrows edit the line
+    return input(prompt if live else "")
 
 
 def _escape(match: re.Match[str]) -> str:

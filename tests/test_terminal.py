@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import promptflow as pf
 from promptflow import catalog, doctor, evaluation, flow, lm, modules, program, report, retrieval
 from promptflow.catalog import Listed
-from promptflow.cli import app, indexes, programs
+from promptflow.cli import answers, app, indexes, programs
 from promptflow.cli.console import commands, print_json, print_rows
 from promptflow.engine.request import Usage
 from promptflow.errors import PromptflowError
@@ -122,11 +122,26 @@ SCORE = SimpleNamespace(
     to_json=lambda **_: {"metric": HOSTILE},
 )
 PASSAGE = retrieval.Passage(f"{HOSTILE}\n.md", 0, 0, 9, HOSTILE, 0.5)
-CITED = SimpleNamespace(document=f"{HOSTILE}\n.md", chunk=0, start=0, end=9, quote=HOSTILE)
-ANSWER = SimpleNamespace(
-    answer=HOSTILE, citations=[CITED], verified=True, abstained=False, reason="", usage=Usage()
+CITED = {
+    "index": HOSTILE,
+    "document": f"{HOSTILE}\n.md",
+    "page": 1,
+    "heading": f"{HOSTILE}\n",
+    "quote": HOSTILE,
+    "stale": "gone",
+}
+ANSWER = pf.Prediction(
+    answer=HOSTILE,
+    citations=[CITED],
+    support=0.5,
+    answerable=None,
+    quotes_exact=True,
+    verified=False,
+    abstained=False,
+    reason=HOSTILE,
 )
-ABSTAINED = SimpleNamespace(**{**vars(ANSWER), "abstained": True, "reason": HOSTILE})
+ABSTAINED = ANSWER.extended(abstained=True, citations=[CITED, {**CITED, "index": "b"}])
+SOURCES = SimpleNamespace(retriever=None, record=lambda citation: citation)
 LISTED = Listed(HOSTILE, "gguf", HOSTILE, 1, True, True, HOSTILE, (HOSTILE,), HOSTILE)
 INFO = {
     "name": HOSTILE,
@@ -186,11 +201,14 @@ CASES: list[tuple[list[str], Patches]] = [
     (
         ["ask", HOSTILE, "b", "c"],
         [
+            (answers, "open_sources", gives(SOURCES)),
             (lm, "configure", gives(None)),
             (modules, "GroundedQA", gives(None)),
             (flow, "run_many", gives([ANSWER, ABSTAINED, PromptflowError(HOSTILE)])),
         ],
     ),
+    (["chat", HOSTILE], []),
+    (["chat", "--index", HOSTILE], []),
     (["run", "x"], [*READY, (flow, "run", gives(pf.Prediction(a=HOSTILE, b=[HOSTILE])))]),
     (["run", "x", "-i", HOSTILE], READY),
     (["run", HOSTILE], [(lm, "configure", gives(None))]),

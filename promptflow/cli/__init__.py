@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from promptflow.cli import indexes, library, programs
+from promptflow.cli import answers, chat, indexes, library, options, programs
 from promptflow.cli.console import (
     Json,
     commands,
@@ -68,7 +68,7 @@ def doctor(
     tune: Annotated[
         bool, typer.Option("--tune", help="First find what is fastest here, and keep it.")
     ] = False,
-    chat_template: programs.ChatTemplate = None,
+    chat_template: options.ChatTemplate = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine.
@@ -92,7 +92,8 @@ def doctor(
             say(f"warning: {warning}", error=True)
 
 
-app.command()(programs.ask)
+app.command()(answers.ask)
+app.command()(chat.chat)
 app.command()(programs.run)
 app.command()(programs.show)
 app.command("eval")(programs.evaluate)

@@ -10,13 +10,16 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from promptflow.errors import PromptflowError
 from promptflow.terminal import say, visible, visible_json
+
+if TYPE_CHECKING:
+    from promptflow.engine.request import Usage
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -87,6 +90,16 @@ def commands(**settings: Any) -> typer.Typer:
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     say(visible_json(json.dumps(value, ensure_ascii=False, indent=2)))
+
+
+def print_json_line(value: Any) -> None:
+    """Print a value as JSON on a line of its own."""
+    say(visible_json(json.dumps(value, ensure_ascii=False)))
+
+
+def tokens_of(usage: Usage) -> dict[str, int]:
+    """Return what was computed, as plain data."""
+    return {n: getattr(usage, n) for n in ("prefilled", "reused", "generated", "forced")}
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from promptflow.cli.console import Json, print_json
-from promptflow.errors import BudgetExceeded, DataError, PromptflowError
-from promptflow.terminal import say, visible
+from promptflow.cli.console import Json, print_json, tokens_of
+from promptflow.cli.options import DEFAULT_MODEL, ChatTemplate, Chosen, Layout, Model
+from promptflow.errors import BudgetExceeded, DataError
+from promptflow.terminal import say
 
 if TYPE_CHECKING:
-    from promptflow.engine.request import Usage
     from promptflow.evaluation import Evaluation
     from promptflow.optimization import Budget
 
-DEFAULT_MODEL = "qwen2.5-coder-0.5b"
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        envvar="PROMPTFLOW_MODEL",
-        help="A name that `promptflow models list` shows, with or without --found; "
-        "hf:org/repo:QUANT; or the path of a GGUF file.",
-    ),
-]
-ChatTemplate = Annotated[
-    Path | None,
-    typer.Option("--chat-template", help="A Jinja file in the place of the model's own template."),
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(
-        help="How all prompts are laid out: chat, completion, or the path of a .jinja file."
-    ),
-]
 Program = Annotated[
     str,
     typer.Argument(
@@ -75,97 +52,8 @@ Key = Annotated[
 Metric = Annotated[str, typer.Option(help="A metric's name, module:function or file.py:function.")]
 
 
-def ask(
-    questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
-    index: Annotated[str, typer.Option(help="The index to answer from.")] = "guide",
-    model: Model = DEFAULT_MODEL,
-    chat_template: ChatTemplate = None,
-    layout: Layout = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many passages are read.")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Answer questions with checked quotes.
-
-    The passages come from an index; each quote is compared with the text that it cites.
-    """
-    from promptflow.flow import run_many
-    from promptflow.modules import GroundedQA
-
-    program = GroundedQA(index, k=k)
-    chosen = _Chosen(model, chat_template, layout)
-    lm = chosen.configured()
-    chosen.lay_out(program, lm)
-    start = time.perf_counter()
-    answers = run_many(program, [{"question": question} for question in questions], lm=lm)
-    seconds = round(time.perf_counter() - start, 3)
-    for question, answer in zip(questions, answers, strict=True):
-        if isinstance(answer, PromptflowError):
-            say(f"error: {question}: {answer}", error=True)
-        elif as_json:
-            print_json(_cited(answer, seconds))
-        else:
-            _print_cited(question, _cited(answer, seconds), answer.reason)
-    if any(isinstance(answer, PromptflowError) for answer in answers):
-        raise typer.Exit(2)
-
-
-def _cited(answer: Any, seconds: float) -> dict[str, Any]:
-    """Return an answer as JSON data; ``seconds`` is the time of the batch it was answered in."""
-    fields = ("document", "chunk", "start", "end", "quote")
-    return {
-        "answer": answer.answer,
-        "citations": [{f: getattr(c, f) for f in fields} for c in answer.citations],
-        "verified": bool(answer.verified),
-        "abstained": bool(answer.abstained),
-        "tokens": _tokens(answer.usage),
-        "seconds": seconds,
-    }
-
-
-def _tokens(usage: Usage) -> dict[str, int]:
-    return {n: getattr(usage, n) for n in ("prefilled", "reused", "generated", "forced")}
-
-
-def _print_cited(question: str, record: dict[str, Any], reason: str) -> None:
-    say(f"\n{question}\n  {record['answer']}")
-    for c in record["citations"]:
-        place = f"{visible(c['document'], in_line=True)}:{c['start']}-{c['end']}"
-        say(f'    {place}  "{" ".join(c["quote"].split())}"')
-    found = "quotes checked" if record["verified"] else "NOT VERIFIED"
-    found = f"abstained: {reason}" if record["abstained"] else found
-    counts = ", ".join(f"{n} {name}" for name, n in record["tokens"].items())
-    say(f"  [{found}; tokens: {counts}; {record['seconds']:.1f} s]")
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The model of a command, and how its prompts are written."""
-
-    model: str
-    chat_template: Path | None
-    layout: str | None
-
-    def configured(self) -> Any:
-        """Return the configured model; a layout that is not there is told before one is read."""
-        from promptflow.layout import find_layout
-        from promptflow.lm import configure
-
-        if self.layout is not None:
-            find_layout(self.layout)
-        if self.chat_template is None:
-            return configure(self.model)
-        return configure(self.model, options={"chat_template": self.chat_template})
-
-    def lay_out(self, program: Any, lm: Any) -> None:
-        """Have a program write its prompts with the layout, where one was chosen."""
-        from promptflow.program import lay_out
-
-        if self.layout is not None:
-            lay_out(program, self.layout, lm)
-
-
 def _ready(
-    chosen: _Chosen, program: str, imports: Sequence[str], force: bool = False
+    chosen: Chosen, program: str, imports: Sequence[str], force: bool = False
 ) -> tuple[Any, Any]:
     """Return the configured model and the program, whose lock is compared with the model."""
     from promptflow.program import import_code, is_folder, load_program, resolve_program
@@ -227,12 +115,12 @@ def run(
     from promptflow import flow
     from promptflow.evaluation.data import plain
 
-    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports, force)
+    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports, force)
     given = _given(inputs, resolved)
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
     if as_json:
-        print_json({**fields, "tokens": _tokens(prediction._usage), "cut": prediction._was_cut()})
+        print_json({**fields, "tokens": tokens_of(prediction._usage), "cut": prediction._was_cut()})
     else:
         if prediction._was_cut():
             say("an answer ended at its token limit; raise max_tokens", error=True)
@@ -254,7 +142,7 @@ def show(
 
     Nothing is generated.
     """
-    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports, force)
+    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports, force)
     given = _given(inputs, resolved)
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
@@ -294,7 +182,7 @@ def evaluate(
     from promptflow.evaluation.evaluate import evaluate
 
     how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
-    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports, force)
+    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports, force)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
     result = evaluate(resolved, examples, scored_by, lm=lm, seed=seed, journal=journal)
@@ -312,7 +200,7 @@ def evaluate(
             say(result.exactness)
         left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
         left_out += f", {result.cut} cut at a token limit"
-        say(f"{left_out}, {result.seconds:.1f} s, tokens: {_tokens(result.usage)}")
+        say(f"{left_out}, {result.seconds:.1f} s, tokens: {tokens_of(result.usage)}")
 
 
 def _reading(column: Sequence[str], encoding: str | None, key: str | None) -> dict[str, Any]:
@@ -387,7 +275,7 @@ def optimize(
 
     how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
     limits = _budget(budget)
-    lm, resolved = _ready(_Chosen(model, chat_template, layout), program, imports)
+    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports)
     check_savable(resolved, out / "program")
     result = optimize(
         resolved,
