@@ -61,6 +61,7 @@ from .lm import (
     load as load,
 )
 from .modules import (
+    Agent as Agent,
     BestOf as BestOf,
     ChainOfThought as ChainOfThought,
     Conversation as Conversation,
@@ -70,11 +71,20 @@ from .modules import (
     Predict as Predict,
     Problem as Problem,
     SelfConsistency as SelfConsistency,
+    Step as Step,
+    Steps as Steps,
     TreeOfThoughts as TreeOfThoughts,
     Turn as Turn,
     ZeroShotCoT as ZeroShotCoT,
+    calculate as calculate,
+    read_only as read_only,
+    read_tool as read_tool,
+    search_tool as search_tool,
 )
-from .notation import Quote as Quote
+from .notation import (
+    Data as Data,
+    Quote as Quote,
+)
 from .optimization import (
     Budget as Budget,
     Optimization as Optimization,

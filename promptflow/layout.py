@@ -21,6 +21,7 @@ from promptflow.engine.model.chat_template import stops_of
 from promptflow.engine.request import Choice, Completion, Fill, Part, Sampling, Slot, Text
 from promptflow.errors import NoReasoningBlock, TemplateError, UnknownField, UnsupportedType
 from promptflow.fields import Shape, TypedField, to_text
+from promptflow.marks import Marks, has_data
 from promptflow.sandbox import (
     MAX_SOURCE,
     Job,
@@ -171,8 +172,9 @@ _Meaning = str | Slot | _Reasoned
 
 @dataclass(slots=True)
 class _Markers:
-    """Markers and what each stands for; that of a turn names its role."""
+    """Markers and what each stands for; that of a turn names its role. ``marks`` are of data."""
 
+    marks: Marks
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
     meanings: list[_Meaning] = field(default_factory=list)
 
@@ -279,21 +281,25 @@ class _Asked:
     def parts(self, thought: str | None) -> tuple[Part, ...]:
         """Return the prompt; NoReasoningBlock where the layout has no place for ``thought``."""
         signature, inputs = self.signature, self.inputs
-        layout, markers = self.decoding.layout or CHAT, _Markers()
+        layout = self.decoding.layout or CHAT
+        markers = _Markers(marks=Marks(signature, [*self.demos, *self.turns, inputs]))
         shown = signature.delete(thought) if thought in signature.output_fields else signature
         written = [(name, info) for name, info in self.written() if name != thought]
         slots = _Slots(dict(written), inputs, self.decoding, markers)
         past, open_fields = _turns(signature, self.turns, markers, thought)
         asked = {n: f for n, f in signature.input_fields.items() if n in inputs or not self.turns}
-        demos = (_demo(signature, demo, markers, thought) for demo in self.demos)
+        demos = [_demo(signature, demo, markers, thought) for demo in self.demos]
+        examples = [demo for demo in demos if demo is not None]
         outputs = signature.output_fields
         made = {
             "instructions": own_instructions(signature),
             "standard": begins_with_default(signature),
             "inputs": (*open_fields, *_shown_fields(asked, inputs, markers)),
-            "demos": [*filter(None, demos), *past],
+            "demos": [*examples, *past],
+            "examples": len(examples),
             "outputs": tuple(slots.field(name, info) for name, info in written),
             "fields": tuple(_described(name, info) for name, info in outputs.items()),
+            "data": data_note() if needs_note(signature) else "",
             "reasons": bool(REASONING & set(shown.output_fields)),
             "thought": thought or "",
         }
@@ -301,6 +307,17 @@ class _Asked:
         pieces = list(markers.split(done.text, layout))
         opened = () if thought is None else slots.thought(thought, signature)
         return _assembled(pieces, opened, self.scaffold, done.stop, layout)
+
+
+@functools.cache
+def data_note() -> str:
+    """Return what a prompt says of text between marks: see ``marks``."""
+    return (FOLDER / "data.txt").read_text(encoding="utf-8").strip()
+
+
+def needs_note(signature: Any) -> bool:
+    """Say whether a prompt has to say what marks are: there are some, and nobody has said it."""
+    return has_data(signature) and data_note() not in (signature.instructions or "")
 
 
 def reasons(name: str, info: Any) -> bool:
@@ -456,7 +473,9 @@ def _shown_fields(
     if missing := [name for name in infos if name not in values]:
         raise UnknownField(f"the inputs {missing} are missing; give each of {list(infos)}")
     return tuple(
-        _field(name, info, _input_text(name, values[name]), markers, _PLAIN)
+        _field(
+            name, info, markers.marks.marked(info, _input_text(name, values[name])), markers, _PLAIN
+        )
         for name, info in infos.items()
     )
 

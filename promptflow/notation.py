@@ -54,8 +54,25 @@ class Quote:
         return Annotated[str, cls(name)]
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The marker of an input that holds what others wrote: ``Data[list[str]]``.
+
+    Prompts show it between marks that it cannot forge (see ``marks``). ``space`` is written in the
+    place of every space of it, so that its words look unlike the program's: ``Data[str, '^']``.
+    """
+
+    space: str = ""
+
+    def __class_getitem__(cls, held: Any) -> Any:
+        """Return a type marked as data."""
+        kind, space = held if isinstance(held, tuple) else (held, "")
+        return Annotated[kind, cls(space)]
+
+
 _TYPES: dict[str, Any] = {
     "Any": Any,
+    "Data": Data,
     "Decimal": decimal.Decimal,
     "Dict": dict,
     "List": list,
@@ -88,6 +105,7 @@ _USES: dict[Any, str] = {
     Optional: "Optional[int]",
     Union: "Union[int, str]",
     Quote: "Quote[field]",
+    Data: "Data[list[str]] or Data[list[str], '^']",
     dict: "dict[str, int]",
     frozenset: "frozenset[str]",
     list: "list[str]",
@@ -274,8 +292,10 @@ class _Reader:
         if len(arms) == 1 and self.depth == 0:
             return arms[0]
         for arm in arms:
-            if _quotes(arm):
-                raise self.wrong(start, "a Quote is the whole type of an output, not part of one")
+            if marker := _marker(arm):
+                side = "output" if marker is Quote else "input"
+                name = marker.__name__
+                raise self.wrong(start, f"{name} is the whole type of an {side}, not part of one")
         return reduce(or_, arms)
 
     def arm(self) -> Any:
@@ -330,6 +350,8 @@ class _Reader:
             name = [self._named(field_name)] if self.kind == "name" else self.quoted()
             self.expect("]", "']': one input field is quoted, as in Quote[passages]")
             return Annotated[str, Quote(name[0])]
+        if outer is Data:
+            return self.data(start)
         if outer not in _USES and not hasattr(outer, "__class_getitem__"):
             raise self.wrong(start, "it holds nothing in brackets")
         held = self.several("]", lambda: self.dots() or self.type(), ARMS)
@@ -341,6 +363,17 @@ class _Reader:
             return outer[tuple(held) if len(held) > 1 else held[0]]
         except TypeError as error:
             raise self.wrong(start, str(error)) from error
+
+    def data(self, start: int) -> Any:
+        """Take the type of what others wrote, and what stands for its spaces."""
+        held, space = self.type(), ""
+        if self.next == ",":
+            self.take()
+            space = self.literal()
+            if not isinstance(space, str) or len(space) != 1 or space.isspace():
+                raise self.wrong(start, f"{brief(space)} stands for a space: give one character")
+        self.expect("]", f"']', as in {_USES[Data]}")
+        return Annotated[held, Data(space)]
 
     def dots(self) -> Any:
         """Take ``...``, if it comes."""
@@ -467,8 +500,10 @@ def _hashable(annotation: Any) -> bool:
     return all(_hashable(arm) for arm in held if arm is not ...)
 
 
-def _quotes(annotation: Any) -> bool:
-    return any(isinstance(m, Quote) for m in getattr(annotation, "__metadata__", ()))
+def _marker(annotation: Any) -> type[Quote] | type[Data] | None:
+    """Return which marker of a whole field a type has, if any."""
+    found = (type(m) for m in getattr(annotation, "__metadata__", ()))
+    return next((kind for kind in found if kind in (Quote, Data)), None)
 
 
 # What \a, \b, \v and \f become in a text that is not raw; a pattern meant the escape.
@@ -479,7 +514,7 @@ def _takes(annotation: Any, limit: str) -> bool:
     """Tell whether a limit is one of a type; of a user's own type pydantic decides."""
     origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return not _quotes(annotation) and _takes(arms[0], limit)
+        return _marker(annotation) is None and _takes(arms[0], limit)
     if origin in (Union, types.UnionType):
         return all(_takes(arm, limit) for arm in arms if arm is not types.NoneType)
     if origin is tuple and ... not in arms:
@@ -581,11 +616,14 @@ def _limited_text(annotation: Any, limits: Sequence[Any], named: Mapping[str, An
     match limits:
         case (Quote(field=name),) if annotation is str:
             return f"Quote[{name}]"
+        case (*inner, Data(space=space)):
+            kind = type_text(annotation, inner, named)
+            return f"Data[{kind}, {space!r}]" if space else f"Data[{kind}]"
     given = ", ".join(f"{n}={_limit_text(v)}" for n, v in _written(annotation, limits).items())
-    inner = type_text(annotation, (), named)
+    held = type_text(annotation, (), named)
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        inner = f"({inner})"
-    return f"{inner}({given})" if given else inner
+        held = f"({held})"
+    return f"{held}({given})" if given else held
 
 
 def _written(annotation: Any, metadata: Sequence[Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from promptflow.errors import SignatureError, UnsupportedType
 from promptflow.fields import TypedField
 from promptflow.notation import (
     FIELDS,
+    Data,
     Quote,
     brief,
     field_name,
@@ -304,6 +305,10 @@ def _check_quotes(
 ) -> None:
     for name, (annotation, _) in {**inputs, **outputs}.items():
         for marker in getattr(annotation, "__metadata__", ()):
+            if isinstance(marker, Data) and name in outputs:
+                raise SignatureError(
+                    f"field {name!r}: Data[...] is an input: an output is written by the model"
+                )
             if isinstance(marker, Quote) and (name in inputs or marker.field not in inputs):
                 fault = f"{marker.field!r} is no input"
                 if name in inputs:

@@ -19,7 +19,7 @@ LAYERS = [
     {"download", "grammar"},
     {"catalog"},
     {"engine", "retrieval"},
-    {"fields"},
+    {"fields", "marks"},
     {"signatures"},
     {"layout"},
     {"lm"},

@@ -32,10 +32,12 @@ from promptflow.errors import (
     UnsupportedOption,
     UnsupportedType,
 )
+from promptflow.layout import data_note, needs_note
 from promptflow.lm.callbacks import Step, inside
 from promptflow.lm.faults import as_dspys, as_ours
 from promptflow.lm.options import KNOWN, REFUSED
 from promptflow.lm.record import Seen, finish_of, part_of, seed_of, usage_of
+from promptflow.marks import data_of, has_data, marked_inputs
 from promptflow.notation import Quote
 
 WHOLE = ""
@@ -208,12 +210,20 @@ class Question:
             info = signature.output_fields[name]
             given = dspy.InputField(desc=info.json_schema_extra.get("desc"))
             signature = signature.delete(name).append(name, given, info.annotation)
+        inputs: Mapping[str, Any] = call.inputs
+        if has_data(call.signature):
+            inputs = marked_inputs(call.signature, inputs)
+            if needs_note(signature):
+                signature = signature.append_instructions(data_note())
+            for name, info in call.signature.input_fields.items():
+                if data_of(info) is not None:
+                    signature = signature.with_updated_fields(name, type_=str)
         return cls(
             call.lm,
             call.predictor,
             signature,
             list(call.demos or ()),
-            call.inputs,
+            inputs,
             options,
             dspy.settings.send_stream is not None and not call.sampled,
         )

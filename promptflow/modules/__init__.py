@@ -1,14 +1,17 @@
 """Techniques as modules: each is an ordinary DSPy module whose work is a flow."""
 
+from promptflow.modules.agent import Agent, Step, Steps
 from promptflow.modules.conversation import Conversation, Turn
 from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
+from promptflow.modules.tools import calculate, read_only, read_tool, search_tool
 from promptflow.modules.tree import Problem, TreeOfThoughts
 from promptflow.modules.voting import BestOf, SelfConsistency
 
 __all__ = [
+    "Agent",
     "BestOf",
     "ChainOfThought",
     "Conversation",
@@ -18,7 +21,13 @@ __all__ = [
     "Predict",
     "Problem",
     "SelfConsistency",
+    "Step",
+    "Steps",
     "TreeOfThoughts",
     "Turn",
     "ZeroShotCoT",
+    "calculate",
+    "read_only",
+    "read_tool",
+    "search_tool",
 ]

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import StoreNotFound, UnknownField, names_options
+from promptflow.errors import UnknownField, names_options
 from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
+from promptflow.modules.hops import follow_up, gathered
 from promptflow.modules.judge import shares
 from promptflow.modules.predict import Predict
-from promptflow.modules.voting import code_name
-from promptflow.retrieval import Index, Passage, Retriever, verify_quote
+from promptflow.modules.sources import index_name, opened
+from promptflow.retrieval import Passage, Retriever, verify_quote
 from promptflow.storage import find_document
 
 UNKNOWN = "unknown"
@@ -37,6 +38,7 @@ class GroundedQA(Module):
     of the question are asked about, one by one: those whose probability of answering it reaches
     ``min_support`` are read and cited. The program abstains where there are none, where the
     passages lack what the question names, and where the answer has a number that the quotes lack.
+    With ``hops`` of 2 the quotes of the first search make the query of a second, and so on.
     ``max_tokens`` bounds the answer.
     """
 
@@ -47,18 +49,24 @@ class GroundedQA(Module):
         signature: str | Path | type[Any] = "grounded_qa",
         k: int = 5,
         *,
+        hops: int = 1,
         quotes: int = 3,
         min_score: float = 0.3,
         min_support: float = 0.5,
         max_tokens: int = 128,
     ) -> None:
         super().__init__()
-        if k < 1 or quotes < 1:
-            raise ValueError(f"GroundedQA: k={k} and quotes={quotes} must be at least 1")
-        self.index = Index.open(index) if isinstance(index, str | Path) else _checked(index)
+        if min(k, quotes, hops) < 1:
+            raise ValueError(
+                f"GroundedQA: k={k}, quotes={quotes} and hops={hops} must be at least 1"
+            )
+        self.index = opened("GroundedQA", index)
         own = find_document("signatures", "supports", bundled_only=True)
         self.check = Predict(own, sampling=Sampling(), weigh=True)
         self.answer = Predict(signature, sampling=Sampling(), max_tokens=max_tokens)
+        if hops > 1:
+            self.follow_up = follow_up()
+        self.hops = hops
         self.k = k
         self.quotes = quotes
         self.min_score = min_score
@@ -66,10 +74,10 @@ class GroundedQA(Module):
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings; the index by its name, else by its path."""
-        names = ("k", "quotes", "min_score", "min_support")
+        names = ("k", "hops", "quotes", "min_score", "min_support")
         given = {name: getattr(self, name) for name in names}
         given["max_tokens"] = self.answer.decoding.max_tokens
-        return {"index": _index_name(self.index), **given}
+        return {"index": index_name(self.index), **given}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GroundedQA:
         """Return a copy that shares the open index: files and vectors are not copied."""
@@ -89,9 +97,11 @@ class GroundedQA(Module):
         if "question" not in inputs:
             raise UnknownField("GroundedQA needs 'question'; call it with question=...")
         question = str(inputs["question"])
-        passages = self.index.search(question, k=self.k)
+        writer = getattr(self, "follow_up", None)
+        found = yield from gathered(self.index, writer, question, self.k, self.hops)
+        passages = found.passages
         near = [passage for passage in passages if passage.score >= self.min_score]
-        evidence = rank(question, near, self.quotes)
+        evidence = rank(found.wanted, near, self.quotes)
         if not evidence:
             best = max((passage.score for passage in passages), default=0.0)
             return _abstained(f"no passage is near enough: {best:.2f} is below {self.min_score:g}")
@@ -142,24 +152,3 @@ def _chunks(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[s
     cited = {(e.citation.document, e.citation.chunk) for e in evidence}
     chunks = [p for p in passages if (p.document, p.chunk) in cited]
     return [f"{p.document}\n{p.heading}\n{p.text}" for p in chunks]
-
-
-def _checked(index: Any) -> Retriever:
-    if isinstance(index, type) or not isinstance(index, Retriever):
-        raise TypeError(
-            f"GroundedQA: {index!r} is no retriever: pass an index, the name of one, or an object "
-            "with the methods search(query, k) and text(document)"
-        )
-    return index
-
-
-def _index_name(index: Retriever) -> Any:
-    """Return the name that finds the index's recipe again, else its path; of others the class."""
-    recipe = getattr(index, "recipe", None)
-    if recipe is None:
-        return code_name(type(index))
-    try:
-        found = find_document("indexes", recipe.name)
-    except StoreNotFound:
-        return str(recipe.path)
-    return str(recipe.name if found.resolve() == Path(recipe.path).resolve() else recipe.path)

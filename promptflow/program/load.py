@@ -42,6 +42,7 @@ KINDS: Mapping[str, Kind] = {
     "Judge": Kind(modules.Judge, signature="score"),
     "PairJudge": Kind(PairJudge, signature="compare"),
     "GroundedQA": Kind(modules.GroundedQA, signature="answer"),
+    "Agent": Kind(modules.Agent, signature="step"),
 }
 
 

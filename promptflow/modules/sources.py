@@ -1,0 +1,38 @@
+"""Where a module's passages come from: an index, its name, or a retriever of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from promptflow.errors import StoreNotFound
+from promptflow.modules.voting import code_name
+from promptflow.retrieval import Index, Retriever
+from promptflow.storage import find_document
+
+
+def opened(module: str, index: Any) -> Retriever:
+    """Return the retriever that a module was given; a name or path is opened.
+
+    Raises TypeError for what has no ``search`` and no ``text``.
+    """
+    if isinstance(index, str | Path):
+        return Index.open(index)
+    if isinstance(index, type) or not isinstance(index, Retriever):
+        raise TypeError(
+            f"{module}: {index!r} is no retriever: pass an index, the name of one, or an object "
+            "with the methods search(query, k) and text(document)"
+        )
+    return index
+
+
+def index_name(index: Retriever) -> Any:
+    """Return the name that finds the index's recipe again, else its path; of others the class."""
+    recipe = getattr(index, "recipe", None)
+    if recipe is None:
+        return code_name(type(index))
+    try:
+        found = find_document("indexes", recipe.name)
+    except StoreNotFound:
+        return str(recipe.path)
+    return str(recipe.name if found.resolve() == Path(recipe.path).resolve() else recipe.path)
