@@ -12,12 +12,13 @@ import resource
 import sys
 
 # What is slow to import is imported once; promptflow reads the environment in each child.
-import bm25s
 import faiss
 import numpy
 import semchunk
+import sentencex
+import Stemmer
 
-SLOW = (bm25s, faiss, numpy, semchunk)
+SLOW = (sentencex, Stemmer, faiss, numpy, semchunk)
 
 
 def build(kill_at: str, limit: str) -> None:

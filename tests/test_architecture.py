@@ -40,7 +40,6 @@ OWNERS = {
     "llama_cpp": {"engine/model/llama.py"},
     "llguidance": {"engine/model/constraint.py"},
     "faiss": {"retrieval/dense.py"},
-    "bm25s": {"retrieval/sparse.py"},
     "sentence_transformers": {"retrieval/embed.py"},
     "transformers": {"retrieval/embed.py"},
     "torch": {"retrieval/embed.py"},

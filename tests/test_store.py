@@ -71,7 +71,7 @@ def test_the_store_gives_back_what_was_put_in(project: Path) -> None:
 
 def test_the_manifest_says_what_was_built(project: Path) -> None:
     manifest = read_manifest(built(project), REBUILD)
-    assert (manifest.name, manifest.generation, manifest.schema) == ("k", 1, 1)
+    assert (manifest.name, manifest.generation, manifest.schema) == ("k", 1, 2)
     assert manifest.embedder["sha256"] == EMBEDDER.sha256
     assert manifest.settings["factory"] == "Flat"
     assert manifest.counts["documents"] == 2
@@ -172,11 +172,11 @@ def test_counts_that_do_not_agree_are_refused(project: Path) -> None:
 
 def test_another_schema_is_refused_in_words(project: Path) -> None:
     path = built(project) / "manifest.json"
-    table = json.loads(path.read_text()) | {"schema": 2}
+    table = json.loads(path.read_text()) | {"schema": 1}
     del table["sha256"]
     table["sha256"] = storage.sha256_bytes(storage.canonical(table).encode())
     path.write_text(json.dumps(table))
-    with pytest.raises(StoreError, match="written with schema 2, this version reads 1"):
+    with pytest.raises(StoreError, match="written with schema 1, this version reads 2"):
         Index.open("k")
 
 

@@ -20,7 +20,6 @@ from promptflow.retrieval.documents import Document, Rejected, find, load_all, s
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
 from promptflow.retrieval.index import Index
 from promptflow.retrieval.recipe import Recipe, find_recipe
-from promptflow.retrieval.sparse import build_sparse
 from promptflow.retrieval.store import (
     DENSE,
     HEADING_TOKENS,
@@ -218,9 +217,7 @@ def _write_segments(
         draft, recipe.built / "embeddings" / "vectors.sqlite", embedder, show
     )
     draft.write(DENSE, build_dense(vectors, recipe.factory))
-    blocks = range(0, draft.counts["chunks"], BLOCK)
-    texts = (text for first in blocks for text in draft.embedded_texts(first, BLOCK))
-    draft.write(SPARSE, build_sparse(texts))
+    draft.write(SPARSE, draft.words.finish())
     return embedded, reused
 
 

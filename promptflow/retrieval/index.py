@@ -153,11 +153,11 @@ class Index:
         return fuse(both, k)
 
     def _words(self) -> Sparse:
-        from promptflow.retrieval.sparse import Sparse
+        from promptflow.retrieval.sparse import Segment, Sparse
 
         with self._lock:
             if self._sparse is None:
-                self._sparse = Sparse(self._sparse_data or b"")
+                self._sparse = Sparse([Segment(self._sparse_data or b"")])
                 self._sparse_data = None
             return self._sparse
 

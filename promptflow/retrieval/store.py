@@ -28,6 +28,8 @@ from urllib.parse import quote
 from promptflow.errors import StoreCorrupt, StoreError, StoreNotFound
 from promptflow.retrieval.chunk import Chunk
 from promptflow.retrieval.documents import Document, Rejected
+from promptflow.retrieval.sparse import SparseWriter
+from promptflow.retrieval.text import normal
 from promptflow.storage import (
     canonical,
     connect,
@@ -40,7 +42,7 @@ from promptflow.storage import (
     write_json,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 CHUNKS, DENSE, SPARSE = "chunks.sqlite", "dense.faiss", "sparse.bm25"
 HEADING_TOKENS = 50
 """Tokens kept free in the embedder for the headings above a passage."""
@@ -101,9 +103,14 @@ class Row:
 
     def embedded(self) -> str:
         """Return the text that is embedded and searched: the passage under its headings."""
-        # The end of a long path of headings: the nearest ones say most, and the passage must fit.
-        heading = self.heading[-4 * HEADING_TOKENS :]
-        return f"{heading}\n{self.text}" if heading else self.text
+        return embedded_text(self.heading, self.text)
+
+
+def embedded_text(heading: str, text: str) -> str:
+    """Return the text that is embedded and searched, in NFC: the passage under its headings."""
+    # The end of a long path of headings: the nearest ones say most, and the passage must fit.
+    heading = heading[-4 * HEADING_TOKENS :]
+    return normal(f"{heading}\n{text}" if heading else text)
 
 
 def folder_of(generation: int) -> str:
@@ -289,6 +296,7 @@ class Draft:
         """Start an empty generation in the empty ``folder``."""
         self.folder = folder
         self.counts = {"documents": 0, "chunks": 0, "rejected": 0, "characters": 0}
+        self.words = SparseWriter()
         self._path = folder / CHUNKS
         self._chunks = connect(self._path, durable=False)
         with sqlite_errors(self._path):
@@ -312,6 +320,10 @@ class Draft:
             )
             self._chunks.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", values)
             self._chunks.commit()
+        texts = [
+            embedded_text(chunk.heading, row[-1]) for chunk, row in zip(chunks, values, strict=True)
+        ]
+        self.words.add(document.text, texts)
         self.counts["documents"] += 1
         self.counts["chunks"] += len(values)
         self.counts["characters"] += len(document.text)

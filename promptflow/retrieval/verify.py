@@ -10,7 +10,7 @@ from promptflow.retrieval.documents import Rejected, find, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
 from promptflow.retrieval.index import Index, check_embedder
 from promptflow.retrieval.recipe import find_recipe
-from promptflow.retrieval.sparse import Sparse
+from promptflow.retrieval.sparse import Segment
 from promptflow.retrieval.store import CHUNKS, SPARSE, Store, folder_of
 
 
@@ -47,7 +47,7 @@ def verify_index(name: str | Path, *, embedder: TextEmbedder | None = None) -> V
     counts = store.manifest.counts
     problems = _content(store)
     try:
-        number = Sparse(store.take_segment(SPARSE)).number
+        number = len(Segment(store.take_segment(SPARSE)).lengths)
         if number != counts["chunks"]:
             problems.append(f"{SPARSE}: holds {number} texts, the manifest says {counts['chunks']}")
         store.close()
