@@ -110,9 +110,9 @@ KINDS: dict[str, list[Job]] = {
 class Oracle:
     """Decodes jobs of one model by themselves."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **memory: int) -> None:
         self.path = path
-        self.model = load(path)
+        self.model = load(path, **memory)
         self.known: dict[Job, Outcome] = {}
 
     def outcome(self, job: Job) -> Outcome:
@@ -299,6 +299,21 @@ def test_cells_that_are_evicted_and_filled_again(fresh: Bench):
     decoder = fresh.run(jobs, at_once=1, cells=400)
     fresh.comparison.check()
     assert decoder.stats().evicted, "it fitted"
+
+
+@pytest.mark.parametrize("cells", [260, 400])
+@pytest.mark.parametrize("pause", [2, 6])
+def test_prompts_that_part_inside_text_whose_cells_were_used_again(
+    fresh: Bench, cells: int, pause: int
+):
+    """A sequence runs for long; what others leave behind, and what it left, is filled again."""
+    short, long = replace(GREEDY, max_tokens=3), words(50, 110)
+    jobs = [ask(words(51, 50), short), ask(long, replace(GREEDY, max_tokens=90))]
+    for n in range(5):
+        jobs.append(ask(words(60 + n, 35 + 5 * n), short))
+        jobs.append(ask(long[: len(long) // 2 + 40 * n] + words(90 + n, 10), short))
+    fresh.run(jobs, at_once=2, pause=pause, cells=cells, first=4)
+    fresh.comparison.check()
 
 
 def test_drafts_from_the_text(fresh: Bench):
