@@ -89,6 +89,39 @@ def test_states_are_counted_for_every_sequence_and_named():
         memory.check("hybrid", 1000, HYBRID, 1_000, {**LOAD, "sequences": 100_000})
 
 
+RECURRENT = {
+    "general.architecture": "mamba2",
+    "mamba2.block_count": 48,
+    "mamba2.embedding_length": 2048,
+    "mamba2.ssm.conv_kernel": 4,
+    "mamba2.ssm.inner_size": 4096,
+    "mamba2.ssm.state_size": 128,
+    "mamba2.ssm.group_count": 1,
+}
+MANY = {"sequences": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "weights", "load", "said"),
+    [
+        (QWEN, 0, {"context": 1 << 31}, "lower EngineOptions(context=...), or take"),
+        (HYBRID, 0, MANY, "lower EngineOptions(max_running=...) or EngineOptions(context=...), or"),
+        (
+            HYBRID,
+            0,
+            {**MANY, "context": 1 << 31},
+            "lower EngineOptions(context=...) or EngineOptions(max_running=...), or",
+        ),
+        (RECURRENT, 0, MANY, "lower EngineOptions(max_running=...), or take"),
+        (RECURRENT, 1 << 43, {"sequences": 9}, "free: take a smaller model"),
+        (QWEN, 1 << 43, {}, "lower EngineOptions(context=...), or take"),
+    ],
+)
+def test_the_advice_is_what_makes_the_larger_part_smaller(metadata, weights, load, said):
+    with pytest.raises(CapacityError, match=re.escape(said)):
+        memory.check("large", weights, metadata, 1_000, {**LOAD, **load})
+
+
 def test_layers_without_attention_have_no_cells():
     assert memory.cache_bytes(HYBRID, 1) == 4 * 4 * 128 * 2 * 2
     assert memory.state_bytes(QWEN) == 0

@@ -16,8 +16,6 @@ from promptflow.engine.tuned import Choices, recall
 from promptflow.errors import TemplateError, UnsupportedOption, names_options
 
 RETAINED = 48  # sequences that may stay in the cache beside the running ones
-LEAST_RETAINED = 8  # of those, where recurrent states would take more than STATES bytes
-STATES = 1 << 30
 SEQUENCES = 256  # that llama.cpp allows in one context
 DRAWERS = 8  # threads at most that choose tokens beside a GPU
 _LIMITS = {
@@ -143,7 +141,8 @@ def load_settings(options: EngineOptions, choices: Choices, state: int = 0) -> M
     """
     retained = RETAINED
     if state:
-        retained = max(LEAST_RETAINED, min(RETAINED, STATES // state - options.max_running))
+        room = memory.STATES // state - options.max_running
+        retained = max(memory.LEAST_RETAINED, min(RETAINED, room))
     return {
         "context": options.context,
         "sequences": options.max_running + retained,

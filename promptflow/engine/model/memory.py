@@ -19,6 +19,8 @@ KV_TYPES = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
 PROCESS = 72 << 20  # Python, numpy, llama.cpp and the grammar compiler
 TOKEN = 800  # bytes that the tables of llama.cpp and of the constraints hold of each token
 SHARE = 0.9  # of what is free
+STATES = 1 << 30  # bytes of recurrent states that sequences are loaded for, beyond the least
+LEAST_RETAINED = 8  # sequences that may stay beside the running ones, whatever their states take
 _RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
 _EVERY_FOURTH = {"qwen3next", "qwen35", "qwen35moe"}
 _FLOAT = 4
@@ -151,9 +153,17 @@ def check(
         raise CapacityError(
             f"{name} with a context of {load['context']:,} needs about {need.total / 1e9:.1f} "
             f"GB (weights {need.weights / 1e9:.1f}, cache {need.cache / 1e9:.1f}{states}), and "
-            f"{free / 1e9:.1f} GB are free: lower EngineOptions(context=...), or take a smaller "
-            "model"
+            f"{free / 1e9:.1f} GB are free: {_advice(need, load['sequences'])}"
         )
+
+
+def _advice(need: Need, sequences: int) -> str:
+    """Return what makes a model take less: what shrinks the larger part comes first."""
+    helps = [(need.cache, "context")] if need.cache or not need.states else []
+    if need.states > STATES and sequences > LEAST_RETAINED + 1:
+        helps.append((need.states, "max_running"))
+    options = " or ".join(f"EngineOptions({name}=...)" for _, name in sorted(helps, reverse=True))
+    return f"lower {options}, or take a smaller model" if options else "take a smaller model"
 
 
 def cache_bytes(
