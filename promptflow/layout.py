@@ -159,6 +159,10 @@ class _Turn:
     role: str
 
 
+class _Boundary:
+    """Where requests that begin alike are likely to differ: see ``Text``."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Reasoned:
     """The value of a demo's first output, with the reasoning that led to it."""
@@ -183,12 +187,19 @@ class _Markers:
         self.meanings.append(meaning)
         return f"\x00{self.secret}.{len(self.meanings) - 1}\x00"
 
-    def split(self, text: str, layout: str) -> Iterator[_Turn | _Meaning]:
+    @property
+    def boundary(self) -> str:
+        """Return the marker of a boundary."""
+        return f"\x00{self.secret}.boundary\x00"
+
+    def split(self, text: str, layout: str) -> Iterator[_Turn | _Boundary | _Meaning]:
         """Return the text with what its markers mean. Raises TemplateError for a wrong use."""
         counts = [0] * len(self.meanings)
         for number, piece in enumerate(re.split(f"\x00{self.secret}\\.([^\x00]*)\x00", text)):
             if number % 2 and piece.startswith("turn:"):
                 yield _Turn(piece.removeprefix("turn:"))
+            elif number % 2 and piece == "boundary":
+                yield _Boundary()
             elif number % 2 and piece.isdecimal() and int(piece) < len(counts):
                 counts[int(piece)] += 1
                 yield self.meanings[int(piece)]
@@ -302,6 +313,7 @@ class _Asked:
             "data": data_note() if needs_note(signature) else "",
             "reasons": bool(REASONING & set(shown.output_fields)),
             "thought": thought or "",
+            "boundary": markers.boundary,
         }
         done = _rendered(layout, made, markers.secret)
         pieces = list(markers.split(done.text, layout))
@@ -589,7 +601,7 @@ def _as_data(seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assembled(
-    pieces: Sequence[_Turn | _Meaning],
+    pieces: Sequence[_Turn | _Boundary | _Meaning],
     thought: Sequence[str | Slot],
     scaffold: Scaffold,
     stop: tuple[str, ...],
@@ -610,6 +622,9 @@ def _assembled(
             turns += 1
             # What comes before the turn that is asked about is alike for all inputs.
             _append(parts, Text(next(texts), trusted=True, boundary=turns == last))
+        elif isinstance(piece, _Boundary):
+            if parts and isinstance(before := parts[-1], Text):
+                parts[-1] = replace(before, boundary=True)
         elif isinstance(piece, Slot):
             closing = made[-1] if thought and turns == last + 1 else ""
             parts.append(_led(parts, piece, stop, closing))
@@ -623,13 +638,13 @@ def _assembled(
 
 
 def _with_reasoning(
-    pieces: Sequence[_Turn | _Meaning], thought: Sequence[str | Slot], layout: str
-) -> list[_Turn | str | Slot]:
+    pieces: Sequence[_Turn | _Boundary | _Meaning], thought: Sequence[str | Slot], layout: str
+) -> list[_Turn | _Boundary | str | Slot]:
     """Return pieces with reasoning as turns of their own, before the answers that it led to.
 
     Raises NoReasoningBlock where an answer does not stand in a turn of the assistant of its own.
     """
-    found: list[_Turn | str | Slot] = []
+    found: list[_Turn | _Boundary | str | Slot] = []
     answer: int | None = None  # where the assistant's turn begins, until its reasoning is known
     for piece in pieces:
         if isinstance(piece, _Reasoned):
@@ -658,8 +673,8 @@ def _no_place(layout: str) -> str:
 
 def _append(parts: list[Part], text: Text) -> None:
     last = parts[-1] if parts else None
-    if isinstance(last, Text) and last.trusted == text.trusted:
-        parts[-1] = Text(last.text + text.text, text.trusted, last.boundary or text.boundary)
+    if isinstance(last, Text) and last.trusted == text.trusted and not last.boundary:
+        parts[-1] = replace(text, text=last.text + text.text)
     elif text.text:
         parts.append(text)
 
@@ -675,7 +690,7 @@ def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...], closing: str) -> 
         text = last.text.rstrip(" ")
         lead = last.text[len(text) :]
         if text:
-            parts[-1] = Text(text)
+            parts[-1] = replace(last, text=text)
         elif lead:
             parts.pop()
     if closing:

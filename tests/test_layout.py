@@ -479,3 +479,30 @@ def test_what_comes_before_the_turn_that_is_asked_about_is_a_boundary(thinking: 
     asked = parts[place + 1]
     assert isinstance(asked, Text)
     assert (asked.text, asked.trusted) == ("Question: Q", False)
+
+
+def test_completion_sets_a_boundary_where_the_last_example_begins():
+    demos = [{**INPUTS, "answer": "A"}, {**INPUTS, "answer": "B"}]
+    parts = rendered(layout="completion", demos=demos)
+    [place] = [n for n, part in enumerate(parts) if isinstance(part, Text) and part.boundary]
+    before, asked = parts[place : place + 2]
+    assert isinstance(before, Text)
+    assert isinstance(asked, Text)
+    assert before.text.endswith("Answer: B\n\n")
+    assert next(iter(INPUTS.values())) in asked.text
+    unmarked = [Text(before.text + asked.text), *parts[place + 2 :]]
+    assert prompt_text(parts) == prompt_text(unmarked)
+    alone = rendered(signature("a -> b"), {"a": "x"}, layout="completion")
+    assert not any(part.boundary for part in alone if isinstance(part, Text))
+
+
+def test_a_layout_of_ones_own_may_set_a_boundary(tmp_path):
+    own = tmp_path / "own.jinja"
+    own.write_text(
+        "Be brief.\n\n{{ boundary }}{% for f in inputs %}{{ f.label }} {{ f.value }}\n{% endfor %}"
+        "{% for f in outputs %}{{ f.label }} {{ f.value }}{% endfor %}"
+    )
+    first, asked, slot = rendered(signature("a -> b"), {"a": "x"}, layout=str(own))
+    assert first == Text("Be brief.\n\n", boundary=True)
+    assert asked == Text("A: x\nB:")
+    assert isinstance(slot, Slot)
