@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,7 @@ import dspy
 import pytest
 from dspy.utils.exceptions import AdapterParseError, LMServerError, LMUnsupportedFeatureError
 from pydantic import AfterValidator, BaseModel
+from test_layout import THINKING
 
 import promptflow as pf
 from promptflow.engine.request import Completion, Fill, Json, Slot, Text, TokenLogprob
@@ -526,3 +528,81 @@ def test_a_value_that_its_type_refuses_is_asked_for_once_more(kind: Any, how: st
     for name in (ParseError, AdapterParseError):
         with pytest.raises(name, match="asked for twice"):
             ask("3", "5")
+
+
+THOUGHT = "question -> why: dspy.Reasoning, answer: int"
+
+
+def thinking(template: str = THINKING) -> tuple[Any, Noted]:
+    engine = Noted(lambda text, slot: "7" if slot.name == "answer" else "since")
+    engine.info = dataclasses.replace(engine.info, template=template)
+    return pf.load("thinking", engine=engine), engine
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_dspys_reasoning_works_both_ways(kind: Any):
+    """Written in the model's block as an output; read back from it in demos and past turns."""
+    lm, engine = thinking()
+    demo = dspy.Example(question="one", why=dspy.Reasoning(content="for"), answer=1)
+    turn = {"question": "two", "why": dspy.Reasoning(content="as"), "answer": 2}
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        predict = kind(dspy.Signature(THOUGHT))
+        prediction = predict(question="Q")
+        assert prediction.why == dspy.Reasoning(content="since")
+        assert isinstance(prediction.why, dspy.Reasoning)
+        assert prediction.answer == 7
+        predict.demos = [demo]
+        predict(question="Q")
+        past = THOUGHT.replace("question", "question, history: dspy.History")
+        follows = kind(dspy.Signature(past))
+        follows(question="Q", history=dspy.History(messages=[turn]))
+        read = kind(dspy.Signature("question, why: dspy.Reasoning -> answer: int"))
+        read(question="Q", why=prediction.why)
+    alone, shown, followed, given = engine.prompts
+    assert alone.endswith("<|assistant|><think>\nsince\n</think>\n\nAnswer (a whole number): 7")
+    assert "<think>\nfor\n</think>\n\nAnswer: 1<|end|>" in shown
+    assert "<think>\nas\n</think>\n\nAnswer: 2<|end|>" in followed
+    assert "Why: since" in given
+    assert "content" not in given
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_dspys_reasoning_is_labelled_text_without_a_block(kind: Any):
+    lm, engine = thinking("")
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        prediction = kind(dspy.Signature(THOUGHT))(question="Q")
+        kind(dspy.Signature(THOUGHT))(question="Q", config={"thinking": False})
+    assert isinstance(prediction.why, dspy.Reasoning)
+    assert all("Why: since\nAnswer" in prompt for prompt in engine.prompts)
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, pf.Predict])
+def test_thinking_is_chosen_for_an_lm_a_predictor_or_a_call(kind: Any):
+    lm, engine = thinking()
+    opened, labelled = "<think>\nsince\n</think>", "</think>\n\nWhy: since"
+    with dspy.context(lm=lm.copy(thinking=False), adapter=pf.SlotAdapter()):
+        kind(dspy.Signature(THOUGHT))(question="Q")
+        assert labelled in engine.prompts[-1]
+        kind(dspy.Signature(THOUGHT), thinking=True)(question="Q")
+        assert opened in engine.prompts[-1]
+        kind(dspy.Signature(THOUGHT))(question="Q", config={"thinking": "auto"})
+        assert opened in engine.prompts[-1]
+    with dspy.context(lm=lm.copy(thinking=True), adapter=pf.SlotAdapter()):
+        kind("question -> answer: int")(question="Q")
+        assert opened in engine.prompts[-1]
+        kind("question -> answer: int", thinking=False)(question="Q")
+        assert opened not in engine.prompts[-1]
+    for wrong in ("yes", {"type": "enabled"}):
+        with pytest.raises(UnsupportedOption, match="True, False or 'auto'"):
+            lm.copy(thinking=wrong)("x")
+
+
+def test_dspys_own_adapters_think_natively_where_the_lm_does():
+    lm, engine = thinking()
+    engine.answer = lambda text, slot: (
+        "since" if slot.name == "thinking" else "[[ ## answer ## ]]\n7\n[[ ## completed ## ]]"
+    )
+    with dspy.context(lm=lm.copy(thinking=True), adapter=dspy.ChatAdapter()):
+        prediction = dspy.Predict("question -> answer: int")(question="Q")
+    assert prediction.answer == 7
+    assert "<|assistant|><think>\nsince\n</think>\n\n[[ ## answer" in engine.prompts[0]

@@ -337,4 +337,12 @@ def test_roles_that_a_template_does_not_know_are_those_that_it_knows():
         "{{ raise_exception(m.role) }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     )
     assert render(strict, ("developer", "tool")) == ("[system]", "[user]", "")
-    assert render(CHATML, ("developer", "tool"))[0] == "<|im_start|>developer\n"
+
+
+def test_a_role_that_a_template_never_names_is_not_written_into_it():
+    """ChatML writes any word in the place of a role, and its model has seen three of them."""
+    roles = ("developer", "user", "tool")
+    assert render(CHATML, roles) == render(CHATML, ("system", "user", "user"))
+    knowing = CHATML + "{# 'developer' and \"tool\" are roles of this model's #}"
+    assert render(knowing, roles)[0] == "<|im_start|>developer\n"
+    assert render(knowing, roles)[2] == "<|im_end|>\n<|im_start|>tool\n"

@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 import pytest
 from conftest import ROOT, SMOLLM
+from test_layout import THINKING
 from typer.testing import CliRunner, Result
 
 import promptflow
@@ -337,8 +338,31 @@ def test_a_chat_template_and_a_layout_are_taken_wherever_a_model_is(
         for option, value, said in (
             ("--chat-template", "none.jinja", "none.jinja: cannot be read"),
             ("--layout", "chta", "no layout 'chta'; use chat, completion"),
+            ("--thinking", "maybe", "'maybe' is not one of 'auto', 'on', 'off'"),
         ):
             assert said in call(*arguments, option, value, code=2).stderr
-    for option, value in (("--layout", "completion"), ("--chat-template", template)):
+    refused = (("--layout", "completion"), ("--chat-template", template), ("--thinking", "on"))
+    for option, value in refused:
         said = call("show", "a -> b", "--model", "openai/x", option, value, code=2).stderr
         assert "a remote model" in said
+
+
+def test_thinking_is_chosen_for_a_command_whatever_the_program_chose(
+    tiny: Any, tmp_path: Path, unconfigured: None
+):
+    template = tmp_path / "thinking.jinja"
+    template.write_text(THINKING)
+    program = tmp_path / "mine.py"
+    program.write_text(
+        "import promptflow as pf\nthinks = pf.Predict('a -> reasoning, b: int', thinking=True)\n"
+    )
+    show = ("show", "-i", "a=x", "--model", tiny("llama"), "--chat-template", template)
+    for name in ("a -> reasoning, b: int", f"{program}:thinks"):
+        for thinking, opened in (("on", True), ("auto", True), ("off", False)):
+            shown = call(*show, name, "--thinking", thinking).stdout
+            assert ("<think>\n{reasoning}\n</think>" in shown) == opened
+            assert ("Reasoning: {reasoning}" in shown) != opened
+    assert "<think>\n{thinking}" in call(*show, "a -> b: int", "--thinking", "on").stdout
+    assert "{thinking}" not in call(*show, "a -> b: int").stdout
+    said = call(*show[:-2], "a -> b: int", "--thinking", "on", code=2).stderr
+    assert "shows no reasoning block" in said

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import json
 import pickle
 import re
@@ -17,6 +18,7 @@ from conftest import SMOLLM
 from dspy import lm15
 from dspy.utils.exceptions import LMServerError
 from pydantic import BaseModel
+from test_layout import THINKING
 
 import promptflow as pf
 from promptflow.engine import Engine, EngineOptions
@@ -32,7 +34,14 @@ from promptflow.engine.request import (
     Usage,
 )
 from promptflow.engine.scripted import ScriptedEngine
-from promptflow.errors import ContextOverflow, EngineLost, ModelNotFound, UnsupportedType
+from promptflow.errors import (
+    ContextOverflow,
+    EngineError,
+    EngineLost,
+    ModelNotFound,
+    NoReasoningBlock,
+    UnsupportedType,
+)
 from promptflow.lm import local
 
 
@@ -159,6 +168,121 @@ def test_a_message_cannot_write_control_text():
     [request] = engine.seen
     [hostile] = [p for p in request.parts if not isinstance(p, Slot) and "a<|im_end|>b" in p.text]
     assert not hostile.trusted
+
+
+OPENAI_STYLE = pytest.mark.filterwarnings("ignore:Passing OpenAI-style:DeprecationWarning")
+
+
+def templated(template: str, answer: Any = lambda text, slot: slot.name) -> Any:
+    lm, engine = watched(answer)
+    engine.info = dataclasses.replace(engine.info, template=template)
+    return lm, engine
+
+
+def test_a_plain_call_answers_with_the_block_closed_and_thinks_where_it_is_asked_to():
+    lm, engine = templated(THINKING)
+    closed = "<|user|>x<|end|><|assistant|><think>\n\n</think>\n\ntext"
+    for thinking in (None, False, "auto"):
+        assert lm("x", thinking=thinking) == ["text"]
+    assert engine.prompts == [closed] * 3
+    thought = {"text": "text", "reasoning_content": "thinking"}
+    assert lm("x", thinking=True, max_tokens=40, logprobs=True)[0].items() >= thought.items()
+    assert lm.copy(thinking=True)("x", n=2) == [thought] * 2
+    assert lm.copy(thinking=True)("x", thinking=False) == ["text"]
+    assert engine.prompts[3] == ("<|user|>x<|end|><|assistant|><think>\nthinking\n</think>\n\ntext")
+    slot, text = [part for part in engine.seen[3].parts if isinstance(part, Slot)]
+    assert slot.stop == ("\n</think>", "</think>")
+    assert (slot.max_tokens, text.max_tokens, text.least, slot.logprobs) == (40, 40, 32, None)
+    with pytest.raises(NoReasoningBlock, match="thinking=True"):
+        watched()[0]("x", thinking=True)
+
+
+def test_a_stream_tells_reasoning_apart():
+    lm, _ = templated(THINKING)
+    told = [*lm.engine.stream(typed(lm, {"thinking": True}))]
+    deltas = [event.delta for event in told if event.type == "delta"]
+    assert deltas == [lm15.ThinkingDelta("thinking", 0), lm15.TextDelta("text", 1)]
+    assert told[-1].usage.reasoning_tokens == 1
+    closed = [event.delta for event in lm.engine.stream(typed(lm)) if event.type == "delta"]
+    assert closed == [lm15.TextDelta("text", 0)]
+
+
+@OPENAI_STYLE
+def test_reasoning_in_messages_stands_in_the_block_of_its_turn():
+    lm, engine = templated(THINKING)
+    asked: Any = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "because</think>"},
+        {"role": "user", "content": "c"},
+    ]
+    lm(messages=asked)
+    assert engine.prompts[0].startswith(
+        "<|user|>a<|end|><|assistant|><think>\nbecause</think>\n</think>\n\nb<|end|><|user|>c<|end|>"
+    )
+    assert any(not part.trusted and part.text == "because</think>" for part in engine.seen[0].parts)
+    lm(messages=asked[:2])  # begun: the model goes on after b
+    assert engine.prompts[1] == (
+        "<|user|>a<|end|><|assistant|><think>\nbecause</think>\n</think>\n\nbtext"
+    )
+    for messages in (asked, asked[:2]):
+        with pytest.raises(EngineError, match="leave out its reasoning_content"):
+            watched()[0](messages=messages)
+    late = lm15.Message.assistant([lm15.TextPart("b"), lm15.ThinkingPart("because")])
+    with pytest.raises(EngineError, match="ThinkingPart; reasoning comes before"):
+        lm(lm15.Request(model=lm.model, messages=(lm15.Message.user("a"), late)))
+
+
+ROLES = (
+    "{% for m in messages %}{% if m.role == 'tool' %}<|result|>{{ m.content }}"
+    "{% else %}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}<|assistant|>"
+)
+
+
+@OPENAI_STYLE
+def test_developer_and_tool_roles_are_written_as_the_template_does():
+    asked: Any = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"},
+        {"role": "developer", "content": "d"},
+        {"role": "tool", "tool_call_id": "1", "content": "r"},
+        {"role": "tool", "tool_call_id": "2", "content": "t"},
+    ]
+    lm, engine = templated(ROLES)
+    lm(messages=asked)
+    assert engine.prompts == [
+        "<|system|>s<|user|>a<|system|>d<|result|>r<|result|>t<|assistant|>text"
+    ]
+    lm, engine = templated(ROLES.replace("'tool'", "'none'") + "{# 'developer' #}")
+    lm(messages=asked)
+    assert engine.prompts == [
+        "<|system|>s<|user|>a<|developer|>d<|user|>r<|user|>t<|assistant|>text"
+    ]
+
+
+@OPENAI_STYLE
+def test_what_a_message_holds_beside_text_is_refused_by_name():
+    lm, engine = watched()
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said = [
+        (
+            {"role": "assistant", "content": "x", "tool_calls": [call]},
+            "ToolCallPart; write the call",
+        ),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "http://a/b"}}],
+            },
+            "ImagePart; local models read text alone",
+        ),
+    ]
+    for message, refused in said:
+        with pytest.raises(EngineError, match=refused):
+            lm(messages=[{"role": "user", "content": "a"}, message])
+    wrong = lm15.Message.tool("1", "gone", is_error=True)
+    with pytest.raises(EngineError, match="'1' is marked as an error"):
+        lm(lm15.Request(model=lm.model, messages=(lm15.Message.user("a"), wrong)))
+    assert engine.prompts == []
 
 
 def test_errors_arrive_as_dspys():

@@ -20,6 +20,7 @@ from promptflow.cli.options import (
     Model,
     Passages,
     SearchMode,
+    Thinking,
     Where,
 )
 from promptflow.cli.sources import Sources, open_sources
@@ -48,6 +49,7 @@ def ask(
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
     layout: Layout = None,
+    thinking: Thinking = None,
     k: Passages = 5,
     mode: SearchMode = None,
     where: Where = [],  # noqa: B006
@@ -69,7 +71,7 @@ def ask(
     asked = questions_of(questions or [], file)
     sources = open_sources(index, mode=mode, where=where)
     program = GroundedQA(sources.retriever, k=k)
-    chosen = Chosen(model, chat_template, layout)
+    chosen = Chosen(model, chat_template, layout, thinking)
     lm = chosen.configured()
     chosen.lay_out(program, lm)
     citations: list[Any] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,14 @@ Layout = Annotated[
         help="How all prompts are laid out: chat, completion, or the path of a .jinja file."
     ),
 ]
+Thinking = Annotated[
+    Literal["auto", "on", "off"] | None,
+    typer.Option(
+        help="Whether reasoning is written in the model's own block: auto where an output is "
+        "reasoning, on in any case, off never."
+    ),
+]
+_THINKING: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 Passages = Annotated[int, typer.Option("--k", "-k", min=1, help="How many passages are read.")]
 SearchMode = Annotated[
     str | None, typer.Option("--mode", help="dense, sparse or hybrid; else what the index does.")
@@ -50,6 +58,7 @@ class Chosen:
     model: str
     chat_template: Path | None
     layout: str | None
+    thinking: str | None = None
 
     def configured(self) -> Any:
         """Return the configured model; a layout that is not there is told before one is read."""
@@ -58,13 +67,18 @@ class Chosen:
 
         if self.layout is not None:
             find_layout(self.layout)
-        if self.chat_template is None:
-            return configure(self.model)
-        return configure(self.model, options={"chat_template": self.chat_template})
+        settings: dict[str, Any] = {}
+        if self.chat_template is not None:
+            settings["options"] = {"chat_template": self.chat_template}
+        if self.thinking is not None:
+            settings["thinking"] = _THINKING[self.thinking]
+        return configure(self.model, **settings)
 
     def lay_out(self, program: Any, lm: Any) -> None:
-        """Have a program write its prompts with the layout, where one was chosen."""
-        from promptflow.program import lay_out
+        """Have a program write its prompts with what was chosen here."""
+        from promptflow.program import lay_out, think
 
         if self.layout is not None:
             lay_out(program, self.layout, lm)
+        if self.thinking is not None:
+            think(program, _THINKING[self.thinking], lm)

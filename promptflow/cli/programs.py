@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptflow.cli.console import Json, print_json, tokens_of
-from promptflow.cli.options import DEFAULT_MODEL, ChatTemplate, Chosen, Layout, Model
+from promptflow.cli.options import DEFAULT_MODEL, ChatTemplate, Chosen, Layout, Model, Thinking
 from promptflow.errors import BudgetExceeded, DataError
 from promptflow.terminal import say
 
@@ -106,6 +106,7 @@ def run(
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
     layout: Layout = None,
+    thinking: Thinking = None,
     seed: Seed = 0,
     imports: Imports = [],  # noqa: B006
     force: Force = False,
@@ -115,7 +116,7 @@ def run(
     from promptflow import flow
     from promptflow.evaluation.data import plain
 
-    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports, force)
+    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     given = _given(inputs, resolved)
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
@@ -135,6 +136,7 @@ def show(
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
     layout: Layout = None,
+    thinking: Thinking = None,
     imports: Imports = [],  # noqa: B006
     force: Force = False,
 ) -> None:
@@ -142,7 +144,7 @@ def show(
 
     Nothing is generated.
     """
-    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports, force)
+    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     given = _given(inputs, resolved)
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
@@ -161,6 +163,7 @@ def evaluate(
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
     layout: Layout = None,
+    thinking: Thinking = None,
     column: Column = [],  # noqa: B006
     encoding: Encoding = None,
     key: Key = None,
@@ -182,7 +185,7 @@ def evaluate(
     from promptflow.evaluation.evaluate import evaluate
 
     how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
-    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports, force)
+    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
     result = evaluate(resolved, examples, scored_by, lm=lm, seed=seed, journal=journal)
@@ -250,6 +253,7 @@ def optimize(
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
     layout: Layout = None,
+    thinking: Thinking = None,
     column: Column = [],  # noqa: B006
     encoding: Encoding = None,
     key: Key = None,
@@ -275,7 +279,7 @@ def optimize(
 
     how, scored_by = _reading(column, encoding, key), find_metric(metric)  # before a model is read
     limits = _budget(budget)
-    lm, resolved = _ready(Chosen(model, chat_template, layout), program, imports)
+    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports)
     check_savable(resolved, out / "program")
     result = optimize(
         resolved,

@@ -10,12 +10,13 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dspy import lm15
 
 from promptflow.engine.interface import TextEngine
+from promptflow.engine.model.chat_template import stops_of
 from promptflow.engine.request import (
     Completion,
     Constraint,
@@ -28,8 +29,13 @@ from promptflow.engine.request import (
     TokenLogprob,
 )
 from promptflow.engine.stream import Delta, Stream
-from promptflow.errors import EngineError, PromptflowError, UnsupportedOption
-from promptflow.layout import MAX_TOKENS
+from promptflow.errors import (
+    EngineError,
+    NoReasoningBlock,
+    PromptflowError,
+    UnsupportedOption,
+)
+from promptflow.layout import BLOCK, LEAST, MAX_TOKENS
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import Audience, agenerate, generate
 from promptflow.lm.options import REFUSED
@@ -37,7 +43,7 @@ from promptflow.lm.record import sampling_of, seed_of, written_text
 
 CHANNEL = "promptflow"
 """The key in ``metadata`` under which ``LocalLM`` passes what DSPy would drop."""
-TEXT = "text"  # the one slot of a plain text call
+TEXT, THINKING = "text", "thinking"  # the slots of a plain text call
 
 
 @dataclass(slots=True)
@@ -202,32 +208,72 @@ class ChatEngine:
         return [Request(parts, seed if n == 1 else seed_of(seed, k)) for k in range(n)]
 
     def _parts(self, request: Any, own: Mapping[str, Any]) -> tuple[Part, ...]:
-        turns = [("system", request.system)] if request.system else []
-        turns += [(message.role, message.parts) for message in request.messages]
-        roles = [_ROLES.get(role, role) for role, _ in turns]
-        open_ = roles[-1] == "assistant"  # a prefill: the model goes on writing in that turn
-        texts = self._engine.scaffold(roles[:-1] if open_ else roles)
+        turns = [("system", _plain(request.system))] if request.system else []
+        turns += [turn for message in request.messages for turn in _turns(message)]
+        # A prefill: the model goes on writing in that turn.
+        begun = turns.pop()[1] if turns[-1][0] == "assistant" else ""
+        roles = [role for role, _ in turns]
+        thinks = own.get("thinking") is True and roles[-1:] != [BLOCK]
+        texts = self._scaffold(roles, thinks=thinks)
         parts: list[Part] = []
         for text, (_, content) in zip(texts, turns, strict=False):
-            parts += [Text(text, trusted=True), Text(_plain(content))]
-        if not open_:
-            parts.append(Text(texts[-1], trusted=True))
-        return (*parts, _text_slot(request.config, own))
+            parts += [Text(text, trusted=True), Text(content)]
+        slot = _text_slot(request.config, own)
+        if thinks:
+            stop = (*stops_of(texts[-1]), *slot.stop)
+            thought = replace(slot, name=THINKING, constraint=None, stop=stop, logprobs=None)
+            slot = replace(slot, least=min(LEAST, slot.max_tokens))
+            parts += [Text(texts[-2], trusted=True), thought]
+        parts.append(Text(texts[-1], trusted=True))
+        return (*parts, *([Text(begun)] if begun else []), slot)
+
+    def _scaffold(self, roles: Sequence[str], *, thinks: bool) -> tuple[str, ...]:
+        """Return the texts around turns; with ``thinks``, those around the block to come too."""
+        try:
+            return self._engine.scaffold([*roles, BLOCK] if thinks else roles)
+        except NoReasoningBlock as error:
+            if thinks and BLOCK not in roles:
+                raise
+            raise EngineError(
+                "a message holds reasoning, and the model's chat template shows no reasoning "
+                "block that it could stand in: leave out its reasoning_content"
+            ) from error
 
 
-_ROLES = {"developer": "system", "tool": "user"}
+def _turns(message: Any) -> list[tuple[str, str]]:
+    """Return a message as turns: its reasoning apart, and each result of a tool by itself."""
+    if message.role == "tool":
+        return [("tool", _result(part)) for part in message.parts]
+    thoughts = [part for part in message.parts if isinstance(part, lm15.ThinkingPart)]
+    turn = (message.role, _plain(message.parts[len(thoughts) :]))
+    thought = "\n".join(part.text for part in thoughts if part.text)
+    return [(BLOCK, thought), turn] if thought else [turn]
+
+
+def _result(part: Any) -> str:
+    if part.is_error:
+        raise EngineError(
+            f"the result of tool call {part.id!r} is marked as an error, which no chat template "
+            "can show: say so in its text, without is_error"
+        )
+    return _plain(part.content)
 
 
 def _plain(content: Any) -> str:
     if isinstance(content, str):
         return content
-    texts = []
     for part in content:
-        if not hasattr(part, "text"):
+        if not isinstance(part, lm15.TextPart | lm15.RefusalPart):
             kind = type(part).__name__
-            raise EngineError(f"a message holds a {kind}; local models read text alone")
-        texts.append(part.text)
-    return "\n".join(texts)
+            why = _NOT_TEXT.get(kind, "local models read text alone")
+            raise EngineError(f"a message holds a {kind}; {why}")
+    return "\n".join(part.text for part in content)
+
+
+_NOT_TEXT = {
+    "ThinkingPart": "reasoning comes before the text that it led to",
+    "ToolCallPart": "write the call as text, or use dspy.ReAct",
+}
 
 
 def _text_slot(config: Any, own: Mapping[str, Any]) -> Slot:
@@ -275,18 +321,21 @@ def _response(request: Any, filled: Request, completion: Completion) -> Any:
     fills = [completion.fills[name] for name in names if name in completion.fills]
     slots = FILLING.get() is not None
     text = written_text(filled, completion) if slots else completion.fills[TEXT].text
+    thought = None if slots else completion.fills.get(THINKING)
+    thinking = [] if thought is None else [lm15.ThinkingPart(thought.text)]
     logprobs = None
     if request.config.logprobs is not None:
         logprobs = tuple(_token(t) for fill in fills for t in fill.logprobs)
     return lm15.Response(
         id=str(uuid.uuid4()),
         model=request.model,
-        message=lm15.Message.assistant(text),
+        message=lm15.Message.assistant([*thinking, lm15.TextPart(text)]),
         finish_reason="length" if any(fill.finish == "length" for fill in fills) else "stop",
         usage=lm15.Usage(
             input_tokens=usage.prompt,
             output_tokens=usage.generated + usage.forced,
             total_tokens=usage.prompt + usage.generated + usage.forced,
+            reasoning_tokens=None if thought is None else thought.generated,
             cache_read_tokens=usage.reused,
         ),
         logprobs=logprobs,
@@ -305,8 +354,12 @@ def _token(t: TokenLogprob) -> Any:
 
 def _events(request: Any, filled: Request, delta: Delta) -> Iterator[Any]:
     """Yield DSPy's events for a delta; raise its error for a completion that has one."""
+    place = sum(isinstance(part, Slot) for part in filled.parts) - 1  # after reasoning, if any
     if delta.completion is None:
-        yield lm15.StreamDeltaEvent(lm15.TextDelta(delta.text))
+        thinks = delta.slot == THINKING
+        yield lm15.StreamDeltaEvent(
+            lm15.ThinkingDelta(delta.text) if thinks else lm15.TextDelta(delta.text, place)
+        )
         return
     with _dspys_errors(request):
         if delta.completion.error is not None:
@@ -314,7 +367,7 @@ def _events(request: Any, filled: Request, delta: Delta) -> Iterator[Any]:
     response = _response(request, filled, delta.completion)
     if response.logprobs or not response.text:
         # They are counted per token, and text comes in whole characters: they follow it.
-        yield lm15.StreamDeltaEvent(lm15.TextDelta("", logprobs=response.logprobs or ()))
+        yield lm15.StreamDeltaEvent(lm15.TextDelta("", place, response.logprobs or ()))
     yield lm15.StreamEndEvent(response.finish_reason, response.usage, response.provider_data)
 
 

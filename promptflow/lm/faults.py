@@ -13,6 +13,7 @@ from promptflow.errors import (
     EngineLost,
     ParseError,
     PromptflowError,
+    TemplateError,
     UnsupportedOption,
 )
 
@@ -22,6 +23,7 @@ _KINDS: tuple[tuple[type[PromptflowError], type[theirs.DSPyError]], ...] = (
     (ParseError, theirs.AdapterParseError),
     (UnsupportedOption, theirs.LMUnsupportedFeatureError),
     (EngineError, theirs.LMInvalidRequestError),
+    (TemplateError, theirs.LMInvalidRequestError),
 )
 
 

@@ -28,7 +28,9 @@ class LocalLM(dspy.LM):
     """A DSPy LM on an engine in this process; greedy unless ``temperature`` says otherwise.
 
     A sampled call is a function of its prompt, ``seed`` and ``rollout_id``: the same three give the
-    same text. ``source`` is the model that ``load`` was given; without one the LM cannot be saved.
+    same text. ``thinking`` is what ``layout.Decoding`` takes where a predictor did not choose; a
+    plain call with True writes in the model's reasoning block first, ``reasoning_content``.
+    ``source`` is the model that ``load`` was given; without one the LM cannot be saved.
     """
 
     def __init__(self, engine: TextEngine, *, source: str = "", **kwargs: Any) -> None:
@@ -135,7 +137,7 @@ def _crossed(kind: type[LocalLM], state: Mapping[str, Any]) -> LocalLM:
 
 _KEPT = ("cache", "num_retries")  # attributes of an LM, beside its options
 _SETTINGS = frozenset(inspect.signature(dspy.LM.__init__).parameters)
-_REFUSED = ("min_p", "repetition_penalty", "typical_p")
+_REFUSED = ("min_p", "repetition_penalty", "thinking", "typical_p")
 _OWN_OPTIONS = ("n", "rollout_id", *_REFUSED)
 
 _loaded: dict[tuple[str, EngineOptions, bool], LocalLM] = {}

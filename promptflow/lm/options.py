@@ -26,6 +26,7 @@ KNOWN = frozenset(
         "rollout_id",
         "seed",
         "stop",
+        "thinking",
         "top_logprobs",
     }
 )
@@ -49,7 +50,7 @@ REFUSED: Mapping[str, str] = {
     "service_tier": _REMOTE,
     "store": _REMOTE,
     "stream": "use dspy.streamify",
-    "thinking": "write Predict(..., thinking=True); reasoning_tokens bounds it",
+    "thinking": "give True, False or 'auto'; reasoning_tokens bounds it",
     "timeout": "use Request(deadline=...) on the engine",
     "user": _REMOTE,
     "verbosity": "say in the instructions how long the answer is to be",
@@ -71,6 +72,8 @@ def refuse_unknown(
             continue
         if name == "response_format" and typed:
             reason = "the types of the output fields constrain the answer"
+        elif name == "thinking" and not (isinstance(value, bool) or value == "auto"):
+            reason = REFUSED[name]
         elif name in KNOWN:
             continue
         elif name in REFUSED:

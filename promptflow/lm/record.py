@@ -47,6 +47,7 @@ def decoding_of(config: Mapping[str, Any], below: layout.Decoding = _UNCHOSEN) -
         reasoning_tokens=tokens,
         logprobs=None if logprobs is False else logprobs,
         stop=stop or None,
+        thinking=config.get("thinking"),
     )
     return asked.over(below)
 

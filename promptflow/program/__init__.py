@@ -8,7 +8,14 @@ classes of fields are given, or found in modules that are imported already.
 
 from promptflow.program.folder import check_savable, lock_of, save_program
 from promptflow.program.load import load_program
-from promptflow.program.resolve import find_code, import_code, is_folder, lay_out, resolve_program
+from promptflow.program.resolve import (
+    find_code,
+    import_code,
+    is_folder,
+    lay_out,
+    resolve_program,
+    think,
+)
 
 __all__ = [
     "check_savable",
@@ -20,4 +27,5 @@ __all__ = [
     "lock_of",
     "resolve_program",
     "save_program",
+    "think",
 ]

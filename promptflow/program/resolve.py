@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 
@@ -58,15 +58,30 @@ def lay_out(program: Any, layout: str | Path, lm: Any) -> None:
     for a layout that is not there, and UnsupportedOption where ``lm`` is no local model.
     """
     find_layout(layout)
+    _decode(program, lm, layout=str(layout))
+    dspy.configure(adapter=SlotAdapter(layout))
+
+
+def think(program: Any, thinking: bool | Literal["auto"], lm: Any) -> None:
+    """Have every predictor of a program think, or not, as ``layout.Decoding`` says of it.
+
+    Those of DSPy's own take it from the LM. Raises UnsupportedOption where ``lm`` is no local
+    model.
+    """
+    _decode(program, lm, thinking=thinking)
+
+
+def _decode(program: Any, lm: Any, **chosen: Any) -> None:
+    """Choose a part of the decoding of every predictor, whatever it chose itself."""
     if not is_local(lm):
+        [(name, value)] = chosen.items()
         raise UnsupportedOption(
-            f"layout {str(layout)!r}: a remote model's prompts are laid out by DSPy's adapter; "
-            "leave it out, or use a local model"
+            f"{name} {value!r}: a remote model's prompts are laid out by DSPy's adapter; leave it "
+            "out, or use a local model"
         )
     for _, predictor in predictors_of(program):
         if isinstance(predictor, modules.Predict):
-            predictor.decoding = replace(predictor.decoding, layout=str(layout))
-    dspy.configure(adapter=SlotAdapter(layout))
+            predictor.decoding = replace(predictor.decoding, **chosen)
 
 
 def is_folder(spec: str) -> bool:

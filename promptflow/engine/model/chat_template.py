@@ -65,7 +65,7 @@ def scaffold(template: str, roles: Sequence[str], bos: str, eos: str) -> tuple[s
             f"the model file has no chat template: {OTHERWISE}, or a model made for chat"
         )
     first: TemplateError | None = None
-    for given in _spellings(tuple(roles)):
+    for given in _spellings(template, tuple(roles)):
         try:
             return _Template(template, bos, eos).around(given)
         except NoReasoningBlock:
@@ -79,13 +79,28 @@ def scaffold(template: str, roles: Sequence[str], bos: str, eos: str) -> tuple[s
     return (texts[0], "\n\n", *texts[1:])
 
 
-def _spellings(roles: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield roles as they are, then as the ones that every template knows."""
-    yield roles
-    known = {"developer": "system"}, {"developer": "system", "tool": "user"}
+_STAND_INS: Mapping[str, str] = {"developer": "system", "tool": "user"}
+
+
+def _spellings(template: str, roles: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield roles as they are, then as the ones that every template knows.
+
+    What a template never names is written by its stand-in at once: such a template writes any role
+    as it stands, and its model has not seen that word in the place of one.
+    """
+    unnamed = {
+        role: other
+        for role, other in _STAND_INS.items()
+        if not re.search(rf"""['"]{role}['"]""", template)
+    }
+    tried: set[tuple[str, ...]] = set()
+    known: tuple[Mapping[str, str], ...] = ({}, {"developer": "system"}, _STAND_INS)
     for others in (*known, {"developer": "user", "tool": "user"}):
-        if (spelled := tuple(others.get(role, role) for role in roles)) != roles:
-            yield spelled
+        spelled = {**unnamed, **others}
+        given = tuple(spelled.get(role, role) for role in roles)
+        if given not in tried:
+            tried.add(given)
+            yield given
 
 
 @dataclass(frozen=True, slots=True)
