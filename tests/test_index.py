@@ -169,7 +169,7 @@ def test_an_empty_folder_writes_nothing(project: Path) -> None:
         build_index("k", "empty", embedder=EMBEDDER)
     (empty / "bad.txt").write_bytes(b"\xff")
     (empty / "blank.md").write_text("\n")
-    with pytest.raises(EmptyCorpus, match=r"bad\.txt: not UTF-8"):
+    with pytest.raises(EmptyCorpus, match=r"bad\.txt: line 1: not UTF-8"):
         build_index("k", "empty", embedder=EMBEDDER)
     with pytest.raises(EmptyCorpus, match="no such folder"):
         build_index("k", "nowhere", embedder=EMBEDDER)

@@ -116,7 +116,7 @@ def test_a_reranker_decides_the_order_among_more_candidates(index: Index) -> Non
 
 
 def test_a_passage_of_a_pdf_knows_its_page(index: Index, tmp_path: Path) -> None:
-    from test_documents import pdf
+    from office_files import pdf
 
     (tmp_path / "docs" / "two.pdf").write_bytes(pdf("alpha " * 8, "omega " * 8))
     recipe = tmp_path / "indexes" / "k" / "index.toml"

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import dspy
 import numpy as np
 
+from promptflow.encodings import Undecodable, decoded
 from promptflow.errors import DataError, names_options
 from promptflow.evaluation.csv_rows import table_rows
-from promptflow.evaluation.encodings import decoded
 from promptflow.evaluation.json_rows import object_rows
 
 GOLD = ("answer", "answers", "target", "label", "labels", "output", "gold", "documents", "id")
@@ -100,13 +100,23 @@ def _rows(path: Path, encoding: str | None, key: str | None) -> list[Any]:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if kind_of := next((what for mark, what in _BINARY.items() if data.startswith(mark)), None):
         raise DataError(f"{path}: is {kind_of}, whatever its name; save it as CSV or JSON")
-    text = decoded(data, path, encoding)
+    text = _decoded(data, path, encoding)
     _check_content(path, text, suffix)
     if suffix in _OBJECTS:
         return object_rows(path, text, key)
     if key is not None:
         raise DataError(f"{path}: a table has no key {key!r}; leave the key out")
     return list(table_rows(path, text))
+
+
+def _decoded(data: bytes, path: Path, encoding: str | None) -> str:
+    try:
+        return decoded(data, encoding)
+    except Undecodable as error:
+        name = error.likely
+        advice = f". Name it: encoding={name!r}, or --encoding {name}" if name else ""
+        at = ", " if str(error).startswith("line ") else ": "
+        raise DataError(f"{path}{at}{error}{advice}") from error
 
 
 def _suffix(path: Path) -> str:

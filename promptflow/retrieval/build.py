@@ -202,7 +202,7 @@ def _corpus(
             recipe.chunk_size,
             embedder.count,
             overlap=recipe.chunk_overlap,
-            markdown=item.kind in ("markdown", "html"),
+            markdown=item.headings,
         )
         if chunks:
             yield replace(item, metadata=item.metadata | recipe.values_for(item.path)), chunks

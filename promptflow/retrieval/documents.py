@@ -1,67 +1,57 @@
 """Files to texts: which files of a folder are documents, and what each says.
 
-Plain text is decoded here; HTML and PDF are parsed in a child with limits. A file that cannot be
-read is a ``Rejected`` with its reason, never the end of a build. Nothing outside is read.
-For plain text and Markdown, a document's text is exactly its file decoded as UTF-8.
+What a kind of file is and who reads it stands in one table (kinds/). Small plain text is decoded
+here; everything else is read in a child with limits. A file that cannot be read is a ``Rejected``
+with its reason, never the end of a build. Nothing outside is read. For plain text, Markdown and
+source code, a document's text is exactly its file decoded.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
-import signal
 import stat
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from promptflow.child import usable_cores
 from promptflow.errors import DocumentRejected, EmptyCorpus
+from promptflow.retrieval import kinds
+from promptflow.retrieval.children import Child, Gate, in_children
 from promptflow.retrieval.chunk import BLANK
+from promptflow.retrieval.kinds import Kind, Parsed, Unreadable, kind_of
+from promptflow.retrieval.parser import Limits, Request, text_of
 
-GLOBS = ("**/*.txt", "**/*.md", "**/*.markdown", "**/*.html", "**/*.htm", "**/*.pdf")
-KINDS = {
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
-    ".pdf": "pdf",
-}
-PARSER = Path(__file__).with_name("parser.py")
-PARSER_VERSION = 1
+GLOBS = ("**/*",)
+"""Every file of a kind that can be read."""
+PARSER_VERSION = 2
 """Raised when the same bytes give another text than before, so that indexes are built again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one document may cost: bytes, characters, memory, seconds, characters a byte."""
-
-    file: int = 100 << 20
-    text: int = 20_000_000
-    memory: int = 1 << 30
-    cpu: int = 30
-    wall: int = 45
-    expansion: int = 100
-
-
 LIMITS = Limits()
+TEXT = Kind("text", (), f"{kinds.HERE}.plaintext:read", exact=True)
+"""What a file is that no kind knows and a glob names by its suffix."""
+_SMALL = 1 << 20
+"""Bytes up to which plain text is decoded in this process."""
+_MOST_CHILDREN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with its place: ``path`` is relative to the folder, ``sha256`` is of the file."""
+    """A text with its place: ``path`` is relative to the folder, ``sha256`` is of the file.
+
+    With ``headings``, its lines that begin like Markdown's headings are headings. ``metadata`` has
+    its title, and where there are any ``pages`` (the offset of each) and ``warnings``.
+    """
 
     path: str
     kind: str
     text: str
     sha256: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    headings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +63,83 @@ class Rejected:
     sha256: str = ""
 
 
-def find(root: Path, globs: Sequence[str] = GLOBS) -> list[str | Rejected]:
-    """List the files under ``root`` that match, sorted, as relative POSIX paths.
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Files of one suffix that are not read: how many, one of them, and what would include them."""
 
-    Hidden names are left out. A symbolic link is followed if it stays inside ``root``, and is
-    Rejected if it does not. ``**`` matches any number of folders. Raises EmptyCorpus if there is
-    no such folder.
+    suffix: str
+    count: int
+    example: str
+    how: str
+
+
+def find(root: Path, globs: Sequence[str] = GLOBS) -> list[str | Rejected]:
+    """List the documents under ``root`` that match, sorted, as relative POSIX paths.
+
+    They are the files of a kind that is read, and those whose suffix a glob spells out; the case of
+    a suffix does not matter. Hidden names are passed over. A symbolic link is followed if it stays
+    inside ``root``, and is Rejected if it does not. ``**`` matches any number of folders. Raises
+    EmptyCorpus if there is no such folder.
     """
-    if not root.is_dir():
-        raise EmptyCorpus(f"{root}: no such folder. Give the folder of your documents.")
-    wanted = [glob_pattern(glob) for glob in globs]
-    root = root.resolve()
+    root = _checked_root(root)
+    is_wanted = _wanted(globs)
     found: dict[str, str | Rejected] = {}
     for name in _walk(root):
         if name.endswith("/"):
             checked = _checked_name(root, name)
             if isinstance(checked, Rejected):
                 found[name] = checked
-        elif any(pattern.fullmatch(name) for pattern in wanted):
+        elif is_wanted(name):
             found[name] = _checked_name(root, name)
     return [found[name] for name in sorted(found)]
+
+
+def left_out(root: Path, globs: Sequence[str] = GLOBS) -> list[LeftOut]:
+    """Count the visible files that ``find`` passes over, by suffix, the most first."""
+    is_wanted = _wanted(globs)
+    names: dict[str, list[str]] = {}
+    for name in _walk(_checked_root(root)):
+        if not name.endswith("/") and not is_wanted(name):
+            names.setdefault(PurePosixPath(name).suffix.lower(), []).append(_shown(name))
+    found = [LeftOut(suffix, len(of), min(of), _how(suffix, of[0])) for suffix, of in names.items()]
+    return sorted(found, key=lambda entry: (-entry.count, entry.suffix))
+
+
+def _how(suffix: str, name: str) -> str:
+    """Return what a person can do to have files of a suffix read."""
+    if kind_of(name) is not None:
+        return f'no pattern of globs matches: add "**/*{suffix}"'
+    for suffixes, how in kinds.ELSEWHERE.items():
+        if suffix in suffixes:
+            return how
+    if not suffix:
+        return "give it a suffix, such as .txt"
+    return f'if it is text, add "**/*{suffix}" to globs'
+
+
+def _checked_root(root: Path) -> Path:
+    if not root.is_dir():
+        raise EmptyCorpus(f"{root}: no such folder. Give the folder of your documents.")
+    return root.resolve()
+
+
+def _wanted(globs: Sequence[str]) -> Callable[[str], bool]:
+    """Return whether a name is a document's by ``globs``."""
+    patterns = [(glob_pattern(glob), _spells_suffix(glob)) for glob in globs]
+
+    def is_wanted(name: str) -> bool:
+        known = kind_of(name) is not None
+        return any(
+            (known or spelled) and pattern.fullmatch(name) is not None
+            for pattern, spelled in patterns
+        )
+
+    return is_wanted
+
+
+def _spells_suffix(glob: str) -> bool:
+    last = glob.rpartition("/")[2]
+    return not re.search(r"[*?]", last) or not re.search(r"[*?]|^$", last.rpartition(".")[2])
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -110,8 +157,7 @@ def _checked_name(root: Path, name: str) -> str | Rejected:
     try:
         name.encode()
     except UnicodeEncodeError:
-        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return Rejected(shown, "its name is not UTF-8: rename it")
+        return Rejected(_shown(name), "its name is not UTF-8: rename it")
     path = root / name
     if path.is_symlink():
         target = Path(os.path.realpath(path))
@@ -122,31 +168,47 @@ def _checked_name(root: Path, name: str) -> str | Rejected:
     return name
 
 
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Return the pattern of a glob over relative paths: ``**/`` is any number of folders."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
+    """Return the pattern of a glob over relative paths: ``**/`` is any number of folders.
+
+    A suffix at its end matches in any case.
+    """
+    rest = re.sub(r"\.\w+$", "", glob)
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", rest)
     meaning = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(meaning.get(part) or re.escape(part) for part in parts), re.DOTALL)
+    pattern = "".join(meaning.get(part) or re.escape(part) for part in parts)
+    return re.compile(f"{pattern}(?i:{re.escape(glob[len(rest) :])})", re.DOTALL)
 
 
 def read_bytes(root: Path, name: str, limits: Limits = LIMITS) -> bytes:
     """Return the bytes of a regular file inside ``root``. Raises DocumentRejected."""
+    with open(_open(root, name, limits), "rb") as file:
+        try:
+            return file.read(limits.file)
+        except OSError as error:
+            raise DocumentRejected(f"cannot be read: {error.strerror}") from error
+
+
+def _open(root: Path, name: str, limits: Limits) -> int:
+    """Open a regular file inside ``root`` that is not too large. Raises DocumentRejected."""
     try:
         descriptor = _open_inside(root.resolve(), name)
     except OSError as error:
         raise DocumentRejected(f"cannot be opened: {os.strerror(error.errno or 0)}") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise DocumentRejected("not a regular file")
-        if status.st_size > limits.file:
-            raise DocumentRejected(f"{status.st_size} bytes, more than the {limits.file} allowed")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limits.file)
-    except OSError as error:
-        raise DocumentRejected(f"cannot be read: {error.strerror}") from error
-    finally:
+    status = os.fstat(descriptor)
+    reason = ""
+    if not stat.S_ISREG(status.st_mode):
+        reason = "not a regular file"
+    elif status.st_size > limits.file:
+        reason = f"{status.st_size} bytes, more than the {limits.file} allowed"
+    if reason:
         os.close(descriptor)
+        raise DocumentRejected(reason)
+    return descriptor
 
 
 def _open_inside(root: Path, name: str) -> int:
@@ -170,60 +232,69 @@ def _open_inside(root: Path, name: str) -> int:
 
 
 def load(root: Path, name: str, limits: Limits = LIMITS) -> Document:
-    """Read and parse one file of ``find``. Raises DocumentRejected with the reason."""
-    data = read_bytes(root, name, limits)
-    kind = KINDS.get(Path(name).suffix.lower(), "text")
-    if kind in ("html", "pdf"):
-        answer = parse_in_child(kind, data, limits)
-    else:
-        answer = {"text": _decode(data, limits), "title": "", "pages": []}
-    text = answer["text"]
-    if not text.strip(BLANK):
-        raise DocumentRejected("no text in it")
-    metadata = {"title": answer["title"] or _first_heading(text) or Path(name).stem}
-    if answer["pages"]:
-        metadata["pages"] = answer["pages"]
-    return Document(name, kind, text, hashlib.sha256(data).hexdigest(), metadata)
+    """Read one file of ``find``. Raises DocumentRejected with the reason."""
+    [item] = load_all(root, [name], limits)
+    if isinstance(item, Rejected):
+        raise DocumentRejected(item.reason)
+    return item
 
 
 def load_all(
     root: Path, names: Iterable[str | Rejected], limits: Limits = LIMITS
 ) -> Iterator[Document | Rejected]:
-    """Read what ``find`` gave, one by one; a file that cannot be read comes as Rejected."""
-    for name in names:
+    """Read what ``find`` gave, in order; a file that cannot be read comes as Rejected.
+
+    Several files are read at once, some ahead of what was asked for, in as many children as there
+    are cores, and at most four.
+    """
+
+    def made(name: str | Rejected, child: Child, gate: Gate) -> Document | Rejected:
         if isinstance(name, Rejected):
-            yield name
-            continue
+            return name
         try:
-            yield load(root, name, limits)
+            return _document(root, name, limits, child, gate)
         except DocumentRejected as error:
-            yield Rejected(name, str(error), sha256_inside(root, name, limits))
+            return Rejected(name, str(error), sha256_inside(root, name, limits))
+
+    return in_children(names, made, min(_MOST_CHILDREN, usable_cores()))
+
+
+def _document(root: Path, name: str, limits: Limits, child: Child, gate: Gate) -> Document:
+    kind = kind_of(name) or TEXT
+    descriptor = _open(root, name, limits)
+    with open(descriptor, "rb") as file:
+        if kind.exact and os.fstat(descriptor).st_size <= _SMALL:
+            parsed, sha256 = _plain(Request(name, kind.read, limits), file.read())
+            gate(len(parsed.text))
+        else:
+            parsed, sha256 = child.parse(
+                Request(name, kind.read, limits, kinds.places(kind)), descriptor, gate
+            )
+    if not parsed.text.strip(BLANK):
+        raise DocumentRejected("no text in it")
+    heading = _first_heading(parsed.text) if kind.headings or kind.exact else ""
+    metadata: dict[str, Any] = {"title": parsed.title or heading or PurePosixPath(name).stem}
+    if parsed.pages:
+        metadata["pages"] = list(parsed.pages)
+    if parsed.warnings:
+        metadata["warnings"] = list(parsed.warnings)
+    return Document(name, kind.name, parsed.text, sha256, metadata, kind.headings)
+
+
+def _plain(request: Request, data: bytes) -> tuple[Parsed, str]:
+    try:
+        return text_of(request, data), hashlib.sha256(data).hexdigest()
+    except Unreadable as error:
+        raise DocumentRejected(str(error)) from error
 
 
 def sha256_inside(root: Path, name: str, limits: Limits = LIMITS) -> str:
     """Return the SHA-256 of a file inside ``root``, or nothing if it cannot be read."""
     try:
-        return hashlib.sha256(read_bytes(root, name, limits)).hexdigest()
-    except DocumentRejected:
+        with open(_open(root, name, limits), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (DocumentRejected, OSError):
         return ""
-
-
-def _decode(data: bytes, limits: Limits) -> str:
-    try:
-        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            text = data.decode("utf-16")
-        else:
-            text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DocumentRejected(
-            f"not UTF-8 at byte {error.start}: convert it, for example with "
-            "iconv -f WINDOWS-1252 -t UTF-8"
-        ) from error
-    if "\0" in text:
-        raise DocumentRejected(f"not text: a zero character at {text.index(chr(0))}")
-    if len(text) > limits.text:
-        raise DocumentRejected(f"{len(text)} characters, more than the {limits.text} allowed")
-    return text
 
 
 def _first_heading(text: str) -> str:
@@ -231,31 +302,3 @@ def _first_heading(text: str) -> str:
         if line.startswith("#"):
             return line.strip("# \t")
     return ""
-
-
-def parse_in_child(kind: str, data: bytes, limits: Limits) -> dict[str, Any]:
-    """Parse ``data`` in a disposable process. Raises DocumentRejected if it fails or is killed."""
-    command = [sys.executable, "-P", str(PARSER), kind, json.dumps(asdict(limits))]
-    try:
-        done = subprocess.run(
-            command,
-            input=data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=limits.wall,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DocumentRejected(f"took more than {limits.wall} s to read") from error
-    if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
-        raise DocumentRejected(f"took more than {limits.cpu} s of processor time to read")
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError as error:
-        raise DocumentRejected(f"its parser died with status {done.returncode}") from error
-    if "error" in answer:
-        raise DocumentRejected(answer["error"])
-    # Lone surrogates from a PDF's own encoding have no UTF-8 form, and SQLite ends text at a zero.
-    text = answer["text"].encode("utf-8", "replace").decode().replace("\0", " ")
-    title = answer["title"].encode("utf-8", "replace").decode().replace("\0", " ")
-    return {"text": text, "title": title, "pages": answer["pages"]}

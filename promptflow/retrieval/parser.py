@@ -1,176 +1,166 @@
-"""The disposable child that turns the bytes of one HTML or PDF file into text.
+"""The limited child that turns files into texts, one after the other, until its socket closes.
 
-Run by path, not imported: ``python -P parser.py KIND LIMITS < file``. Writes one JSON object,
-``{"text", "title", "pages"}`` or ``{"error"}``. Its limits hold memory and time, so that a file
-which makes a parser loop or swell costs one line in the report. No sandbox against native code.
+It gets an open file and its kind, and answers with a head as JSON, ``{"title", "pages", "warnings",
+"sha256", "length"}`` or ``{"error", "sha256"}``, and then the text. Its limits hold memory and
+time, so that a file which makes a parser loop or swell costs one line in the report; no file can be
+written. No sandbox against native code.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
+import importlib
 import json
+import os
 import resource
+import signal
+import socket
+import struct
 import sys
-from html.parser import HTMLParser
+from dataclasses import asdict, dataclass
 from typing import Any
 
-HIDDEN = {"head", "script", "style", "template", "noscript", "svg", "math", "iframe", "object"}
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
-BLOCKS = {
-    "address", "article", "aside", "blockquote", "body", "dd", "details", "div", "dl", "dt",
-    "fieldset", "figcaption", "figure", "footer", "form", "header", "hr", "li", "main", "nav",
-    "ol", "p", "pre", "section", "summary", "table", "tr", "ul",
-}  # fmt: skip
-HEADINGS = {"h1": 1, "h2": 2, "h3": 3, "h4": 4, "h5": 5, "h6": 6}
+from promptflow.encodings import Undecodable
+from promptflow.retrieval.kinds import Parsed, Unreadable
+
+HEAD = struct.Struct("!I")
+READY = b"r"
+HEAD_LIMIT = 1 << 20
+"""Bytes of a message's head: the starts of a hundred thousand pages, and no more."""
+_WORN = 300 << 20
+"""Bytes of memory after which a child gives its place to a fresh one."""
 
 
-class _Text(HTMLParser):
-    """Visible text: one paragraph a block, headings as Markdown headings."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one document may cost: bytes, bytes of text, memory, seconds, characters a byte."""
 
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.title = ""
-        self._lines: list[str] = []
-        self._line: list[str] = []
-        self._prefix = ""
-        self._hidden: list[str] = []
-        self._pre = 0
-        self._in_title = False
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag == "title" and not self.title:
-            self._in_title = True
-        if self._hidden or tag in HIDDEN or any(name == "hidden" for name, _ in attributes):
-            if tag not in VOID:
-                self._hidden.append(tag)
-            return
-        if tag == "br":
-            self._end_line()
-        elif tag in BLOCKS or tag in HEADINGS:
-            self._end_block()
-            self._pre += tag == "pre"
-            if tag in HEADINGS:
-                self._prefix = "#" * HEADINGS[tag] + " "
-            elif tag == "li":
-                self._prefix = "- "
-        elif tag in ("td", "th") and self._line:
-            self._line.append(" | ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "title":
-            self._in_title = False
-        if self._hidden:
-            if tag in self._hidden:
-                while self._hidden.pop() != tag:
-                    pass
-            return
-        if tag in BLOCKS or tag in HEADINGS:
-            self._end_block()
-            if tag == "pre" and self._pre:
-                self._pre -= 1
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.title += data
-        if self._hidden:
-            return
-        if self._pre:
-            *whole, last = data.split("\n")
-            for line in whole:
-                self._line.append(line)
-                self._end_line()
-            self._line.append(last)
-        else:
-            self._line.append(data)
-
-    def _end_line(self) -> None:
-        text = "".join(self._line)
-        self._line = []
-        text = text.rstrip() if self._pre else " ".join(text.split())
-        if text.strip():
-            self._lines.append(self._prefix + text)
-            self._prefix = ""
-
-    def _end_block(self) -> None:
-        self._end_line()
-        self._prefix = ""
-        if self._lines and self._lines[-1] and not self._pre:
-            self._lines.append("")
-
-    def text(self) -> str:
-        """Return the text of all that was fed."""
-        self._end_block()
-        return "\n".join(self._lines).strip() + "\n"
+    file: int = 100 << 20
+    text: int = 20_000_000
+    memory: int = 1 << 30
+    cpu: int = 7
+    wall: int = 30
+    expansion: int = 100
 
 
-def html_text(data: bytes) -> dict[str, Any]:
-    """Return the visible text and the title of an HTML page, decoded by its own declaration."""
-    reader = _Text()
-    reader.feed(_decode_html(data))
-    reader.close()
-    return {"text": reader.text(), "title": " ".join(reader.title.split()), "pages": []}
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A file to read: its name, the function of its kind, and where modules of users lie."""
+
+    name: str
+    read: str
+    limits: Limits
+    path: tuple[str, ...] = ()
 
 
-def _decode_html(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace")
-    start = data[:2048].lower()
-    _, found, rest = start.partition(b"charset=")
-    name = rest.lstrip(b"\"' ").split(b'"')[0].split(b"'")[0].split(b">")[0].split(b";")[0]
-    for encoding in (
-        "utf-8-sig",
-        name.strip().decode("ascii", "replace") if found else "",
-        "cp1252",
-    ):
-        try:
-            return data.decode(encoding or "utf-8")
-        except (LookupError, ValueError):
-            continue
-    return data.decode("utf-8", "replace")
-
-
-def pdf_text(data: bytes) -> dict[str, Any]:
-    """Return the text of a PDF, its title, and the offset at which each page starts."""
-    from pypdf import PdfReader
-
-    reader = PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
-        return {"error": "encrypted: save a copy without a password"}
-    text, pages = "", []
-    for page in reader.pages:
-        pages.append(len(text))
-        text += page.extract_text().rstrip() + "\n\n"
-    if not text.strip():
-        return {"error": "no text in it: a scanned PDF needs OCR first (for example ocrmypdf)"}
-    title = (reader.metadata.title if reader.metadata else None) or ""
-    return {"text": text, "title": str(title).strip(), "pages": pages}
-
-
-def limit(memory: int, cpu: int) -> None:
-    """Hold this process to ``memory`` bytes, ``cpu`` seconds, and no file written."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def main(kind: str, limits: str) -> None:
-    """Read one file from standard input and write its text as JSON to standard output."""
-    allowed = json.loads(limits)
-    limit(allowed["memory"], allowed["cpu"])
+def text_of(request: Request, data: bytes) -> Parsed:
+    """Return what a file says, fit for UTF-8 and for SQLite. Raises Unreadable with the reason."""
+    module, _, function = request.read.partition(":")
     try:
-        data = sys.stdin.buffer.read()
-        answer = html_text(data) if kind == "html" else pdf_text(data)
-        most = min(allowed["text"], max(1 << 20, allowed["expansion"] * len(data)))
-        if len(answer.get("text", "")) > most:
-            answer = {"error": f"its text is longer than {most} characters"}
+        parsed: Parsed = getattr(importlib.import_module(module), function)(data, request.name)
+    except Unreadable:
+        raise
+    except Undecodable as error:
+        advice = f". Convert it: iconv -f {error.likely} -t UTF-8" if error.likely else ""
+        raise Unreadable(f"{error}{advice}") from error
     except MemoryError:
-        answer = {"error": f"needs more than {allowed['memory'] >> 20} MiB to read"}
+        raise Unreadable(f"needs more than {request.limits.memory >> 20} MiB to read") from None
+    except RecursionError:
+        raise Unreadable("nested too deeply to be read") from None
     except Exception as error:
         # Parsers raise what they like on a broken file; the reason is all that is wanted of it.
-        answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-    sys.stdout.buffer.write(json.dumps(answer).encode())
+        raise Unreadable(f"{type(error).__name__}: {error}"[:300]) from error
+    most = min(request.limits.text, max(1 << 20, request.limits.expansion * len(data)))
+    if len(parsed.text) > most:
+        raise Unreadable(f"{len(parsed.text)} characters, more than the {most} allowed: split it")
+    # Lone surrogates have no UTF-8 form, and SQLite ends text at a zero.
+    return Parsed(
+        _storable(parsed.text),
+        _storable(" ".join(parsed.title.split()))[:1000],
+        tuple(map(int, parsed.pages)),
+        tuple(map(_storable, parsed.warnings[:20])),
+    )
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")
+
+
+def _limit(limits: Limits) -> None:
+    """Hold this process to the memory of a file and to its seconds from now on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = int(used.ru_utime + used.ru_stime) + limits.cpu + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory, resource.RLIM_INFINITY))
+
+
+def _answer(message: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], bytes]:
+    limits = Limits(**message.pop("limits"))
+    request = Request(message["name"], message["read"], limits, tuple(message["path"]))
+    sys.path.extend(place for place in request.path if place not in sys.path)
+    _limit(limits)
+    sha256 = ""
+    try:
+        with open(descriptor, "rb") as file:
+            data = file.read(limits.file + 1)
+        if len(data) > limits.file:
+            raise Unreadable(f"more than the {limits.file} bytes allowed")
+        sha256 = hashlib.sha256(data).hexdigest()
+        parsed = text_of(request, data)
+        body = parsed.text.encode()
+        if len(body) > limits.text:
+            raise Unreadable(f"{len(body)} bytes of text, more than the {limits.text} allowed")
+    except Unreadable as error:
+        return {"error": str(error)[:1000], "sha256": sha256}, b""
+    except MemoryError:
+        return {"error": f"needs more than {limits.memory >> 20} MiB to read", "sha256": ""}, b""
+    except OSError as error:
+        return {"error": f"cannot be read: {error.strerror}", "sha256": ""}, b""
+    head = {key: value for key, value in asdict(parsed).items() if key != "text"}
+    return {**head, "sha256": sha256, "length": len(body)}, body
+
+
+def receive(connection: socket.socket, size: int) -> bytearray:
+    """Return exactly ``size`` bytes. Raises EOFError if the other side has gone."""
+    data = bytearray(size)
+    view, have = memoryview(data), 0
+    while have < size:
+        count = connection.recv_into(view[have:])
+        if not count:
+            raise EOFError
+        have += count
+    return data
+
+
+def main() -> None:
+    """Answer requests from the socket that is standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = socket.socket(fileno=0)
+    connection.sendall(READY)
+    while True:
+        start, descriptors, _, _ = socket.recv_fds(connection, HEAD.size, 1)
+        if not start:
+            return
+        size = HEAD.unpack(start + receive(connection, HEAD.size - len(start)))[0]
+        message = json.loads(receive(connection, size))
+        head, body = _answer(message, descriptors[0])
+        # The largest that it ever was; what libraries keep of a hostile file goes with it.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        head["last"] = peak * (1 if sys.platform == "darwin" else 1024) > _WORN
+        packed = json.dumps(head).encode()
+        if len(packed) > HEAD_LIMIT:
+            packed = json.dumps({"error": "more pages than can be told"}).encode()
+            body = b""
+        connection.sendall(HEAD.pack(len(packed)) + packed)
+        connection.sendall(body)
+        if head["last"]:
+            return
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main()
+    except (EOFError, BrokenPipeError, ConnectionError):
+        os._exit(0)
