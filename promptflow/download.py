@@ -49,6 +49,8 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9.
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".pkl", ".pickle", ".pt", ".pth", ".bin")
 """Endings of files that run when they are loaded."""
+TENSORS = "pytorch_model.bin"
+"""The name of weights that torch reads as tensors only; some models have no others."""
 CATALOGUE = "models.toml"
 """Never downloaded: one beside a model would be read as a catalogue of this machine."""
 BESIDE = 64 << 20
@@ -90,6 +92,11 @@ def is_data_file(text: str) -> bool:
     """Whether ``text`` is a plain path that leads to data, not to code or to a catalogue."""
     last = text.rpartition("/")[2].lower()
     return is_plain_path(text) and not last.endswith(CODE) and last != CATALOGUE
+
+
+def is_weights_file(text: str) -> bool:
+    """Whether ``text`` leads to data, or to weights that are loaded as data."""
+    return is_data_file(text) or (is_plain_path(text) and text.rpartition("/")[2] == TENSORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +231,7 @@ def from_hub(
     ``sha256`` and ``size`` (bytes) are those of the first file. The hub is asked for both before
     anything is fetched. Raises OtherBytes, and Unavailable within seconds without a network.
     """
-    if not is_repository(repository) or not all(map(is_data_file, files)):
+    if not is_repository(repository) or not all(map(is_weights_file, files)):
         raise Unavailable(f"{repository!r} with {list(files)} is no repository with files of data")
     folder = staging / "hub"
     _from_hub_cache(repository, files, sha256, size, folder)

@@ -18,7 +18,8 @@ LAYERS = [
     {"storage", "sandbox", "progress", "notation", "plain", "gguf", "schema"},
     {"download", "grammar"},
     {"catalog"},
-    {"engine", "retrieval"},
+    {"engine"},
+    {"retrieval"},
     {"fields", "marks"},
     {"signatures"},
     {"layout"},
@@ -42,7 +43,7 @@ OWNERS = {
     "faiss": {"retrieval/dense.py"},
     "sentence_transformers": {"retrieval/embed.py"},
     "transformers": {"retrieval/embed.py"},
-    "torch": {"retrieval/embed.py"},
+    "torch": {"retrieval/bert_batches.py"},
     "semchunk": {"retrieval/chunk.py"},
     "regex": {"retrieval/text.py"},
     "Stemmer": {"retrieval/text.py"},
@@ -185,7 +186,7 @@ def test_what_counts_as_a_circle():
 
 
 def test_engine_and_retrieval_know_no_programs():
-    """Retrieval stands beside modules: it may use what is below them, and no flow."""
+    """Retrieval may use what is below modules, and no flow; the engine knows no retrieval."""
     allowed = {
         "errors",
         "child",
@@ -196,6 +197,7 @@ def test_engine_and_retrieval_know_no_programs():
         "progress",
         "catalog",
     }
+    below = {"engine": set(), "retrieval": {"engine"}}
     offenders(
         [
             f"{name(path)} imports {module}"
@@ -203,7 +205,7 @@ def test_engine_and_retrieval_know_no_programs():
             if part(path) in {"engine", "retrieval"}
             for module in imported(path)
             if module.startswith("promptflow.")
-            and module.split(".")[1] not in {*allowed, part(path)}
+            and module.split(".")[1] not in {*allowed, *below[part(path)], part(path)}
         ]
     )
 

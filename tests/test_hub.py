@@ -512,3 +512,99 @@ def test_a_kill_at_any_operation_leaves_no_half_model(hub, tmp_path):
     assert step > 20
     assert catalog.locate("hf:org/repo:BF16") == snapshot(files[0])
     assert [*download.hub_cache().rglob("*incomplete*")] == []
+
+
+# Encoders
+
+
+@pytest.fixture(scope="module", params=["model.safetensors", "pytorch_model.bin"])
+def encoder(request, tmp_path_factory):
+    """The files of a small XLM-RoBERTa as bge-m3 and multilingual-e5-small are laid out."""
+    import tiny_encoders
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch_only = request.param == "pytorch_model.bin"
+    tiny_encoders.write(folder, "xlm-roberta", pooling="cls", torch_only=torch_only)
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    return files | {"README.md": b"about", "onnx/model.onnx": b"?", "colbert_linear.pt": b"code"}
+
+
+def test_an_encoder_is_fetched_as_a_folder(hub, encoder):
+    from promptflow.retrieval.embed import Embedder, open_embedder
+
+    hub.repositories["org/e5-small"] = Repository({"main": dict(encoder)})
+    with pytest.raises(ModelNotFound, match="promptflow models get hf:org/e5-small"):
+        catalog.locate("hf:org/e5-small")
+    place = catalog.fetch("hf:org/e5-small", progress=False)
+    taken = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert taken == encoder.keys() - {"README.md", "onnx/model.onnx", "colbert_linear.pt"}
+    hub.broken = True
+    assert catalog.locate("hf:org/e5-small") == place
+    embedder = open_embedder("hf:org/e5-small")
+    assert isinstance(embedder, Embedder)
+    assert (embedder.dimension, embedder.name) == (32, "hf:org/e5-small")
+    assert embedder.prefixes == ("query: ", "passage: ")
+    assert embedder.encode(["the tree", "red"]).shape == (2, 32)
+
+
+def test_an_encoder_that_changes_under_its_name_is_refused(hub, encoder):
+    weights = "pytorch_model.bin" if "pytorch_model.bin" in encoder else "model.safetensors"
+    hub.repositories["org/e"] = Repository({"main": dict(encoder)}, {"main": "a" * 40})
+    catalog.fetch("hf:org/e", progress=False)
+    changed = encoder | {weights: encoder[weights] + b"!"}
+    hub.repositories["org/e"] = Repository({"main": changed}, {"main": "b" * 40})
+    with pytest.raises(HashMismatch, match="was recorded when it was first used"):
+        catalog.fetch("hf:org/e", accept=False) and _again("hf:org/e")
+    assert catalog.fetch("hf:org/e", accept=True, progress=False).parts[-1] == "b" * 40
+
+
+def _again(name):
+    storage.remove_folder(download.hub_cache())
+    catalog.fetch(name, progress=False)
+
+
+@pytest.mark.parametrize("gone", ["1_Pooling/config.json", "tokenizer.json", "weights"])
+def test_an_encoder_in_the_cache_that_is_not_whole_is_fetched(hub, encoder, gone):
+    weights = "pytorch_model.bin" if "pytorch_model.bin" in encoder else "model.safetensors"
+    hub.repositories["org/e"] = Repository({"main": dict(encoder)})
+    place = catalog.fetch("hf:org/e", progress=False)
+    (place / (weights if gone == "weights" else gone)).unlink()
+    with pytest.raises(ModelNotFound):
+        catalog.locate("hf:org/e")
+    assert catalog.fetch("hf:org/e", progress=False) == place
+    assert catalog.locate("hf:org/e") == place
+
+
+def test_a_gguf_file_comes_before_an_encoder_beside_it(hub, encoder):
+    hub.repositories["org/both"] = Repository({"main": {**encoder, "m-Q8_0.gguf": SMALL}})
+    assert catalog.fetch("hf:org/both", progress=False).name == "m-Q8_0.gguf"
+
+
+def test_a_catalogue_names_an_encoder_of_the_hub(hub, encoder, tmp_path):
+    from promptflow.retrieval.embed import open_embedder
+
+    weights = "pytorch_model.bin" if "pytorch_model.bin" in encoder else "model.safetensors"
+    needed = [name for name in encoder if name.endswith(".json")]
+    entry = {
+        "kind": "embedder", "file": weights, "hub": "org/e", "hub_files": [weights, *needed],
+        "sha256": storage.sha256_bytes(encoder[weights]), "size": len(encoder[weights]),
+    }  # fmt: skip
+    (tmp_path / "models.toml").write_text(storage.toml_dumps({"mine": entry}))
+    hub.repositories["org/e"] = Repository({"main": dict(encoder)})
+    catalog.fetch("mine", progress=False)
+    assert open_embedder("mine").encode_query("the tree").shape == (32,)
+    assert catalog.verify("mine", progress=False)
+
+
+def test_the_bundled_encoders_name_what_the_hub_has():
+    for name, weights in [("multilingual-e5-small", "model.safetensors"),
+                          ("bge-m3", "pytorch_model.bin")]:  # fmt: skip
+        model = catalog.models()[name]
+        assert (model.file, model.hub_files[0], model.kind) == (weights, weights, "embedder")
+        assert {"config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json"} <= {
+            *model.hub_files
+        }

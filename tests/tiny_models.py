@@ -170,6 +170,13 @@ REFUSED: dict[str, dict[str, Any]] = {
         "attention.head_count_kv": 4,
         "tokenizer.ggml.token_type_count": 2,
     },
+    "nomic-bert": {
+        "attention.causal": False,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.head_count_kv": 4,
+        "tokenizer.ggml.token_type_count": 2,
+        "rope.freq_base": 1000.0,
+    },
     "t5": {"attention.relative_buckets_count": 8, "attention.head_count_kv": 4},
     "llada": {"attention.causal": False},
     "plamo2": {**_STATE, **_HYBRID, "ssm.group_count": 0},

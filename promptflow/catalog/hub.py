@@ -21,6 +21,7 @@ from promptflow.catalog.candidates import (
     listed,
     part_files,
 )
+from promptflow.catalog.encoders import MODULES, encoder_files, encoder_in
 from promptflow.catalog.hashing import Hash, hashed_file, known_sha256
 from promptflow.download import (
     SHA256,
@@ -119,19 +120,19 @@ def _split(text: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (text, "")
 
 
-def cached(name: HubName) -> tuple[Path, str] | None:
-    """Return the snapshot of the cache that holds the model whole, and its file there.
+def cached(name: HubName) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the snapshot of the cache that holds the model whole, and its files there.
 
     That is the revision's snapshot, else any in which all files are those recorded. None if there
     is none. Raises ModelNotFound where a snapshot holds several of what was named.
     """
     current = _current(name)
-    if current is not None and (file := _file_in(name, current)):
-        return current, file
+    if current is not None and (files := _files_in(name, current)):
+        return current, files
     for snapshot in _snapshots(name):
-        file = _file_in(name, snapshot)
-        if file and all(_is_recorded(name, snapshot, part) for part in part_files(file)):
-            return snapshot, file
+        files = _files_in(name, snapshot)
+        if files and all(_is_recorded(name, snapshot, file) for file in files):
+            return snapshot, files
     return None
 
 
@@ -147,23 +148,29 @@ def _snapshots(name: HubName) -> list[Path]:
     return sorted(path for path in name.folder.glob("snapshots/*") if path.is_dir())
 
 
-def _file_in(name: HubName, snapshot: Path) -> str:
-    """Return the first part of the named model in a snapshot; empty if it is not whole there."""
+def _files_in(name: HubName, snapshot: Path) -> tuple[str, ...]:
+    """Return the files of the named model in a snapshot, none if it is not whole there.
+
+    A GGUF file, or the first of its parts, comes before what else there is; an encoder is taken
+    where there is no GGUF file.
+    """
     if name.file:
         parts = part_files(name.file)
-        return parts[0] if all((snapshot / part).is_file() for part in parts) else ""
+        return parts if all((snapshot / part).is_file() for part in parts) else ()
     files = {
         path.relative_to(snapshot).as_posix(): path.stat().st_size
         for path in snapshot.rglob("*")
         if path.name.lower().endswith(".gguf") and path.is_file()
     }
     found = [one for one in candidates(files) if not one.missing]
+    if not found and not name.quant:
+        return encoder_in(snapshot)
     try:
-        return choose(found, name.quant, name.place, name.at).file
+        return choose(found, name.quant, name.place, name.at).parts
     except ModelNotFound:
         if len(found) > 1 and not name.quant:
             raise
-        return ""
+        return ()
 
 
 def _is_recorded(name: HubName, snapshot: Path, file: str) -> bool:
@@ -172,14 +179,14 @@ def _is_recorded(name: HubName, snapshot: Path, file: str) -> bool:
 
 
 def locate_hub(name: HubName, sha256: Hash | None = None) -> Path:
-    """Return a model of the cache, its first part, whose bytes are those recorded.
+    """Return a model of the cache, its first part or an encoder's folder, as it was recorded.
 
     ``sha256`` gives the hash of a file, where it is not the one that is known. Asks no network.
     Raises ModelNotFound with the command that fetches it, and HashMismatch.
     """
     found = cached(name)
     if found is None:
-        others = [path.name for path in _snapshots(name) if _file_in(name, path)]
+        others = [path.name for path in _snapshots(name) if _files_in(name, path)]
         hint = f" Other revisions of it are: {listed(f'@{one}' for one in others)}." * bool(others)
         raise ModelNotFound(
             f"{name.text} is not on this machine (looked in {name.folder}). "
@@ -188,9 +195,11 @@ def locate_hub(name: HubName, sha256: Hash | None = None) -> Path:
     return _checked(name, *found, sha256)
 
 
-def _checked(name: HubName, snapshot: Path, first: str, sha256: Hash | None = None) -> Path:
-    """Compare all parts with what is recorded; record what is used for the first time."""
-    for file in part_files(first):
+def _checked(
+    name: HubName, snapshot: Path, files: Sequence[str], sha256: Hash | None = None
+) -> Path:
+    """Compare all files with what is recorded; record what is used for the first time."""
+    for file in files:
         path = snapshot / file
         found = sha256(path) if sha256 else known_sha256(path, name.text)
         published = _published(path)
@@ -204,7 +213,7 @@ def _checked(name: HubName, snapshot: Path, first: str, sha256: Hash | None = No
             raise _changed(name, file, found, recorded)
         if not recorded:
             _record(name, file, found, path.stat().st_size)
-    return snapshot / first
+    return snapshot if files[0] == MODULES else snapshot / files[0]
 
 
 def _published(path: Path) -> str:
@@ -276,7 +285,7 @@ def fetch_hub(name: HubName, *, accept: bool = False, progress: bool = True) -> 
         for one in found if accept else ():
             path = snapshot / one.file
             _record(name, one.file, storage.sha256_cached(path), path.stat().st_size)
-    return _checked(name, snapshot, found[0].file)
+    return _checked(name, snapshot, [one.file for one in found])
 
 
 def _wanted(name: HubName) -> Iterator[HubFile]:
@@ -284,9 +293,12 @@ def _wanted(name: HubName) -> Iterator[HubFile]:
     revision, files = name.revision, part_files(name.file)
     if not name.file:
         revision, every = hub_files(name.repository, name.revision)
-        chosen = choose(candidates(every), name.quant, name.place, name.at)
-        _need_parts(name, chosen)
-        files = chosen.parts
+        models = candidates(every)
+        files = () if models or name.quant else encoder_files(every)
+        if not files:
+            chosen = choose(models, name.quant, name.place, name.at)
+            _need_parts(name, chosen)
+            files = chosen.parts
     for file in files:
         found = hub_file(name.repository, file, revision)
         if not (VERSION.fullmatch(found.etag) and VERSION.fullmatch(found.commit)):

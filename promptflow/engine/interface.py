@@ -56,6 +56,21 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """What an engine knows of a GGUF file that embeds texts; ``pooling`` is mean, cls or last."""
+
+    name: str
+    path: str
+    sha256: str
+    dimension: int
+    max_tokens: int  # of one text, its marks included
+    pooling: str
+    build: str
+    load: str
+    features: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Totals of an engine since it was made; tokens, decode calls, and seconds by kind of work.
 

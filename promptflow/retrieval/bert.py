@@ -1,23 +1,48 @@
-"""The forward pass of a BERT sentence encoder in numpy.
+"""The forward pass of a BERT sentence encoder in numpy, and the shapes that are known.
 
-Importing torch and sentence-transformers takes seconds, one short text takes milliseconds. A query
-is embedded here; the tests hold the result against sentence-transformers. Knows the one shape that
-the MiniLM family has: BERT with GELU and absolute positions, mean pooling, unit length.
+Importing torch takes seconds, one short text takes milliseconds: a query is embedded here, many
+passages by ``bert_batches``. The tests hold both against sentence-transformers. Known are BERT and
+XLM-RoBERTa with GELU and absolute positions, the mean of the tokens or the first one, unit length.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
-from tokenizers import Tokenizer
+from safetensors import safe_open
 
 Array = NDArray[np.float32]
+SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
+FIRST_POSITION = {"bert": 0, "xlm-roberta": 2, "roberta": 2}
+"""By model type: RoBERTa counts from behind the number of its padding."""
+POOLINGS = {"mean_tokens": "mean", "cls_token": "cls"}
+PLAIN = {"F32", "F16", "I64", "I32", "BOOL"}
+"""Types of tensors that numpy has."""
+WORDS = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What beside its weights decides the vectors of an encoder. ``pooling`` is mean or cls."""
+
+    weights: Path
+    layers: int
+    heads: int
+    epsilon: float
+    first_position: int
+    pooling: str
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether numpy can read the weights."""
+        return self.weights.name == SAFE and _types(self.weights) <= PLAIN
 
 
 def read_json_file(path: Path) -> Any:
@@ -28,68 +53,106 @@ def read_json_file(path: Path) -> Any:
         return {}
 
 
-def is_plain_bert(folder: Path) -> bool:
-    """Tell whether ``folder`` holds an encoder that this module computes."""
+def _types(path: Path) -> set[str]:
+    """Return the types of the tensors in a file of safetensors; "" for one that is damaged."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 1 << 26)))
+        return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()  # whoever loads it says what is wrong
+
+
+def shape_of(folder: Path) -> Shape | None:
+    """Return the shape of the encoder in a sentence-transformers folder; None for another one."""
     config = read_json_file(folder / "config.json")
     modules = read_json_file(folder / "modules.json")
-    pooling = read_json_file(folder / "1_Pooling" / "config.json")
+    text = read_json_file(folder / "sentence_bert_config.json")
     kinds = [module.get("type", "").rpartition(".")[2] for module in modules]
-    return (
-        config.get("model_type") == "bert"
+    pooling = _pooling(read_json_file(folder / "1_Pooling" / "config.json"))
+    weights = next((folder / n for n in (SAFE, TORCH) if (folder / n).is_file()), None)
+    known = (
+        config.get("model_type") in FIRST_POSITION
         and config.get("hidden_act") == "gelu"
         and config.get("position_embedding_type", "absolute") == "absolute"
-        and kinds == ["Transformer", "Pooling", "Normalize"]
-        and pooling.get("pooling_mode_mean_tokens") is True
-        and not any(
-            value is True
-            for name, value in pooling.items()
-            if name.startswith("pooling_mode_") and name != "pooling_mode_mean_tokens"
-        )
-        and (folder / "model.safetensors").is_file()
+        and not config.get("is_decoder")
+        and kinds[:2] == ["Transformer", "Pooling"]
+        and kinds[2:] in ([], ["Normalize"])
+        and not text.get("do_lower_case")
         and (folder / "tokenizer.json").is_file()
+    )
+    if not known or not pooling or weights is None:
+        return None
+    return Shape(
+        weights,
+        int(config["num_hidden_layers"]),
+        int(config["num_attention_heads"]),
+        float(config["layer_norm_eps"]),
+        FIRST_POSITION[config["model_type"]],
+        pooling,
     )
 
 
+def _pooling(config: dict[str, Any]) -> str:
+    """Return how the tokens' vectors become one, empty for a way that is not known here."""
+    if config.get("include_prompt") is False:
+        return ""
+    if "pooling_mode" in config:  # as sentence-transformers writes it since version 6
+        mode = config["pooling_mode"]
+        return mode if mode in POOLINGS.values() else ""
+    start = "pooling_mode_"
+    used = [name.removeprefix(start) for name, value in config.items()
+            if name.startswith(start) and value is True]  # fmt: skip
+    return POOLINGS.get(used[0], "") if len(used) == 1 else ""
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tensor without the model's own in front."""
+    return name.removeprefix("bert.").removeprefix("roberta.")
+
+
 class Bert:
-    """A BERT sentence encoder: one text at a time."""
+    """A sentence encoder: one text at a time."""
 
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        """Load the weights of ``folder``; texts are cut to ``max_tokens`` tokens."""
-        config = read_json_file(folder / "config.json")
-        self._weights: dict[str, Array] = {
-            name.removeprefix("bert."): np.asarray(value, np.float32)
-            for name, value in load_file(folder / "model.safetensors").items()
-            if value.dtype.kind == "f"
-        }
-        self._layers = int(config["num_hidden_layers"])
-        self._heads = int(config["num_attention_heads"])
-        self._epsilon = float(config["layer_norm_eps"])
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+    def __init__(self, shape: Shape) -> None:
+        """Load the weights of a plain ``shape``."""
+        self._shape = shape
+        self._weights: dict[str, Array] = {}
+        file: Any = safe_open(shape.weights, framework="numpy")
+        names = file.keys()
+        for name in names:
+            if plain_name(name) == WORDS:
+                # Half of a model, or more, of which a text needs a few rows.
+                self._words: Any = file.get_slice(name)
+            elif (value := file.get_tensor(name)).dtype.kind == "f":
+                self._weights[plain_name(name)] = np.asarray(value, np.float32)
 
-    def encode(self, text: str) -> Array:
-        """Return the unit vector (hidden size,) of a text, float32."""
-        ids = self._tokenizer.encode(text).ids
-        embeddings = "embeddings."
+    def encode(self, ids: Sequence[int]) -> Array:
+        """Return the unit vector (hidden size,) of a text given as token numbers, float32."""
+        at = "embeddings."
+        first = self._shape.first_position
         state = (
-            self._weights[embeddings + "word_embeddings.weight"][ids]
-            + self._weights[embeddings + "position_embeddings.weight"][: len(ids)]
-            + self._weights[embeddings + "token_type_embeddings.weight"][0]
+            self._rows(ids)
+            + self._weights[at + "position_embeddings.weight"][first : first + len(ids)]
+            + self._weights[at + "token_type_embeddings.weight"][0]
         )
-        state = self._norm(state, embeddings + "LayerNorm")
-        for layer in range(self._layers):
+        state = self._norm(state, at + "LayerNorm")
+        for layer in range(self._shape.layers):
             state = self._layer(state, f"encoder.layer.{layer}.")
-        mean: Array = state.mean(axis=0)
-        return mean / max(float(np.linalg.norm(mean)), 1e-12)
+        pooled: Array = state[0] if self._shape.pooling == "cls" else state.mean(axis=0)
+        return pooled / max(float(np.linalg.norm(pooled)), 1e-12)
+
+    def _rows(self, ids: Sequence[int]) -> Array:
+        return np.concatenate([self._words[i : i + 1] for i in ids]).astype(np.float32)
 
     def _layer(self, state: Array, at: str) -> Array:
         length, width = state.shape
-        size = width // self._heads
+        size = width // self._shape.heads
 
         def split(name: str) -> Array:
             full = self._linear(state, f"{at}attention.self.{name}")
-            return full.reshape(length, self._heads, size).transpose(1, 0, 2)
+            return full.reshape(length, self._shape.heads, size).transpose(1, 0, 2)
 
         scores = split("query") @ split("key").transpose(0, 2, 1) / np.float32(math.sqrt(size))
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -107,7 +170,7 @@ class Bert:
     def _norm(self, state: Array, name: str) -> Array:
         centred = state - state.mean(axis=-1, keepdims=True)
         scale = np.sqrt(
-            (centred * centred).mean(axis=-1, keepdims=True) + np.float32(self._epsilon)
+            (centred * centred).mean(axis=-1, keepdims=True) + np.float32(self._shape.epsilon)
         )
         normal: Array = centred / scale * self._weights[name + ".weight"]
         return normal + self._weights[name + ".bias"]

@@ -17,7 +17,7 @@ from promptflow.progress import Show, bars
 from promptflow.retrieval.chunk import Chunk, chunk_text
 from promptflow.retrieval.dense import build_dense
 from promptflow.retrieval.documents import Document, Rejected, find, load_all, sha256_inside
-from promptflow.retrieval.embed import TextEmbedder, open_embedder
+from promptflow.retrieval.embed import TextEmbedder, identity, open_embedder
 from promptflow.retrieval.index import Index
 from promptflow.retrieval.recipe import Recipe, find_recipe
 from promptflow.retrieval.store import (
@@ -60,7 +60,7 @@ def build_index(
     folder = recipe.folder
     names = find(folder, recipe.globs)
     if embedder is None:
-        embedder = open_embedder(recipe.embedder)
+        embedder = open_embedder(recipe.embedder, recipe.prefixes)
     elif not recipe.path.exists():
         recipe = replace(recipe, embedder=embedder.name)
     if recipe.chunk_size > (most := embedder.max_tokens - HEADING_TOKENS):
@@ -99,7 +99,7 @@ def _current(
     stated = {entry["path"]: entry["sha256"] for entry in store.documents()}
     stated |= {entry.path: entry.sha256 for entry in store.rejected()}
     facts = (store.manifest.settings, store.manifest.embedder, store.manifest.documents)
-    if facts == (recipe.settings(), _identity(embedder), str(recipe.folder)):
+    if facts == (recipe.settings(), identity(embedder), str(recipe.folder)):
         here = {
             name.path if isinstance(name, Rejected) else name: ""
             if isinstance(name, Rejected)
@@ -110,15 +110,6 @@ def _current(
             return store
     store.close()
     return None
-
-
-def _identity(embedder: TextEmbedder) -> dict[str, object]:
-    return {
-        "name": embedder.name,
-        "sha256": embedder.sha256,
-        "dimension": embedder.dimension,
-        "normalised": True,
-    }
 
 
 def _build(
@@ -175,7 +166,7 @@ def _manifest(
         name=recipe.name,
         generation=generation,
         documents=str(recipe.folder),
-        embedder=_identity(embedder),
+        embedder=identity(embedder),
         settings=recipe.settings(),
         counts=counts,
         segments=segments,

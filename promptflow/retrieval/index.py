@@ -165,7 +165,7 @@ class Index:
         with self._lock:
             stated = self.manifest.embedder
             if self._embedder is None:
-                self._embedder = open_embedder(stated["name"])
+                self._embedder = open_embedder(stated["name"], stated.get("prefixes", ()))
             if not self._embedder_checked:
                 check_embedder(self._embedder, stated, self.recipe.rebuild)
                 self._embedder_checked = True

@@ -31,6 +31,7 @@ KEYS: dict[str, type] = {
     "chunk_size": int,
     "chunk_overlap": int,
     "embedder": str,
+    "prefixes": list,
     "factory": str,
     "metadata": list,
 }
@@ -43,7 +44,8 @@ class Recipe:
     """What to index and how: the content of an ``index.toml``.
 
     ``documents`` is relative to the project root (the folder that holds ``indexes/``), else to the
-    folder of the file. ``chunk_size`` and ``chunk_overlap`` count the embedder's tokens. Each entry
+    folder of the file. ``chunk_size`` and ``chunk_overlap`` count the embedder's tokens.
+    ``prefixes``, before a query and before a passage, stand in for the embedder's own. Each entry
     of ``metadata`` has a ``glob`` and the values that its documents get.
     """
 
@@ -54,6 +56,7 @@ class Recipe:
     chunk_size: int = 200
     chunk_overlap: int = 0
     embedder: str = "all-minilm-l6-v2"
+    prefixes: tuple[str, ...] = ()
     factory: str = "Flat"
     metadata: tuple[dict[str, Any], ...] = field(default=())
 
@@ -171,6 +174,12 @@ def _check(recipe: Recipe) -> None:
         )
     if not recipe.globs or not all(isinstance(glob, str) for glob in recipe.globs):
         raise StoreError(f"{at}globs is {list(recipe.globs)!r}, expected patterns such as **/*.md")
+    given = recipe.prefixes
+    if given and (len(given) != 2 or not all(isinstance(prefix, str) for prefix in given)):
+        raise StoreError(
+            f"{at}prefixes is {list(given)!r}, expected two texts: what goes before a query and "
+            'what goes before a passage, as in ["query: ", "passage: "]'
+        )
     for entry in recipe.metadata:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("glob"), str):
             raise StoreError(f"{at}each [[metadata]] needs a glob, got {entry!r}")

@@ -93,7 +93,7 @@ def _embedder(index: Index, embedder: TextEmbedder | None) -> list[str]:
     """Check the embedder against the manifest. Raises StoreError if it is another one."""
     stated = index.manifest.embedder
     try:
-        embedder = embedder or open_embedder(stated["name"])
+        embedder = embedder or open_embedder(stated["name"], stated.get("prefixes", ()))
     except ModelError as error:
         return [f"the embedder was not checked: {error}"]
     check_embedder(embedder, stated, index.recipe.rebuild)

@@ -18,9 +18,9 @@ import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as c
 
-from promptflow.engine.interface import ModelInfo
+from promptflow.engine.interface import EncoderInfo, ModelInfo
 from promptflow.engine.model import constraint
-from promptflow.errors import ModelInvalid
+from promptflow.errors import EngineError, ModelInvalid
 from promptflow.terminal import say
 
 
@@ -329,6 +329,139 @@ class Model:
             c.llama_free(self._ctx)
             self._ctx = None
         if self._model:
+            c.llama_batch_free(self._batch)
+            c.llama_model_free(self._model)
+            self._model = None
+
+
+POOLINGS = {
+    c.LLAMA_POOLING_TYPE_MEAN: "mean",
+    c.LLAMA_POOLING_TYPE_CLS: "cls",
+    c.LLAMA_POOLING_TYPE_LAST: "last",
+}
+
+
+class Encoder:
+    """A GGUF model that embeds texts, each with the pooling that its file states."""
+
+    def __init__(self, path: Path, name: str, sha256: str, load: Load) -> None:
+        """Load ``path`` for texts of up to ``load.context`` tokens, and batches of ``load.batch``.
+
+        Raises ModelInvalid for a file that is no embedder.
+        """
+        c.llama_backend_init()
+        self._path = path
+        self._load = load
+        self._model = _load_weights(path, load)
+        self._vocab = c.llama_model_get_vocab(self._model)
+        self._ctx = self._make_context()
+        self._memory = c.llama_get_memory(self._ctx)
+        self._batch = c.llama_batch_init(load.context, 0, 1)
+        self.info = EncoderInfo(
+            name=name,
+            path=str(path),
+            sha256=sha256,
+            dimension=c.llama_model_n_embd_out(self._model),
+            max_tokens=load.context,
+            pooling=POOLINGS[c.llama_pooling_type(self._ctx)],
+            build=build(),
+            load=load.name,
+        )
+
+    def _make_context(self) -> Any:
+        params = c.llama_context_default_params()
+        # All tokens of a text have to be in one pass, where any may attend to any other.
+        params.n_ctx = params.n_batch = params.n_ubatch = self._load.context
+        params.n_seq_max = self._load.sequences
+        params.n_threads = params.n_threads_batch = self._load.threads
+        params.kv_unified = True
+        params.embeddings = True
+        params.flash_attn_type = int(self._load.flash_attention)
+        params.no_perf = True
+        context = c.llama_init_from_model(self._model, params)
+        none = context and c.llama_pooling_type(context) == c.LLAMA_POOLING_TYPE_NONE
+        if none and not c.llama_get_memory(context):
+            # An encoder of an old file, which did not state it yet.
+            c.llama_free(context)
+            params.pooling_type = c.LLAMA_POOLING_TYPE_MEAN
+            context = c.llama_init_from_model(self._model, params)
+        if not context:
+            raise ModelInvalid(
+                f"llama.cpp cannot embed texts of {self._load.context:,} tokens with {self._path}"
+            )
+        if c.llama_pooling_type(context) in POOLINGS:
+            return context
+        ranks = c.llama_pooling_type(context) == c.LLAMA_POOLING_TYPE_RANK
+        c.llama_free(context)
+        raise ModelInvalid(
+            f"{self._path} is a "
+            + (
+                "reranker, which makes scores"
+                if ranks
+                else "model of text, which states no pooling"
+            )
+            + ": take an embedder, such as all-minilm-l6-v2 or multilingual-e5-small-q4"
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of ``text``, with the marks that the model has around a text."""
+        data = text.encode("utf-8", "replace")
+        buffer = (c.llama_token * (len(data) + 8))()
+        count: int = c.llama_tokenize(
+            self._vocab, data, len(data), buffer, len(buffer), True, False
+        )
+        assert count >= 0, "a text makes at most one token a byte"
+        tokens = list(buffer[:count])
+        if count <= self._load.context:
+            return tokens
+        marks = {c.llama_vocab_eos(self._vocab), c.llama_vocab_sep(self._vocab)}
+        end = tokens[-1:] if tokens[-1] in marks else []
+        return tokens[: self._load.context - len(end)] + end
+
+    def encode(self, texts: list[list[int]]) -> np.ndarray:
+        """Return the unit vectors (len(texts), dimension), float32, of texts given as tokens.
+
+        Raises EngineError where llama.cpp cannot compute them.
+        """
+        vectors = np.zeros((len(texts), self.info.dimension), np.float32)
+        full: list[int] = []
+        for place in sorted(range(len(texts)), key=lambda place: len(texts[place])):
+            if not texts[place]:
+                continue
+            tokens = sum(len(texts[one]) for one in full) + len(texts[place])
+            if full and (tokens > self._load.batch or len(full) == self._load.sequences):
+                vectors[full] = self._pass([texts[one] for one in full])
+                full = []
+            full.append(place)
+        if full:
+            vectors[full] = self._pass([texts[one] for one in full])
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+        return unit
+
+    def _pass(self, texts: list[list[int]]) -> list[np.ndarray]:
+        """Return the vectors of texts that fit into one pass, not yet of unit length."""
+        batch, row = self._batch, 0
+        for number, tokens in enumerate(texts):
+            for position, token in enumerate(tokens):
+                batch.token[row], batch.pos[row], batch.logits[row] = token, position, True
+                batch.n_seq_id[row], batch.seq_id[row][0] = 1, number
+                row += 1
+        batch.n_tokens = row
+        if self._memory:
+            c.llama_memory_clear(self._memory, False)
+        if (code := c.llama_decode(self._ctx, batch)) != 0:
+            raise EngineError(f"llama.cpp cannot embed {row} tokens (code {code})")
+        found = []
+        for number in range(len(texts)):
+            pointer = c.llama_get_embeddings_seq(self._ctx, number)
+            found.append(np.array(pointer[: self.info.dimension], np.float32))
+        return found
+
+    def close(self) -> None:
+        """Free the context and the model; idempotent."""
+        if self._model:
+            c.llama_free(self._ctx)
             c.llama_batch_free(self._batch)
             c.llama_model_free(self._model)
             self._model = None

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from promptflow.engine.cache.disk import folder_of
 from promptflow.engine.loop.decoder import Decoder, Finished
@@ -191,7 +192,7 @@ def load(settings: Message) -> tuple[Model, str]:
     return model, llama.system_info()
 
 
-def _die_first() -> None:
+def die_first() -> None:
     """Ask Linux to pick this process, not its parent, when memory is short."""
     try:
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
@@ -212,7 +213,27 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def main(parent: int) -> None:
+class Inbox(Protocol):
+    """What serves the messages of one child: ``Worker``, and the one that embeds."""
+
+    def receive(self, message: Message) -> None:
+        """Put a message into the inbox, from any thread."""
+
+    def run(self) -> None:
+        """Answer messages for good."""
+
+
+Make = Callable[[Message, Emit], tuple[Message, Inbox]]
+"""What loads a model as settings say, and returns its first frame and what serves it."""
+
+
+def _text(settings: Message, emit: Emit) -> tuple[Message, Inbox]:
+    model, features = load(settings)
+    ready = {"ready": to_wire(model.info), "features": features}
+    return ready, Worker(model, settings, emit)
+
+
+def serve(parent: int, make: Make) -> None:
     """Serve frames on stdin and stdout until stdin closes or the process ``parent`` ends."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -225,11 +246,10 @@ def main(parent: int) -> None:
         return
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        model, features = load(settings)
+        ready, worker = make(settings, lambda frame: write_frame(frames_out, frame))
     except PromptflowError as error:
         write_frame(frames_out, {"fatal": to_wire(error)})
         return
-    worker = Worker(model, settings, lambda frame: write_frame(frames_out, frame))
 
     def feed() -> None:
         while (message := read_frame(frames_in)) is not None:
@@ -239,11 +259,16 @@ def main(parent: int) -> None:
         # The parent is gone or done with us: waiting for a decode to end helps nobody.
         os._exit(0)
 
-    write_frame(frames_out, {"ready": to_wire(model.info), "features": features})
+    write_frame(frames_out, ready)
     threading.Thread(target=feed, daemon=True).start()
     worker.run()
 
 
+def main(parent: int) -> None:
+    """Serve a model of text."""
+    serve(parent, _text)
+
+
 if __name__ == "__main__":
-    _die_first()
+    die_first()
     main(int(sys.argv[1]))
