@@ -140,7 +140,7 @@ def questions_of(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def _lines(data: bytes, path: Path) -> list[str]:
-    from promptflow.evaluation.encodings import decoded
+    from promptflow.encodings import decoded
 
     return [line.strip() for line in decoded(data, path).splitlines() if line.strip()]
 
