@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -130,20 +129,58 @@ def test_a_passage_of_a_pdf_knows_its_page(index: Index, tmp_path: Path) -> None
         assert "pages" not in again.search("alpha", 1)[0].metadata
 
 
-def test_fusion_adds_reciprocal_ranks() -> None:
-    fused = fuse([[(3, 0.9), (1, 0.5)], [(1, 7.0), (2, 6.0), (3, 1.0)]], 2)
-    assert fused == [(1, 1 / 62 + 1 / 61), (3, 1 / 61 + 1 / 63)]
+def test_fusion_weighs_shares_of_the_way_from_least_to_greatest() -> None:
+    fused = fuse({1: 0.9, 2: 0.5, 3: 0.1}, {2: 8.0, 3: 4.0}, 0.25)
+    assert [(hit.chunk, hit.score) for hit in fused] == [
+        (2, pytest.approx(0.25 * 0.5 + 0.75)),
+        (3, pytest.approx(0.75 * 0.5)),
+        (1, pytest.approx(0.25)),
+    ]
+    assert [hit.scores for hit in fused] == [
+        {"dense": 0.5, "sparse": 8.0},
+        {"dense": 0.1, "sparse": 4.0},
+        {"dense": 0.9},
+    ]
 
 
-@given(st.lists(st.permutations(range(6)).map(lambda order: order[:4]), max_size=3))
-def test_fusion_orders_by_score_and_id(orders: list[list[int]]) -> None:
-    fused = fuse([[(chunk, 0.0) for chunk in order] for order in orders], 10)
-    expected = Counter[int]()
-    for order in orders:
-        for rank, chunk in enumerate(order, 1):
-            expected[chunk] += 1 / (60 + rank)  # type: ignore[assignment]
-    assert {chunk for chunk, _ in fused} == set(expected)
-    assert fused == sorted(fused, key=lambda item: (-item[1], item[0]))
+SCORES = st.dictionaries(st.integers(0, 6), st.sampled_from([0.0, 0.25, 0.5, 2.0]), max_size=5)
+
+
+@given(SCORES, SCORES, st.sampled_from([0.0, 0.3, 1.0]))
+def test_fusion_orders_by_score_and_id(
+    dense: dict[int, float], sparse: dict[int, float], weight: float
+) -> None:
+    fused = fuse(dense, sparse, weight)
+    assert {hit.chunk for hit in fused} == {*dense, *sparse}
+    assert all(0 <= hit.score <= 1 for hit in fused)
+    assert fused == sorted(fused, key=lambda hit: (-hit.score, hit.chunk))
+
+
+def test_passages_of_a_hybrid_search_know_both_scores(index: Index) -> None:
+    query = "what is the densest metal"
+    scores = {
+        mode: {p.chunk: p.score for p in index.search(query, 10, mode=mode)}
+        for mode in ("dense", "sparse")
+    }
+    found = index.search(query, 10, mode="hybrid")
+    assert {p.chunk for p in found} == set(scores["dense"])
+    for passage in found:
+        assert passage.scores["dense"] == pytest.approx(scores["dense"][passage.chunk])
+        assert passage.scores.get("sparse") == scores["sparse"].get(passage.chunk)
+    [first] = index.search(query, 1, rerank=lambda query, passages: [7.0] * len(passages))
+    assert first.score == first.scores["rerank"] == 7.0
+
+
+def test_a_view_searches_in_its_own_way(index: Index) -> None:
+    view = index.view(mode="sparse", where={"topic": "chemistry"})
+    assert view.search("metal", 1) == index.search(
+        "metal", 1, {"topic": "chemistry"}, mode="sparse"
+    )
+    assert view.text("metals/gold.md") == DOCUMENTS["metals/gold.md"]
+    assert view.name == "k"
+    assert index.view().search("metal") == index.search("metal")
+    with pytest.raises(PromptflowError, match="dense, sparse, hybrid"):
+        index.view(mode="fuzzy")  # type: ignore[arg-type]
 
 
 def test_one_index_serves_several_threads(index: Index) -> None:

@@ -114,7 +114,7 @@ def index_search(
     name: Name,
     query: str,
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
-    mode: Annotated[str, typer.Option(help="dense, sparse or hybrid.")] = "dense",
+    mode: Annotated[str, typer.Option(help="dense, sparse or hybrid.")] = "hybrid",
     as_json: Json = False,
 ) -> None:
     """Print the nearest passages."""

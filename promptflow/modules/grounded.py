@@ -100,10 +100,10 @@ class GroundedQA(Module):
         writer = getattr(self, "follow_up", None)
         found = yield from gathered(self.index, writer, question, self.k, self.hops)
         passages = found.passages
-        near = [passage for passage in passages if passage.score >= self.min_score]
+        near = [passage for passage in passages if _nearness(passage) >= self.min_score]
         evidence = rank(found.wanted, near, self.quotes)
         if not evidence:
-            best = max((passage.score for passage in passages), default=0.0)
+            best = max(map(_nearness, passages), default=0.0)
             return _abstained(f"no passage is near enough: {best:.2f} is below {self.min_score:g}")
         if lacking := missing_terms(question, _chunks(evidence, near)):
             return _abstained(f"the passages do not speak of {', '.join(sorted(lacking))}")
@@ -130,6 +130,11 @@ class GroundedQA(Module):
             reason="",
             support=support,
         )
+
+
+def _nearness(passage: Passage) -> float:
+    """Return the cosine of a passage, the score of a retriever that knows none."""
+    return passage.scores.get("dense", passage.score)
 
 
 def _support(check: Prediction) -> float:

@@ -11,23 +11,33 @@ from typing import TYPE_CHECKING, Any
 from promptflow.errors import PromptflowError, StoreCorrupt, StoreError
 from promptflow.retrieval.dense import Dense
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
+from promptflow.retrieval.explain import Explanation, Found, held, ranks, written
 from promptflow.retrieval.passages import (
     MODES,
+    Hit,
     Mode,
     Passage,
-    Ranking,
     Rerank,
     Where,
     fuse,
     matching,
     passage_of,
     reranked,
+    single,
 )
 from promptflow.retrieval.recipe import Recipe, find_recipe
 from promptflow.retrieval.store import DENSE, SPARSE, BuildReport, Manifest, Store, folder_of
+from promptflow.retrieval.text import language_of, normal, query_words
 
 if TYPE_CHECKING:
     from promptflow.retrieval.sparse import Sparse
+
+
+DEEPEST = 50
+"""Passages at least that each way of searching gives to the fusion."""
+
+DENSE_WEIGHT = 0.5
+"""The share of the cosines in a hybrid search."""
 
 
 class Index:
@@ -103,27 +113,20 @@ class Index:
         k: int = 5,
         where: Where | None = None,
         *,
-        mode: Mode = "dense",
+        mode: Mode = "hybrid",
         rerank: Rerank | None = None,
     ) -> list[Passage]:
         """Return the ``k`` best passages for ``query``, best first.
 
-        ``where`` filters by metadata (see ``search.matching``). ``rerank`` is given the query and
+        ``where`` filters by metadata (see ``passages.matching``). ``rerank`` is given the query and
         the best 4 k passages and returns a score for each.
         """
-        if k < 1 or mode not in MODES or not query.strip():
-            raise PromptflowError(
-                f"search: query={query[:40]!r}, k={k}, mode={mode!r}: the query must not be blank, "
-                f"k at least 1, and mode one of {', '.join(MODES)}"
-            )
-        allowed = None
-        if where is not None:
-            allowed = self._store.chunk_ids(matching(self._store.documents(), where))
-            if not allowed:
-                return []
-        wanted = 4 * k if rerank is not None else k
-        ranking = self._ranking(query, wanted, allowed, mode)
-        passages = [passage_of(self._store.chunk(chunk), score) for chunk, score in ranking]
+        _check(query, k, mode)
+        allowed = self._allowed(where)
+        if allowed == []:
+            return []
+        hits = self._hits(query, 4 * k if rerank is not None else k, allowed, mode)
+        passages = [passage_of(self._store.chunk(hit.chunk), hit) for hit in hits]
         if rerank is not None and passages:
             passages = reranked(query, passages, rerank)
         return passages[:k]
@@ -139,18 +142,59 @@ class Index:
             raise PromptflowError(f"mode={mode!r}: it is one of {', '.join(MODES)}")
         return View(self, mode, where, rerank)
 
-    def _ranking(self, query: str, k: int, allowed: Sequence[int] | None, mode: Mode) -> Ranking:
+    def explain(
+        self,
+        query: str,
+        k: int = 5,
+        where: Where | None = None,
+        *,
+        mode: Mode = "hybrid",
+        rerank: Rerank | None = None,
+    ) -> Explanation:
+        """Return what ``search`` finds, with each passage's ranks and the words that it shares.
+
+        Ranks are told within the best 100 or 4 k of each way, whichever is more.
+        """
+        _check(query, k, mode)
+        allowed = self._allowed(where)
+        deep = max(100, 4 * k)
+        by = {way: self._hits(query, deep, allowed, way) for way in MODES}
+        hits = by[mode]
+        passages = [passage_of(self._store.chunk(h.chunk), h) for h in hits[: 4 * k]]
+        orders = {way: [hit.chunk for hit in by[way]] for way in ("dense", "sparse")}
+        orders["fused"] = [hit.chunk for hit in by["hybrid"]]
+        if rerank is not None and passages:
+            passages = reranked(query, passages, rerank)
+            orders["reranked"] = [passage.chunk for passage in passages]
+        places = ranks(orders)
+        languages = self._words().languages
+        asked = query_words(query, languages)
+        found = tuple(
+            Found(p, places[p.chunk], held(query, asked, f"{p.heading}\n{p.text}", languages))
+            for p in passages[:k]
+        )
+        absent = [w for w in asked if not self._words().search(query[w.start : w.end], 1)]
+        shown = written(query, asked), written(query, absent)
+        return Explanation(query, mode, language_of(query), *shown, found)
+
+    def _allowed(self, where: Where | None) -> list[int] | None:
+        if where is None:
+            return None
+        return self._store.chunk_ids(matching(self._store.documents(), where))
+
+    def _hits(self, query: str, k: int, allowed: Sequence[int] | None, mode: Mode) -> list[Hit]:
         if mode == "sparse":
-            return self._words().search(query, k, allowed)
-        vector = self._encoder().encode_query(query)
+            return single("sparse", self._words().search(query, k, allowed))
+        vector = self._encoder().encode_query(normal(query))
         if mode == "dense":
-            return self._dense.search(vector, k, allowed)
-        deep = max(50, 4 * k)
-        both = [
-            self._dense.search(vector, deep, allowed),
-            self._words().search(query, deep, allowed),
-        ]
-        return fuse(both, k)
+            return single("dense", self._dense.search(vector, k, allowed))
+        deep = max(DEEPEST, k)
+        near = self._dense.search(vector, deep, allowed)
+        shared = self._words().search(query, deep, allowed)
+        # What one way found, the other is asked about: both scores of every candidate are known.
+        ids = sorted({chunk for chunk, _ in (*near, *shared)})
+        near += self._dense.search(vector, len(ids), ids)
+        return fuse(dict(near), dict(self._words().search(query, len(ids), ids)), DENSE_WEIGHT)[:k]
 
     def _words(self) -> Sparse:
         from promptflow.retrieval.sparse import Segment, Sparse
@@ -227,6 +271,14 @@ class View:
     def text(self, document: str) -> str:
         """Return the whole text of a document. Raises StoreNotFound."""
         return self.index.text(document)
+
+
+def _check(query: str, k: int, mode: Mode) -> None:
+    if k < 1 or mode not in MODES or not query.strip():
+        raise PromptflowError(
+            f"search: query={query[:40]!r}, k={k}, mode={mode!r}: the query must not be blank, "
+            f"k at least 1, and mode one of {', '.join(MODES)}"
+        )
 
 
 def _opened(folder: Path, embedder: TextEmbedder | None) -> Index:

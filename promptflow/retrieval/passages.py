@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from promptflow.errors import PromptflowError
@@ -26,8 +26,8 @@ RANK_CONSTANT = 60
 class Passage:
     """A chunk that was found: ``text`` is characters [start, end) of ``document``.
 
-    ``score`` is a cosine (dense), a BM25 score (sparse), a sum of reciprocal ranks (hybrid), or
-    what the reranker said: comparable within one search only, cosines also between searches.
+    ``score`` is what the passages of one search are ordered by. ``scores`` says what is known of
+    it: "dense" (a cosine, which alone can be compared between searches), "sparse" (BM25), "rerank".
     """
 
     document: str
@@ -38,28 +38,70 @@ class Passage:
     score: float
     heading: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     def prompt_text(self) -> str:
         """Return what a prompt shows of it."""
         return self.text
 
 
-def passage_of(row: Row, score: float) -> Passage:
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that was found, by its id, before it is read; ``scores`` as a passage has them."""
+
+    chunk: int
+    score: float
+    scores: Mapping[str, float]
+
+
+def passage_of(row: Row, hit: Hit) -> Passage:
     """Return the passage of a stored chunk; of a PDF, with the page that it starts on."""
     metadata = dict(row.metadata)
     pages = metadata.pop("pages", None)
     if pages:
         metadata["page"] = bisect.bisect_right(pages, row.start)
-    return Passage(row.document, row.id, row.start, row.end, row.text, score, row.heading, metadata)
+    place = (row.document, row.id, row.start, row.end, row.text)
+    return Passage(*place, hit.score, row.heading, metadata, hit.scores)
 
 
-def fuse(rankings: Sequence[Ranking], k: int) -> Ranking:
-    """Return the ``k`` best ids by the sum of 1 / (60 + rank) over the rankings, ties by id."""
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, (chunk, _) in enumerate(ranking, 1):
-            scores[chunk] = scores.get(chunk, 0.0) + 1.0 / (RANK_CONSTANT + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
+def single(name: str, ranking: Ranking) -> list[Hit]:
+    """Return what one way of searching found, as hits."""
+    return [Hit(chunk, score, {name: score}) for chunk, score in ranking]
+
+
+def fuse(dense: Mapping[int, float], sparse: Mapping[int, float], weight: float) -> list[Hit]:
+    """Return chunks by a weighted sum of their cosine and their BM25 score, best first, ties by id.
+
+    ``weight`` is the share of the cosines. Each score is taken between the least and the greatest
+    of its kind, and is the least where it is not known (Bruch, Gai and Ingber 2023, "An Analysis of
+    Fusion Functions for Hybrid Retrieval").
+    """
+    chunks = sorted({*dense, *sparse})
+    least = min(dense.values(), default=0.0)
+    near = _between([dense.get(chunk, least) for chunk in chunks])
+    shared = _between([sparse.get(chunk, 0.0) for chunk in chunks])
+    hits = [
+        Hit(chunk, weight * one + (1 - weight) * other, _scores(chunk, dense, sparse))
+        for chunk, one, other in zip(chunks, near, shared, strict=True)
+    ]
+    return sorted(hits, key=lambda hit: -hit.score)
+
+
+def _scores(
+    chunk: int, dense: Mapping[int, float], sparse: Mapping[int, float]
+) -> dict[str, float]:
+    return {
+        name: scores[chunk]
+        for name, scores in (("dense", dense), ("sparse", sparse))
+        if chunk in scores
+    }
+
+
+def _between(scores: Sequence[float]) -> list[float]:
+    """Return scores as shares of the way from their least to their greatest."""
+    least = min(scores, default=0.0)
+    width = max(scores, default=0.0) - least
+    return [(score - least) / width if width > 0 else 0.0 for score in scores]
 
 
 def matching(documents: Sequence[Mapping[str, Any]], where: Where) -> list[str]:
@@ -103,7 +145,7 @@ def reranked(query: str, passages: Sequence[Passage], rerank: Rerank) -> list[Pa
             f"rerank returned {len(scores)} scores for {len(passages)} passages: one each is needed"
         )
     scored = [
-        Passage(p.document, p.chunk, p.start, p.end, p.text, score, p.heading, p.metadata)
-        for p, score in zip(passages, scores, strict=True)
+        replace(passage, score=score, scores={**passage.scores, "rerank": score})
+        for passage, score in zip(passages, scores, strict=True)
     ]
     return sorted(scored, key=lambda passage: -passage.score)
