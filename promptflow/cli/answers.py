@@ -140,9 +140,13 @@ def questions_of(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def _lines(data: bytes, path: Path) -> list[str]:
-    from promptflow.encodings import decoded
+    from promptflow.encodings import Undecodable, decoded
 
-    return [line.strip() for line in decoded(data, path).splitlines() if line.strip()]
+    try:
+        text = decoded(data)
+    except Undecodable as error:
+        raise DataError(f"--file {path}: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def answer_record(
