@@ -46,7 +46,8 @@ def test_answers_with_citations_that_are_spans(index: Index) -> None:
     model = lm("Breadth first, over partial solutions.")
     result = run(GroundedQA(index), lm=model, question=QUESTION)
     assert (result.answer, result.abstained) == ("Breadth first, over partial solutions.", False)
-    assert result.verified
+    assert (result.verified, result.quotes_exact) == (True, True)
+    assert result.reason
     assert result.citations[0].document == "trees.md"
     for citation in result.citations:
         text = index.text(citation.document)

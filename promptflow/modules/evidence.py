@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from promptflow.retrieval import Citation, Passage, sentences
+from promptflow.retrieval import Citation, Passage, read_passage
 
 _WORD = re.compile(r"[^\W_]+(?:[-.'][^\W_]+)*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -49,7 +49,9 @@ class Evidence:
 
 def rank(question: str, passages: Sequence[Passage], count: int) -> list[Evidence]:
     """Return the ``count`` sentences that say most about ``question``, best first."""
-    quoted = [(passage, citation) for passage in passages for citation in sentences(passage)]
+    quoted = [
+        (passage, citation) for passage in passages for citation in read_passage(passage).quotes()
+    ]
     held = [stems(f"{p.heading} {c.quote}") for p, c in quoted]
     frequency = Counter(stem for one in held for stem in one)
     wanted = {s: math.log((1 + len(held)) / (1 + frequency[s])) + 1e-9 for s in stems(question)}

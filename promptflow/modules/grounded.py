@@ -125,10 +125,12 @@ class GroundedQA(Module):
         return prediction.extended(
             answer=answer,
             citations=citations,
+            quotes_exact=all(spans),
+            support=support,
+            answerable=support,
             verified=all(spans),
             abstained=False,
-            reason="",
-            support=support,
+            reason=f"the quotes answer it: support {support:.2f}",
         )
 
 
@@ -145,10 +147,12 @@ def _abstained(reason: str, support: float = 0.0) -> Prediction:
     return Prediction(
         answer=UNKNOWN,
         citations=[],
+        quotes_exact=True,
+        support=support,
+        answerable=support,
         verified=False,
         abstained=True,
         reason=reason,
-        support=support,
     )
 
 

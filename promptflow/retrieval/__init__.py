@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from promptflow.retrieval.embed import Embedder, HashingEmbedder, TextEmbedder, open_embedder
     from promptflow.retrieval.index import Index
     from promptflow.retrieval.passages import Passage
-    from promptflow.retrieval.quotes import Citation, locate_quote, sentences, verify_quote
+    from promptflow.retrieval.quotes import (
+        Citation,
+        Piece,
+        Reading,
+        distinct,
+        locate_quote,
+        read_passage,
+        verify_quote,
+    )
     from promptflow.retrieval.recipe import Recipe
     from promptflow.retrieval.retriever import Retriever, Together
     from promptflow.retrieval.store import BuildReport
@@ -38,9 +46,12 @@ _HOME = {
     "Verification": "verify",
     "build_index": "build",
     "chunk_text": "chunk",
+    "Piece": "quotes",
+    "Reading": "quotes",
+    "distinct": "quotes",
     "locate_quote": "quotes",
+    "read_passage": "quotes",
     "open_embedder": "embed",
-    "sentences": "quotes",
     "verify_index": "verify",
     "verify_quote": "quotes",
 }
@@ -54,6 +65,8 @@ __all__ = [
     "HashingEmbedder",
     "Index",
     "Passage",
+    "Piece",
+    "Reading",
     "Recipe",
     "Rejected",
     "Retriever",
@@ -62,9 +75,10 @@ __all__ = [
     "Verification",
     "build_index",
     "chunk_text",
+    "distinct",
     "locate_quote",
     "open_embedder",
-    "sentences",
+    "read_passage",
     "verify_index",
     "verify_quote",
 ]
