@@ -19,6 +19,7 @@ from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
 from promptflow.modules.hops import follow_up, gathered
 from promptflow.modules.judge import shares
+from promptflow.modules.orders import gives_orders
 from promptflow.modules.predict import Predict
 from promptflow.modules.sources import index_name, opened
 from promptflow.retrieval import Passage, Retriever, verify_quote
@@ -90,7 +91,8 @@ class GroundedQA(Module):
     def flow(self, **inputs: Any) -> Flow:
         """Return ``answer``, ``citations``, ``verified``, ``abstained`` and ``reason``.
 
-        ``citations`` are best first; ``verified`` tells that each is the text of its span.
+        ``citations`` are best first; ``verified`` tells that each is the text of its span, and
+        ``flagged`` are those that give orders: see ``orders``.
         ``support`` is the highest probability that a quote answers the question, and ``reason``
         says why the program abstained. Raises UnknownField without a ``question``.
         """
@@ -128,6 +130,7 @@ class GroundedQA(Module):
             quotes_exact=all(spans),
             support=support,
             answerable=support,
+            flagged=[c for c in citations if gives_orders(c.quote)],
             verified=all(spans),
             abstained=False,
             reason=f"the quotes answer it: support {support:.2f}",
@@ -150,6 +153,7 @@ def _abstained(reason: str, support: float = 0.0) -> Prediction:
         quotes_exact=True,
         support=support,
         answerable=support,
+        flagged=[],
         verified=False,
         abstained=True,
         reason=reason,

@@ -37,6 +37,11 @@ def _cues() -> _Cues:
     return _Cues(patterns, tables["weights"], float(tables["threshold"]))
 
 
+def cue_classes() -> tuple[str, ...]:
+    """Return the names of the classes of cues, in the order of their document."""
+    return tuple(_cues().patterns)
+
+
 def cues_in(text: str) -> frozenset[str]:
     """Return the classes of cues that a text holds: override, task, role, command, ..."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
