@@ -103,8 +103,13 @@ from .retrieval import (
     Passage as Passage,
     Retriever as Retriever,
     Together as Together,
+    add_documents as add_documents,
     build_index as build_index,
+    compact_index as compact_index,
+    remove_documents as remove_documents,
+    update_index as update_index,
     verify_index as verify_index,
+    watch_index as watch_index,
 )
 from .signatures import (
     Document as Document,

@@ -1,9 +1,10 @@
-"""How a module of this package is run in a Python process of its own, and on how many cores."""
+"""How a module of this package is run in a process of its own, on how many cores, after a fork."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 
@@ -40,3 +41,16 @@ def _quota() -> int:
         if quota.isdigit() and period.isdigit():
             return max(1, -(-int(quota) // int(period)))
     return 1 << 20
+
+
+class ForkLock:
+    """A lock that is free in a forked child, though a thread of the parent held it at the fork."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._locks[os.getpid()].release()

@@ -19,8 +19,16 @@ from conftest import ROOT
 
 from promptflow import storage
 from promptflow.errors import StoreBusy, StoreCorrupt, StoreError, StoreNotFound
-from promptflow.retrieval import HashingEmbedder, Index, build_index, verify_index
-from promptflow.retrieval.store import SEGMENTS, Manifest, Store, commit, read_manifest
+from promptflow.retrieval import (
+    HashingEmbedder,
+    Index,
+    build_index,
+    remove_documents,
+    update_index,
+    verify_index,
+)
+from promptflow.retrieval.segment import FILES
+from promptflow.retrieval.store import Manifest, Store, commit, read_manifest
 
 EMBEDDER = HashingEmbedder(64)
 REBUILD = "promptflow index build k"
@@ -44,10 +52,17 @@ def built(project: Path) -> Path:
 
 
 def leftovers(project: Path) -> set[str]:
-    """What is in the built folder beside one whole generation."""
+    """What is in the built folder beside what the manifest names."""
     names = {path.name for path in built(project).iterdir()}
-    generation = read_manifest(built(project), REBUILD).generation
-    return names - {"manifest.json", "lock", "embeddings", f"generation-{generation:06d}"}
+    named = {stated.name for stated in read_manifest(built(project), REBUILD).segments}
+    assert named <= names
+    return names - named - {"manifest.json", "lock", "embeddings"}
+
+
+def file_of(project: Path, name: str) -> Path:
+    """The one file of that name in the built folder."""
+    [path] = built(project).rglob(name)
+    return path
 
 
 def test_the_store_gives_back_what_was_put_in(project: Path) -> None:
@@ -71,13 +86,15 @@ def test_the_store_gives_back_what_was_put_in(project: Path) -> None:
 
 def test_the_manifest_says_what_was_built(project: Path) -> None:
     manifest = read_manifest(built(project), REBUILD)
-    assert (manifest.name, manifest.generation, manifest.schema) == ("k", 1, 2)
+    assert (manifest.name, manifest.generation, manifest.schema) == ("k", 1, 3)
     assert manifest.embedder["sha256"] == EMBEDDER.sha256
     assert manifest.settings["factory"] == "Flat"
     assert manifest.counts["documents"] == 2
     assert manifest.counts["rejected"] == 1
-    for name, stated in manifest.segments.items():
-        data = (built(project) / "generation-000001" / name).read_bytes()
+    [segment] = manifest.segments
+    assert (segment.name, segment.removed, set(segment.files)) == ("segment-000001", (), set(FILES))
+    for name, stated in segment.files.items():
+        data = (built(project) / segment.name / name).read_bytes()
         assert stated == {"bytes": len(data), "sha256": storage.sha256_bytes(data)}
 
 
@@ -98,10 +115,9 @@ DAMAGE: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("name", [*SEGMENTS, "manifest.json"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_every_damage_is_named_with_the_command_that_rebuilds(project: Path, name: str) -> None:
-    folder = built(project)
-    path = folder / name if name == "manifest.json" else folder / "generation-000001" / name
+    path = file_of(project, name)
     whole = path.read_bytes()
     rng = random.Random(name)
     for kind, times in {
@@ -124,10 +140,9 @@ def test_every_damage_is_named_with_the_command_that_rebuilds(project: Path, nam
     Index.open("k").close()
 
 
-@pytest.mark.parametrize("name", [*SEGMENTS, "manifest.json"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_a_missing_file_is_named(project: Path, name: str) -> None:
-    folder = built(project)
-    path = folder / name if name == "manifest.json" else folder / "generation-000001" / name
+    path = file_of(project, name)
     path.unlink()
     with pytest.raises(StoreError, match=REBUILD) as caught:
         Index.open("k")
@@ -137,18 +152,16 @@ def test_a_missing_file_is_named(project: Path, name: str) -> None:
 def test_files_of_another_index_or_generation_are_refused(project: Path) -> None:
     (project / "docs" / "a.txt").write_text("other words\n" * 30)
     build_index("other", "docs", embedder=EMBEDDER).close()
-    folder = built(project)
     other = project / "indexes" / "other" / "built"
-    for name in SEGMENTS:
-        path = folder / "generation-000001" / name
+    for name in FILES:
+        path = file_of(project, name)
         whole = path.read_bytes()
-        shutil.copy(other / "generation-000001" / name, path)
+        shutil.copy(other / "segment-000001" / name, path)
         with pytest.raises(StoreCorrupt, match=REBUILD) as caught:
             Index.open("k")
         assert str(path) in str(caught.value)
         path.write_bytes(whole)
-    swapped = folder / "generation-000001" / SEGMENTS[0]
-    swapped.write_bytes((folder / "generation-000001" / SEGMENTS[1]).read_bytes())
+    file_of(project, FILES[0]).write_bytes(file_of(project, FILES[1]).read_bytes())
     with pytest.raises(StoreCorrupt):
         Index.open("k")
 
@@ -157,7 +170,7 @@ def test_an_old_manifest_put_back_is_refused(project: Path) -> None:
     old = (built(project) / "manifest.json").read_bytes()
     build_index("k", embedder=EMBEDDER, force=True).close()
     (built(project) / "manifest.json").write_bytes(old)
-    with pytest.raises(StoreCorrupt, match="generation-000001"):
+    with pytest.raises(StoreCorrupt, match="segment-000001"):
         Index.open("k")
 
 
@@ -166,22 +179,22 @@ def test_counts_that_do_not_agree_are_refused(project: Path) -> None:
     wrong = {**manifest.counts, "chunks": manifest.counts["chunks"] + 1}
     facts = {key: getattr(manifest, key) for key in Manifest.__slots__} | {"counts": wrong}
     commit(built(project), Manifest(**facts))
-    with pytest.raises(StoreCorrupt, match=r"holds \d chunks, the manifest says"):
+    with pytest.raises(StoreCorrupt, match=r"holds \d+ chunks, the manifest says"):
         Store.open(built(project), REBUILD)
 
 
 def test_another_schema_is_refused_in_words(project: Path) -> None:
     path = built(project) / "manifest.json"
-    table = json.loads(path.read_text()) | {"schema": 1}
+    table = json.loads(path.read_text()) | {"schema": 2}
     del table["sha256"]
     table["sha256"] = storage.sha256_bytes(storage.canonical(table).encode())
     path.write_text(json.dumps(table))
-    with pytest.raises(StoreError, match="written with schema 1, this version reads 2"):
+    with pytest.raises(StoreError, match="written with schema 2, this version reads 3"):
         Index.open("k")
 
 
 def test_a_build_repairs_any_damage_and_reuses_the_vectors(project: Path) -> None:
-    for name in [*SEGMENTS, "manifest.json"]:
+    for name in [*FILES, "manifest.json"]:
         [path] = built(project).rglob(name)
         path.write_bytes(b"damaged")
         with build_index("k", embedder=EMBEDDER) as index:
@@ -222,12 +235,16 @@ class Builder:
             text=True,
         )
 
-    def build(self, *, kill_at: int = 0, limit: int = 0) -> int:
+    def act(
+        self, action: str = "build", *, kill_at: int = 0, fail_at: str = "-", limit: int = 0
+    ) -> int:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{kill_at} {limit}\n")
+        self.process.stdin.write(f"{action} {kill_at} {fail_at} {limit}\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        status, operations = map(int, self.process.stdout.readline().split())
+        self.operations = operations
+        return status
 
 
 @pytest.fixture
@@ -245,7 +262,7 @@ def test_a_build_killed_at_any_operation_leaves_a_whole_index(
         number += 1
         # Every build has something to do: a document that no build before has seen.
         (project / "docs" / "new.txt").write_text(f"new words {number}")
-        status = builder.build(kill_at=number)
+        status = builder.act(kill_at=number)
         with Index.open("k", embedder=EMBEDDER) as index:
             generations.add(index.manifest.generation)
             [found] = index.search("alpha beta", 1)
@@ -262,6 +279,106 @@ def test_a_build_killed_at_any_operation_leaves_a_whole_index(
     assert not leftovers(project)
 
 
+STEP = 1 if os.environ.get("PROMPTFLOW_SOAK") else 6
+"""Of the storage operations of an action, how many are passed over: `make soak` takes each."""
+FILES_OF_ACTIONS = {
+    "update": ("a.txt", "new.txt"),
+    "add:docs/new.txt": ("new.txt",),
+    "remove:docs/e.txt": (),
+    "compact": (),
+}
+
+
+def stood(project: Path) -> dict[str, str]:
+    """The texts of the index by path, read through a search and through the store."""
+    with Index.open("k", embedder=EMBEDDER) as index:
+        texts = {entry["path"]: index.text(entry["path"]) for entry in index.store.documents()}
+        for row in index.store.chunks():
+            assert texts[row.document][row.start : row.end] == row.text
+            found = index.search(row.text, 3)
+            assert row.text in [passage.text for passage in found]
+    return texts
+
+
+def reset(project: Path, action: str, kept: Path) -> dict[str, str]:
+    """Put the index and the documents of before an action back; return what it should say after."""
+    shutil.rmtree(project / "indexes")
+    shutil.rmtree(project / "docs")
+    shutil.copytree(kept / "indexes", project / "indexes")
+    shutil.copytree(kept / "docs", project / "docs")
+    for name in FILES_OF_ACTIONS[action]:
+        (project / "docs" / name).write_text(f"other words of {name}\n")
+    texts = stood(project)
+    if action.startswith("remove"):
+        del texts["e.txt"]
+    for name in FILES_OF_ACTIONS[action]:
+        texts[name] = f"other words of {name}\n"
+    return texts
+
+
+@pytest.fixture
+def kept(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a project whose index has three segments and a document taken out."""
+    for names in ("e", "fg"):
+        for name in names:
+            (project / "docs" / f"{name}.txt").write_text(f"words of {name}\n" * 5)
+        update_index("k", embedder=EMBEDDER).close()
+    remove_documents("k", "docs/f.txt", embedder=EMBEDDER).close()
+    (project / "docs" / "f.txt").unlink()
+    with Index.open("k", embedder=EMBEDDER) as index:
+        assert len(index.manifest.segments) == 3
+    folder = tmp_path_factory.mktemp("kept")
+    shutil.copytree(project / "indexes", folder / "indexes")
+    shutil.copytree(project / "docs", folder / "docs")
+    return folder
+
+
+@pytest.mark.parametrize("action", FILES_OF_ACTIONS)
+def test_an_action_killed_at_any_operation_is_done_or_not_done(
+    project: Path, kept: Path, builder: Builder, action: str
+) -> None:
+    number, deaths, done = 1 - STEP, 0, 0
+    while True:
+        number += STEP
+        after = reset(project, action, kept)
+        before = stood(project)
+        status = builder.act(action, kill_at=number)
+        now = stood(project)
+        assert now in (before, after)
+        done += now == after
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        deaths += 1
+    assert now == after
+    assert deaths
+    assert not leftovers(project)
+    assert verify_index("k", embedder=EMBEDDER).ok
+
+
+@pytest.mark.parametrize("fault", ["ENOSPC", "EIO", "EINTR"])
+@pytest.mark.parametrize("action", FILES_OF_ACTIONS)
+def test_an_action_that_fails_at_any_operation_is_done_or_not_done(
+    project: Path, kept: Path, builder: Builder, action: str, fault: str
+) -> None:
+    reset(project, action, kept)
+    assert builder.act(action) == 0
+    operations, failures = builder.operations, 0
+    for number in range(1 + len(fault) % STEP, operations + 1, STEP):
+        after = reset(project, action, kept)
+        before = stood(project)
+        once = "+" if number % 2 else ""
+        status = builder.act(action, fail_at=f"{number}{once}:{fault}")
+        assert status in (0, 5, 28), "an error that is not typed"
+        assert stood(project) in (before, after)
+        failures += status != 0
+        if number % 3 == 0 and stood(project) == before:
+            assert builder.act(action) == 0
+            assert stood(project) == after
+            assert not leftovers(project)
+    assert failures
+
+
 def test_the_first_build_killed_at_any_operation_is_finished_by_the_next(
     project: Path, builder: Builder
 ) -> None:
@@ -269,7 +386,7 @@ def test_the_first_build_killed_at_any_operation_is_finished_by_the_next(
     while status == -signal.SIGKILL:
         number += 1
         shutil.rmtree(project / "indexes", ignore_errors=True)
-        status = builder.build(kill_at=number)
+        status = builder.act(kill_at=number)
         if status == -signal.SIGKILL and number % 7 == 0:
             with build_index("k", "docs", embedder=EMBEDDER) as index:
                 assert index.search("alpha", 1)
@@ -281,7 +398,7 @@ def test_the_first_build_killed_at_any_operation_is_finished_by_the_next(
 def test_a_full_disk_leaves_the_old_generation(project: Path, builder: Builder) -> None:
     size = max(path.stat().st_size for path in built(project).rglob("*") if path.is_file())
     (project / "docs" / "big.txt").write_text("one two three four\n" * 4000)
-    statuses = {builder.build(limit=limit) for limit in (1, 2000, size // 2, size, 3 * size)}
+    statuses = {builder.act(limit=limit) for limit in (1, 2000, size // 2, size, 3 * size)}
     assert statuses == {28}
     with Index.open("k", embedder=EMBEDDER) as index:
         assert index.manifest.generation == 1
@@ -352,6 +469,6 @@ def test_readers_see_whole_generations_while_a_writer_commits(project: Path) -> 
 def test_an_open_index_outlives_its_generation(project: Path) -> None:
     with Index.open("k", embedder=EMBEDDER) as index:
         build_index("k", embedder=EMBEDDER, force=True).close()
-        assert not (built(project) / "generation-000001").exists()
+        assert not (built(project) / "segment-000001").exists()
         [found] = index.search("alpha", 1)
         assert index.text(found.document)[found.start : found.end] == found.text

@@ -152,7 +152,10 @@ INFO = {
     "counts": {HOSTILE: 1},
     "rejected": [{"path": HOSTILE, "reason": HOSTILE}],
 }
-BUILT = {**INFO, "unchanged": False, "seconds": 1.0, "documents": 1, "chunks": 1}
+BUILT = {
+    **INFO, "unchanged": False, "seconds": 1.0, "documents": 1, "chunks": 1,
+    "added": 1, "changed": 0, "removed": 0,
+}  # fmt: skip
 FOUND = retrieval.Verification(HOSTILE, 1, 1, 1, (HOSTILE,), (HOSTILE,))
 OPENED = contextlib.nullcontext(
     SimpleNamespace(info=lambda: INFO, search=lambda *_, **__: [PASSAGE])
@@ -189,7 +192,20 @@ CASES: list[tuple[list[str], Patches]] = [
     (["models", "verify", HOSTILE], [(catalog, "verify", gives(True))]),
     (["models", "requantize", HOSTILE, "--no-compare"], []),
     (["index", "list"], [(indexes, "_listing", gives([{"name": HOSTILE, "state": HOSTILE}]))]),
-    (["index", "build", "x"], [(indexes, "_build", gives(BUILT))]),
+    *[
+        (
+            ["index", *command.split()],
+            [(retrieval, function, gives(made)), (indexes, "_done", gives(BUILT))],
+        )
+        for command, function, made in [
+            ("build x", "build_index", None),
+            ("add x y", "add_documents", None),
+            ("remove x y", "remove_documents", None),
+            ("update x", "update_index", None),
+            ("compact x", "compact_index", None),
+            ("watch x", "watch_index", [None]),
+        ]
+    ],
     (["index", "info", "x"], [(retrieval.Index, "open", gives(OPENED))]),
     (["index", "info", HOSTILE], []),
     (["index", "search", "x", "y"], [(retrieval.Index, "open", gives(OPENED))]),

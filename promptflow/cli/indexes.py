@@ -14,11 +14,13 @@ from promptflow.errors import StoreError
 from promptflow.terminal import say, visible
 
 if TYPE_CHECKING:
+    from promptflow.retrieval import Index
     from promptflow.retrieval.passages import Mode
 
 index = commands(help="Indexes over folders of documents.")
 
 Name = Annotated[str, typer.Argument(help="A name, or the path of a folder.")]
+Paths = Annotated[list[str], typer.Argument(help="Documents, or folders of them.")]
 
 
 @index.command("list")
@@ -67,21 +69,100 @@ def index_build(
     force: Annotated[bool, typer.Option("--force", help="Build it even if up to date.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build or update an index."""
-    built = _build(name, documents, force)
-    if as_json:
-        print_json(built)
-        return
-    done = "up to date" if built["unchanged"] else f"built in {built['seconds']:.1f} s"
-    say(f"{built['name']}: {done}, {built['documents']} documents, {built['chunks']} chunks")
-    _print_rejected(built["rejected"])
+    """Build an index, or bring it up to date.
 
-
-def _build(name: str, documents: Path | None, force: bool) -> dict[str, Any]:
-    """Build an index and return what was done, with ``folder``, ``name`` and ``recipe``."""
+    Only what has changed is read.
+    """
     from promptflow.retrieval import build_index
 
-    with build_index(name, documents, force=force) as built:
+    _print_built(build_index(name, documents, force=force), as_json)
+
+
+@index.command("add")
+def index_add(name: Name, paths: Paths, as_json: Json = False) -> None:
+    """Take documents into an index.
+
+    New ones are added, changed ones are read again.
+    """
+    from promptflow.retrieval import add_documents
+
+    _print_built(add_documents(name, paths), as_json)
+
+
+@index.command("remove")
+def index_remove(name: Name, paths: Paths, as_json: Json = False) -> None:
+    """Take documents out of an index.
+
+    Those that stay in the folder come back with the next build or update.
+    """
+    from promptflow.retrieval import remove_documents
+
+    _print_built(remove_documents(name, paths), as_json)
+
+
+@index.command("update")
+def index_update(
+    name: Name,
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Documents, or folders of them; else all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring an index up to date with its folder.
+
+    New and changed documents are read, those that are gone are taken out.
+    """
+    from promptflow.retrieval import update_index
+
+    _print_built(update_index(name, paths or None), as_json)
+
+
+@index.command("compact")
+def index_compact(name: Name, as_json: Json = False) -> None:
+    """Write an index anew without what was taken out."""
+    from promptflow.retrieval import compact_index
+
+    _print_built(compact_index(name), as_json)
+
+
+@index.command("watch")
+def index_watch(
+    name: Annotated[str, typer.Argument(help="An index, or a folder of documents.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Follow a folder and commit what changes, until Ctrl-C.
+
+    A folder without an index gets one of its name.
+    """
+    from promptflow.retrieval import watch_index
+
+    def failed(error: Exception) -> None:
+        say(f"tried again in {every:g} s: {error}", error=True)
+
+    try:
+        for built in watch_index(name, every=every, failed=failed):
+            _print_built(built, as_json)
+    except KeyboardInterrupt:
+        say(f"{name}: stopped; the index is as it was committed last", error=True)
+
+
+def _print_built(built: Index, as_json: bool) -> None:
+    """Print what was done to an index, and close it."""
+    done = _done(built)
+    if as_json:
+        print_json(done)
+        return
+    parts = [f"{done[what]} {what}" for what in ("added", "changed", "removed") if done[what]]
+    how = "up to date" if done["unchanged"] else f"committed in {done['seconds']:.1f} s"
+    counts = f"{done['documents']} documents, {done['chunks']} chunks"
+    say(f"{done['name']}: {', '.join([how, *parts])}; {counts}")
+    _print_rejected(done["rejected"])
+
+
+def _done(built: Index) -> dict[str, Any]:
+    """Return what was done to an index, with ``folder``, ``name`` and ``recipe``, and close it."""
+    with built:
         done = dataclasses.asdict(built.report) if built.report is not None else {}
         info = built.info()
     done["rejected"] = info["rejected"]

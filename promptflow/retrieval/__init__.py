@@ -9,7 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptflow.retrieval.build import build_index
+    from promptflow.retrieval.build import (
+        add_documents,
+        build_index,
+        compact_index,
+        remove_documents,
+        update_index,
+    )
     from promptflow.retrieval.chunk import Chunk, chunk_text
     from promptflow.retrieval.documents import Document, Rejected
     from promptflow.retrieval.embed import Embedder, HashingEmbedder, TextEmbedder, open_embedder
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from promptflow.retrieval.retriever import Retriever, Together
     from promptflow.retrieval.store import BuildReport
     from promptflow.retrieval.verify import Verification, verify_index
+    from promptflow.retrieval.watch import watch_index
 
 _HOME = {
     "BuildReport": "store",
@@ -44,16 +51,22 @@ _HOME = {
     "TextEmbedder": "embed",
     "Together": "retriever",
     "Verification": "verify",
+    "add_documents": "build",
     "build_index": "build",
     "chunk_text": "chunk",
     "Piece": "quotes",
     "Reading": "quotes",
     "distinct": "quotes",
+    "compact_index": "build",
     "locate_quote": "quotes",
     "read_passage": "quotes",
     "open_embedder": "embed",
+    "remove_documents": "build",
+    "sentences": "quotes",
+    "update_index": "build",
     "verify_index": "verify",
     "verify_quote": "quotes",
+    "watch_index": "watch",
 }
 
 __all__ = [
@@ -73,14 +86,20 @@ __all__ = [
     "TextEmbedder",
     "Together",
     "Verification",
+    "add_documents",
     "build_index",
     "chunk_text",
+    "compact_index",
     "distinct",
     "locate_quote",
     "open_embedder",
     "read_passage",
+    "remove_documents",
+    "sentences",
+    "update_index",
     "verify_index",
     "verify_quote",
+    "watch_index",
 ]
 
 

@@ -1,43 +1,56 @@
-"""Documents to a committed index: read, cut, embed, write a generation, commit."""
+"""Documents to a committed index: read, cut, embed, write segments, commit.
+
+A commit writes only what changed: new segments, and the places that it takes out of old ones.
+``build_index`` brings an index up to date with its folder, ``update_index`` and its neighbours a
+part of it; ``compact_index`` leaves what one build of all documents would have written.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from promptflow.errors import EmptyCorpus, ModelInvalid, StoreError, names_options
+from promptflow.errors import EmptyCorpus, ModelError, StoreError, names_options
 from promptflow.progress import Show, bars
-from promptflow.retrieval.chunk import Chunk, chunk_text
+from promptflow.retrieval.changes import Changes, Paths, Scope, compare, scope_of
+from promptflow.retrieval.chunk import chunk_text
+from promptflow.retrieval.compaction import crowded, entries_of
 from promptflow.retrieval.dense import build_dense
-from promptflow.retrieval.documents import Document, Rejected, find, load_all, sha256_inside
+from promptflow.retrieval.documents import Rejected, find, load_all, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, identity, open_embedder
 from promptflow.retrieval.index import Index
 from promptflow.retrieval.recipe import Recipe, find_recipe
-from promptflow.retrieval.store import (
-    DENSE,
+from promptflow.retrieval.segment import (
     HEADING_TOKENS,
-    SPARSE,
+    Array,
+    Entry,
+    Place,
+    Sealed,
+    drafting,
+    keyed,
+)
+from promptflow.retrieval.store import (
     BuildReport,
-    Draft,
     Manifest,
     Store,
     commit,
+    counted,
     discard,
-    drafting,
-    next_generation,
+    next_segment,
+    read_manifest,
+    remove_leftovers,
 )
-from promptflow.retrieval.vectors import KeptVectors, key_of
+from promptflow.retrieval.vectors import KeptVectors, Vectors
 from promptflow.storage import lock
 
-BLOCK = 128
-Cut = tuple[Document, list[Chunk]]
+EXACT = ("Flat", "SQ8")
+"""Factories whose vectors may lie in several segments and are found as if in one."""
+APPROXIMATE_FROM = 10_000
+"""Chunks below which the vectors of an added segment are searched one by one."""
 
 
 @names_options
@@ -49,16 +62,15 @@ def build_index(
     progress: bool = True,
     force: bool = False,
 ) -> Index:
-    """Build the index of a recipe, or a new one over ``documents``, and open it.
+    """Bring the index of a recipe, or a new one over ``documents``, up to date, and open it.
 
-    Vectors of passages that did not change are reused, and an index that is up to date is left
-    alone unless ``force``. The old generation stays usable until the new one is committed, whatever
-    ends the build. Raises EmptyCorpus, StoreBusy, DiskFull, ModelNotFound.
+    Only files that are new or changed are read; ``force``, other settings and damage make it
+    write everything again, with the vectors that are kept. The old generation stays usable until
+    the new one is committed, whatever ends the build. Raises EmptyCorpus, StoreBusy, DiskFull,
+    ModelNotFound.
     """
-    started = time.monotonic()
     recipe = find_recipe(name, None if documents is None else Path(documents))
-    folder = recipe.folder
-    names = find(folder, recipe.globs)
+    names = find(recipe.folder, recipe.globs)
     if embedder is None:
         embedder = open_embedder(recipe.embedder, recipe.prefixes)
     elif not recipe.path.exists():
@@ -68,183 +80,376 @@ def build_index(
             f"{recipe.path}: chunk_size is {recipe.chunk_size}, expected at most {most}: "
             f"{embedder.name} reads {embedder.max_tokens} tokens and would not see the rest"
         )
-    if not force and (store := _current(recipe, names, embedder)) is not None:
-        counts = store.manifest.counts
-        report = BuildReport(
-            store.manifest.generation,
-            counts["documents"],
-            counts["chunks"],
-            tuple(store.rejected()),
-            0,
-            0,
-            time.monotonic() - started,
-            unchanged=True,
-        )
-        return Index(recipe, store, embedder=embedder, report=report)
+    with _writer(recipe, embedder, progress) as writer:
+        if force or not writer.has_intact():
+            writer.write_all(names)
+        else:
+            writer.bring_in(names, None)
+    return writer.opened()
+
+
+@names_options
+def update_index(
+    name: str | Path,
+    paths: Paths | None = None,
+    *,
+    embedder: TextEmbedder | None = None,
+    progress: bool = True,
+) -> Index:
+    """Bring an index up to date with its folder, or with ``paths`` in it, and open it.
+
+    What is new or changed is read, what is gone is taken out. A path is a document, or a folder of
+    them, counted from the current folder or from the documents'. Raises StoreError for a path that
+    is no document of the index and for settings that changed since the build; StoreNotFound,
+    EmptyCorpus, StoreBusy, DiskFull.
+    """
+    if paths is None:
+        return build_index(name, embedder=embedder, progress=progress)
+    with _writer(find_recipe(name), embedder, progress) as writer:
+        names, scope = writer.named(paths)
+        writer.bring_in(names, scope)
+    return writer.opened()
+
+
+@names_options
+def add_documents(
+    name: str | Path,
+    paths: Paths,
+    *,
+    embedder: TextEmbedder | None = None,
+    progress: bool = True,
+) -> Index:
+    """Take documents, or folders of them, into an index, and open it; nothing is taken out.
+
+    Those that are in it and have changed are read again. Raises as ``update_index``.
+    """
+    with _writer(find_recipe(name), embedder, progress) as writer:
+        names, scope = writer.named(paths)
+        if missing := [at for at in scope.ids if not any(_path(n) in Scope((at,)) for n in names)]:
+            raise StoreError(
+                f"{missing[0]}: not there any more. To take it out of the index: "
+                f"promptflow index remove {name} {missing[0]}"
+            )
+        writer.bring_in(names, Scope(()))
+    return writer.opened()
+
+
+@names_options
+def remove_documents(
+    name: str | Path,
+    paths: Paths,
+    *,
+    embedder: TextEmbedder | None = None,
+    progress: bool = True,
+) -> Index:
+    """Take documents, or folders of them, out of an index, and open it.
+
+    A file that stays in the folder comes back with the next build or update: narrow ``globs`` to
+    leave it out for good. Raises StoreError for a path that is not in the index, EmptyCorpus if
+    nothing would be left.
+    """
+    with _writer(find_recipe(name), embedder, progress) as writer:
+        writer.take_out(paths)
+    return writer.opened()
+
+
+@names_options
+def compact_index(
+    name: str | Path, *, embedder: TextEmbedder | None = None, progress: bool = True
+) -> Index:
+    """Write an index as one build of its documents would have written it, and open it.
+
+    Searches find the same and cost less; the disk space of what was taken out is freed as soon as
+    no reader has it open.
+    """
+    with _writer(find_recipe(name), embedder, progress) as writer:
+        writer.compact()
+    return writer.opened()
+
+
+def _path(name: str | Rejected) -> str:
+    return name.path if isinstance(name, Rejected) else name
+
+
+@contextmanager
+def _writer(recipe: Recipe, embedder: TextEmbedder | None, progress: bool) -> Iterator[_Writer]:
+    started = time.monotonic()
     with bars(progress) as show:
-        report = _build(recipe, names, embedder, show)
-    store = Store.open(recipe.built, recipe.rebuild)
-    report = replace(report, seconds=time.monotonic() - started)
-    return Index(recipe, store, embedder=embedder, report=report)
+        writer = _Writer(recipe, embedder, show)
+        yield writer
+    writer.done = replace(writer.done, seconds=time.monotonic() - started)
 
 
-def _current(
-    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder
-) -> Store | None:
-    """Return the open store if it is intact and says what a build would say."""
-    try:
-        store = Store.open(recipe.built, recipe.rebuild)
-    except StoreError:
-        return None
-    stated = {entry["path"]: entry["sha256"] for entry in store.documents()}
-    stated |= {entry.path: entry.sha256 for entry in store.rejected()}
-    facts = (store.manifest.settings, store.manifest.embedder, store.manifest.documents)
-    if facts == (recipe.settings(), identity(embedder), str(recipe.folder)):
-        here = {
-            name.path if isinstance(name, Rejected) else name: ""
-            if isinstance(name, Rejected)
-            else sha256_inside(recipe.folder, name)
-            for name in names
-        }
-        if here == stated:
-            return store
-    store.close()
-    return None
+class _Writer:
+    """The one writer of an index: each method ends in one commit, or in nothing."""
 
+    def __init__(self, recipe: Recipe, embedder: TextEmbedder | None, show: Show) -> None:
+        self.recipe = recipe
+        self.done = BuildReport(0, 0, 0, (), 0, 0, 0.0, unchanged=True)
+        self._embedder = embedder
+        self._show = show
+        self._hashes: dict[str, str] = {}
+        self._built = recipe.built
 
-def _build(
-    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder, show: Show
-) -> BuildReport:
-    items = _corpus(recipe, names, embedder, show)
-    # Nothing is written before there is something to write.
-    before: list[Cut | Rejected] = []
-    for item in items:
-        before.append(item)
-        if not isinstance(item, Rejected):
-            break
-    else:
-        raise EmptyCorpus(_empty(recipe, before))
-    built = recipe.built
-    with lock(built / "lock"):
-        number = next_generation(built)
-        try:
-            with drafting(built, number) as draft:
-                rejected = _add_all(draft, itertools.chain(before, items))
-                embedded, reused = _write_segments(draft, recipe, embedder, show)
-                segments = draft.seal()
-            if not recipe.path.exists():
-                recipe.save()
-            commit(built, _manifest(recipe, embedder, number, draft.counts, segments))
-        except BaseException:
-            discard(built, number)
-            raise
-    counts = draft.counts
-    return BuildReport(
-        number, counts["documents"], counts["chunks"], rejected, embedded, reused, 0.0
-    )
-
-
-def _add_all(draft: Draft, items: Iterable[Cut | Rejected]) -> tuple[Rejected, ...]:
-    rejected: list[Rejected] = []
-    for item in items:
-        if isinstance(item, Rejected):
-            rejected.append(item)
-            draft.reject(item)
-        else:
-            draft.add(*item)
-    return tuple(rejected)
-
-
-def _manifest(
-    recipe: Recipe,
-    embedder: TextEmbedder,
-    generation: int,
-    counts: dict[str, int],
-    segments: dict[str, dict[str, Any]],
-) -> Manifest:
-    return Manifest(
-        name=recipe.name,
-        generation=generation,
-        documents=str(recipe.folder),
-        embedder=identity(embedder),
-        settings=recipe.settings(),
-        counts=counts,
-        segments=segments,
-    )
-
-
-def _empty(recipe: Recipe, items: Sequence[Cut | Rejected]) -> str:
-    rejected = [item for item in items if isinstance(item, Rejected)]
-    reasons = "".join(f"\n  {entry.path}: {entry.reason}" for entry in rejected[:10])
-    looked = f"{recipe.folder}: no readable document among {', '.join(recipe.globs)}."
-    return looked + (f" Rejected:{reasons}" if rejected else " Put some there, or change `globs`.")
-
-
-def _corpus(
-    recipe: Recipe, names: Sequence[str | Rejected], embedder: TextEmbedder, show: Show
-) -> Iterator[Cut | Rejected]:
-    for done, item in enumerate(load_all(recipe.folder, names), 1):
-        show("reading", done, len(names))
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        chunks = chunk_text(
-            item.text,
-            recipe.chunk_size,
-            embedder.count,
-            overlap=recipe.chunk_overlap,
-            markdown=item.headings,
+    def opened(self) -> Index:
+        """Return the index as it is now, with the report of what was done."""
+        store = self._store()
+        counts = store.manifest.counts
+        report = replace(
+            self.done,
+            generation=store.manifest.generation,
+            documents=counts["documents"],
+            chunks=counts["chunks"],
+            rejected=tuple(store.rejected()),
         )
-        if chunks:
-            yield replace(item, metadata=item.metadata | recipe.values_for(item.path)), chunks
+        return Index(self.recipe, store, embedder=self._embedder, report=report)
+
+    def _store(self) -> Store:
+        return Store.open(self._built, self.recipe.rebuild)
+
+    def embedder(self) -> TextEmbedder:
+        """Return the embedder, opened on first use."""
+        if self._embedder is None:
+            self._embedder = open_embedder(self.recipe.embedder, self.recipe.prefixes)
+        return self._embedder
+
+    def has_intact(self) -> bool:
+        """Return whether there is an index of these settings and every file of it is whole."""
+        try:
+            with closing(self._store()) as store:
+                store.check()
+                return self._same_settings(store.manifest)
+        except StoreError:
+            return False
+
+    def _same_settings(self, manifest: Manifest) -> bool:
+        facts = (manifest.settings, manifest.embedder, manifest.documents)
+        return facts == (self.recipe.settings(), identity(self.embedder()), str(self.recipe.folder))
+
+    def _check_settings(self, manifest: Manifest) -> None:
+        if not self._same_settings(manifest):
+            raise StoreError(
+                f"{self.recipe.path}: the settings, the embedder or the folder are not those of "
+                f"the last build. Build all of it again: {self.recipe.rebuild}"
+            )
+
+    def named(self, paths: Paths) -> tuple[list[str | Rejected], Scope]:
+        """Return the documents on disk that ``paths`` name, and their ids. Raises StoreError."""
+        with closing(self._store()) as store:
+            self._check_settings(store.manifest)
+            known = store.places()
+        scope = scope_of(self.recipe.folder, paths, known)
+        names = [n for n in find(self.recipe.folder, self.recipe.globs) if _path(n) in scope]
+        here = {*map(_path, names), *known}
+        for at in scope.ids:
+            if not any(path in Scope((at,)) for path in here):
+                raise StoreError(
+                    f"{at}: none of the `globs` of {self.recipe.path} names it, or it is hidden: "
+                    f"{', '.join(self.recipe.globs)}"
+                )
+        return names, scope
+
+    def bring_in(self, names: Sequence[str | Rejected], within: Scope | None) -> None:
+        """Commit what makes the index that of ``names``, which lie ``within`` a scope."""
+        with closing(self._store()) as store:
+            if not compare(store.places(), names, self._sha256, within):
+                return
+        with self._writing() as vectors:
+            with closing(self._store()) as store:
+                if not (changes := compare(store.places(), names, self._sha256, within)):
+                    return
+                self._commit(store, changes, vectors)
+            self._merge(vectors)
+
+    def take_out(self, paths: Paths) -> None:
+        """Commit the removal of what ``paths`` name. Raises StoreError, EmptyCorpus."""
+        with self._writing() as vectors:
+            with closing(self._store()) as store:
+                places = store.places()
+                scope = scope_of(Path(store.manifest.documents), paths, places)
+                for at in scope.ids:
+                    if not any(path in Scope((at,)) for path in places):
+                        raise StoreError(
+                            f"{at}: not in the index. What is: "
+                            f"promptflow index info {self.recipe.name}"
+                        )
+                out = tuple(path for path in places if path in scope)
+                self._commit(store, Changes(out=out, gone=len(out)), vectors)
+            self._merge(vectors)
+
+    def _sha256(self, name: str) -> str:
+        if name not in self._hashes:
+            self._hashes[name] = sha256_inside(self.recipe.folder, name)
+        return self._hashes[name]
+
+    @contextmanager
+    def _writing(self) -> Iterator[Vectors]:
+        """Hold the lock, and leave nothing that is not committed; give the vectors of texts."""
+        with lock(self._built / "lock"):
+            kept = KeptVectors(self._built / "embeddings" / "vectors.sqlite")
+            vectors = Vectors(kept, self.embedder)
+            try:
+                yield vectors
+            except BaseException:
+                discard(self._built)
+                raise
+            finally:
+                kept.close()
+            self.done = replace(self.done, embedded=vectors.embedded, reused=vectors.reused)
+
+    def write_all(self, names: Sequence[str | Rejected]) -> None:
+        """Commit an index of ``names`` alone, written anew. Raises EmptyCorpus."""
+        entries = self._entries(names, set())
+        # Nothing is written before there is something to write.
+        before: list[Entry] = []
+        for entry in entries:
+            before.append(entry)
+            if entry.document is not None:
+                break
         else:
-            yield Rejected(item.path, "no text in it", item.sha256)
+            raise EmptyCorpus(self._empty(before))
+        with self._writing() as vectors:
+            number = self._next_generation()
+            segments = self._write(itertools.chain(before, entries), vectors, self._dense)
+            vectors.keep_only_used()
+            if not self.recipe.path.exists():
+                self.recipe.save()
+            manifest = Manifest(
+                self.recipe.name,
+                number,
+                str(self.recipe.folder),
+                identity(self.embedder()),
+                self.recipe.settings(),
+                {},
+                (),
+            )
+            self._commit_as(manifest, segments)
+            self.done = replace(self.done, unchanged=False)
 
+    def _commit(self, store: Store, changes: Changes, vectors: Vectors) -> None:
+        known = {content.key for segment in store.segments for content in segment.contents}
+        written = self._write(self._entries(changes.read, known), vectors, self._dense_of_few)
+        removed = [set(stated.removed) for stated in store.manifest.segments]
+        for path in changes.out:
+            segment, at = store.live.places[path]
+            removed[segment].add(at)
+        kept = [
+            replace(stated, removed=tuple(sorted(gone)))
+            for stated, gone in zip(store.manifest.segments, removed, strict=True)
+        ]
+        manifest = replace(store.manifest, generation=store.manifest.generation + 1)
+        self._commit_as(manifest, [*kept, *written])
+        self.done = replace(
+            self.done,
+            unchanged=False,
+            added=changes.added,
+            changed=changes.changed,
+            removed=changes.gone,
+        )
 
-def _write_segments(
-    draft: Draft, recipe: Recipe, embedder: TextEmbedder, show: Show
-) -> tuple[int, int]:
-    vectors, embedded, reused = _embed(
-        draft, recipe.built / "embeddings" / "vectors.sqlite", embedder, show
-    )
-    draft.write(DENSE, build_dense(vectors, recipe.factory))
-    draft.write(SPARSE, draft.words.finish())
-    return embedded, reused
+    def _commit_as(self, manifest: Manifest, segments: Sequence[Sealed]) -> None:
+        counts = counted(self._built, segments, self.recipe.rebuild)
+        if not counts["documents"]:
+            raise EmptyCorpus(
+                f"{self._built}: no document would be left in the index {self.recipe.name!r}, and "
+                "it stays as it is. To be rid of the index, remove that folder."
+            )
+        commit(self._built, replace(manifest, counts=counts, segments=tuple(segments)))
 
+    def compact(self) -> None:
+        """Commit all segments written again as one build would, unless they are that."""
+        with self._writing() as vectors:
+            with closing(self._store()) as store:
+                segments = store.manifest.segments
+                if len(segments) == 1 and not segments[0].removed:
+                    remove_leftovers(self._built, segments)
+                    return
+                self._check_settings(store.manifest)
+                self._rewrite(store, set(range(len(segments))), vectors, self._dense)
+            vectors.keep_only_used()
 
-def _embed(
-    draft: Draft, path: Path, embedder: TextEmbedder, show: Show
-) -> tuple[NDArray[np.float32], int, int]:
-    """Return the vectors of all chunks, and how many texts were embedded and how many reused."""
-    number = draft.counts["chunks"]
-    vectors = np.empty((number, embedder.dimension), np.float32)
-    used: set[bytes] = set()
-    embedded = reused = done = 0
+    def _merge(self, vectors: Vectors) -> None:
+        with closing(self._store()) as store:
+            if (chosen := crowded(store)) and self._can_embed(store.manifest):
+                self._rewrite(store, chosen, vectors, self._dense_of_few)
 
-    def moved(texts: int) -> None:
-        nonlocal done
-        done += texts
-        show("embedding", min(done, number), number)
+    def _can_embed(self, manifest: Manifest) -> bool:
+        """Return whether the embedder of the index is here: taking out needs none."""
+        with suppress(ModelError):
+            return self._same_settings(manifest)
+        return False
 
-    kept = KeptVectors(path)
-    try:
-        for first in range(0, number, BLOCK):
-            texts = draft.embedded_texts(first, BLOCK)
-            keys = [key_of(embedder.sha256, text) for text in texts]
-            known = kept.get(keys, embedder.dimension)
-            reused += len(known.keys() - used)
-            missing = {k: text for k, text in zip(keys, texts, strict=True) if k not in known}
-            if missing:
-                new = embedder.encode(list(missing.values()), progress=moved)
-                if not np.isfinite(new).all():
-                    raise ModelInvalid(f"{embedder.name} gave vectors that are not numbers")
-                kept.put(fresh := dict(zip(missing, new, strict=True)))
-                known |= fresh
-                embedded += len(missing)
-            vectors[first : first + len(keys)] = [known[key] for key in keys]
-            used.update(keys)
-            moved(first + len(keys) - done)
-        kept.keep_only(used)
-    finally:
-        kept.close()
-    return vectors, embedded, reused
+    def _rewrite(
+        self, store: Store, chosen: set[int], vectors: Vectors, dense: Callable[[Array], bytes]
+    ) -> None:
+        written = self._write(entries_of(store, chosen), vectors, dense)
+        kept = [s for at, s in enumerate(store.manifest.segments) if at not in chosen]
+        manifest = replace(store.manifest, generation=store.manifest.generation + 1)
+        self._commit_as(manifest, [*kept, *written])
+        self.done = replace(self.done, unchanged=False)
+
+    def _write(
+        self, entries: Iterable[Entry], vectors: Vectors, dense: Callable[[Array], bytes]
+    ) -> list[Sealed]:
+        """Write entries into as many segments as keep memory bounded."""
+        written: list[Sealed] = []
+        cut = self.recipe.factory in EXACT
+        waiting = iter(entries)
+        entry = next(waiting, None)
+        while entry is not None:
+            number = next_segment(self._built)
+            with drafting(self._built, number, vectors.of, dense, cut=cut) as draft:
+                while entry is not None and not draft.full:
+                    draft.add(entry)
+                    entry = next(waiting, None)
+            written.append(draft.sealed)
+        return written
+
+    def _dense(self, vectors: Array) -> bytes:
+        return build_dense(vectors, self.recipe.factory)
+
+    def _dense_of_few(self, vectors: Array) -> bytes:
+        few = len(vectors) < APPROXIMATE_FROM
+        return build_dense(vectors, "Flat" if few else self.recipe.factory)
+
+    def _next_generation(self) -> int:
+        try:
+            return read_manifest(self._built, self.recipe.rebuild).generation + 1
+        except StoreError:
+            # Above any that a reader of the damaged index may hold.
+            return next_segment(self._built)
+
+    def _entries(self, names: Sequence[str | Rejected], known: set[str]) -> Iterator[Entry]:
+        """Read files; a text whose key is ``known`` comes as a place of it."""
+        recipe, embedder = self.recipe, None
+        for done, item in enumerate(load_all(recipe.folder, names), 1):
+            self._show("reading", done, len(names))
+            if isinstance(item, Rejected):
+                yield Entry(Place(item.path, item.sha256, reason=item.reason))
+                continue
+            metadata = item.metadata | recipe.values_for(item.path)
+            key, document = keyed(replace(item, metadata=metadata))
+            if key in known:
+                yield Entry(Place(item.path, item.sha256, key))
+                continue
+            embedder = embedder or self.embedder()
+            chunks = chunk_text(
+                item.text,
+                recipe.chunk_size,
+                embedder.count,
+                overlap=recipe.chunk_overlap,
+                markdown=item.headings,
+            )
+            if chunks:
+                known.add(key)
+                yield Entry(Place(item.path, item.sha256, key), key, document, chunks)
+            else:
+                yield Entry(Place(item.path, item.sha256, reason="no text in it"))
+
+    def _empty(self, entries: Sequence[Entry]) -> str:
+        recipe = self.recipe
+        rejected = [entry.place for entry in entries if entry.place is not None]
+        reasons = "".join(f"\n  {place.path}: {place.reason}" for place in rejected[:10])
+        looked = f"{recipe.folder}: no readable document among {', '.join(recipe.globs)}."
+        hint = " Put some there, or change `globs`."
+        return looked + (f" Rejected:{reasons}" if rejected else hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,14 @@ from promptflow.errors import StoreCorrupt, StoreError
 from promptflow.retrieval.passages import Ranking
 
 Array = NDArray[np.float32]
+HOME = os.getpid()
+THREADS = faiss.omp_get_max_threads()
+ALONE = 1 << 22
+"""Numbers in an index below which one thread searches it."""
+SPARE = 16
+"""Rows that are found beyond those asked for, so that ties are seen."""
+NOISE = 1e-5
+"""How far FAISS's score of a unit vector may be from the one that is given back."""
 INNER = (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexIVF, faiss.IndexHNSW)
 
 
@@ -72,13 +81,49 @@ class Dense:
             raise StoreCorrupt("its ids are not those of the chunks")
 
     def search(self, vector: Array, k: int, allowed: Sequence[int] | None = None) -> Ranking:
-        """Return at most ``k`` (id, cosine), best first, of the ``allowed`` ids."""
-        k = min(k, self._index.ntotal if allowed is None else len(allowed))
-        if k < 1:
+        """Return at most ``k`` (id, cosine), best first, ties by id, of the ``allowed`` ids."""
+        return self.nearest(vector, k, allowed)[:k]
+
+    def nearest(self, vector: Array, k: int, allowed: Sequence[int] | None = None) -> Ranking:
+        """Return what ``search`` does, and after it all that tie with the last."""
+        most = self._index.ntotal if allowed is None else len(allowed)
+        if min(k, most) < 1:
             return []
+        # Few rows cost less than waking threads. In a forked child there are none to wake: those of
+        # OpenMP stay behind in the parent, and a search would wait for them for ever.
+        alone = os.getpid() != HOME or self._index.ntotal * self._index.d < ALONE
+        faiss.omp_set_num_threads(1 if alone else THREADS)
+        exact = isinstance(self._inner, faiss.IndexFlat)
+        wanted = min(most, k + SPARE) if exact else min(most, k)
+        while True:
+            found = self._found(vector, wanted, allowed)
+            if not exact or len(found) < wanted or wanted == most:
+                break
+            if found[-1][1] < found[k - 1][1] - NOISE:
+                break
+            wanted = min(most, 4 * wanted)
+        if not exact:
+            return sorted(found, key=lambda item: (-item[1], item[0]))
+        found = self._scored(vector, [row for row, _ in found])
+        least = found[min(k, len(found)) - 1][1] if found else 0.0
+        return [(row, score) for row, score in found if score >= least]
+
+    def _found(self, vector: Array, k: int, allowed: Sequence[int] | None) -> Ranking:
         selector = None if allowed is None else faiss.IDSelectorBatch(np.array(allowed, np.int64))
         scores, ids = self._index.search(vector[None, :], k, params=self._parameters(selector, k))
         return [(int(i), float(s)) for i, s in zip(ids[0], scores[0], strict=True) if i >= 0]
+
+    def _scored(self, vector: Array, rows: Sequence[int]) -> Ranking:
+        """Return rows with scores that do not depend on where a row stands, best first.
+
+        FAISS adds up four rows at a time and the rest one by one: the last bit of a score changes
+        with the number of the row, and with it the order of passages that say the same.
+        """
+        inner: Any = self._inner
+        flat = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
+        vectors = flat.reshape(-1, inner.d)[list(rows)].astype(np.float64)
+        scores = (vectors * vector.astype(np.float64)).sum(axis=1).astype(np.float32)
+        return sorted(zip(rows, scores.tolist(), strict=True), key=lambda item: (-item[1], item[0]))
 
     def _parameters(self, selector: Any, k: int) -> Any:
         """Return search parameters; a filtered search of an approximate index looks at more."""

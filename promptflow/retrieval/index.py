@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from promptflow.errors import PromptflowError, StoreCorrupt, StoreError
-from promptflow.retrieval.dense import Dense
+from promptflow.child import ForkLock
+from promptflow.errors import EmptyCorpus, PromptflowError, StoreError
+from promptflow.retrieval.across import DenseAcross, SparseAcross
+from promptflow.retrieval.documents import sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
 from promptflow.retrieval.explain import Explanation, Found, held, ranks, written
 from promptflow.retrieval.passages import (
@@ -26,12 +28,8 @@ from promptflow.retrieval.passages import (
     single,
 )
 from promptflow.retrieval.recipe import Recipe, find_recipe
-from promptflow.retrieval.store import DENSE, SPARSE, BuildReport, Manifest, Store, folder_of
+from promptflow.retrieval.store import BuildReport, Manifest, Store
 from promptflow.retrieval.text import language_of, normal, query_words
-
-if TYPE_CHECKING:
-    from promptflow.retrieval.sparse import Sparse
-
 
 DEEPEST = 50
 """Passages at least that each way of searching gives to the fusion."""
@@ -57,14 +55,9 @@ class Index:
         self._store = store
         self._embedder = embedder
         self._embedder_checked = False
-        self._lock = threading.Lock()
-        manifest = store.manifest
-        dimension = int(manifest.embedder["dimension"])
-        self._dense: Dense = self._loaded(
-            DENSE, lambda data: Dense(data, manifest.counts["chunks"], dimension)
-        )
-        self._sparse_data: bytes | None = store.take_segment(SPARSE)
-        self._sparse: Sparse | None = None
+        self._lock = ForkLock()
+        self._dense = DenseAcross(store)
+        self._sparse: SparseAcross | None = None
 
     @classmethod
     def open(cls, name: str | Path, *, embedder: TextEmbedder | None = None) -> Index:
@@ -83,14 +76,6 @@ class Index:
     def __deepcopy__(self, memo: dict[int, Any]) -> Index:
         """Return itself: copies of a program search the same index."""
         return self
-
-    def _loaded(self, segment: str, load: Any) -> Any:
-        data = self._store.take_segment(segment)
-        try:
-            return load(data)
-        except StoreCorrupt as error:
-            path = self._store.folder / folder_of(self.manifest.generation) / segment
-            raise StoreCorrupt(f"{path}: {error}. Rebuild it: {self.recipe.rebuild}") from error
 
     @property
     def name(self) -> str:
@@ -196,13 +181,10 @@ class Index:
         near += self._dense.search(vector, len(ids), ids)
         return fuse(dict(near), dict(self._words().search(query, len(ids), ids)), DENSE_WEIGHT)[:k]
 
-    def _words(self) -> Sparse:
-        from promptflow.retrieval.sparse import Segment, Sparse
-
+    def _words(self) -> SparseAcross:
         with self._lock:
             if self._sparse is None:
-                self._sparse = Sparse([Segment(self._sparse_data or b"")])
-                self._sparse_data = None
+                self._sparse = SparseAcross(self._store)
             return self._sparse
 
     def _encoder(self) -> TextEmbedder:
@@ -219,6 +201,20 @@ class Index:
         """Return the whole text of a document, which the offsets of passages count in."""
         return self._store.text(document)
 
+    def stale(self, document: str) -> str:
+        """Return "" if the file of a document is as it was indexed, else "changed" or "gone".
+
+        Raises StoreNotFound for an unknown document.
+        """
+        stated = self._store.sha256(document)
+        try:
+            folder = self.recipe.folder
+        except EmptyCorpus:
+            folder = Path(self.manifest.documents)
+        if not os.path.lexists(folder / document):
+            return "gone"
+        return "" if sha256_inside(folder, document) == stated else "changed"
+
     def info(self) -> dict[str, Any]:
         """Return what the index is, as plain data."""
         manifest = self.manifest
@@ -231,7 +227,7 @@ class Index:
             "counts": dict(manifest.counts),
             "embedder": dict(manifest.embedder),
             "settings": dict(manifest.settings),
-            "segments": dict(manifest.segments),
+            "segments": [asdict(segment) for segment in manifest.segments],
             "documents": self._store.documents(),
             "rejected": [
                 {"path": entry.path, "reason": entry.reason} for entry in self._store.rejected()

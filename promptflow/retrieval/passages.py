@@ -112,12 +112,17 @@ def matching(documents: Sequence[Mapping[str, Any]], where: Where) -> list[str]:
     document has.
     """
     tables = {
-        str(entry["path"]): {**entry["metadata"], "kind": entry["kind"], "document": entry["path"]}
+        str(entry["path"]): {
+            **entry["metadata"],
+            "kind": entry["kind"],
+            "document": entry["path"],
+            "also": entry.get("also", ()),
+        }
         for entry in documents
     }
     if callable(where):
         return [path for path, table in tables.items() if where(table)]
-    known = {key for table in tables.values() for key in table} - {"pages"}
+    known = {key for table in tables.values() for key in table} - {"pages", "also"}
     for key in where:
         if key not in known:
             raise PromptflowError(
@@ -133,7 +138,9 @@ def matching(documents: Sequence[Mapping[str, Any]], where: Where) -> list[str]:
 def _has(table: Mapping[str, Any], key: str, wanted: Any) -> bool:
     choices = wanted if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
     if key == "document":
-        return any(glob_pattern(str(glob)).fullmatch(table[key]) for glob in choices)
+        globs = [glob_pattern(str(glob)) for glob in choices]
+        places = (table[key], *table["also"])
+        return any(glob.fullmatch(path) for glob in globs for path in places)
     return key in table and table[key] in choices
 
 

@@ -82,10 +82,14 @@ class Recipe:
 
     @property
     def built(self) -> Path:
-        """The folder of the built files: beside the recipe, or in the user's cache."""
+        """The folder of the built files: beside the recipe, or in the user's cache.
+
+        One that stands beside it is used though nothing can be written there.
+        """
         home = self.path.absolute().parent
         installed = {"site-packages", "dist-packages", "_library"} & set(home.parts)
-        if not installed and (os.access(home, os.W_OK) or not home.exists()):
+        beside = (home / "built" / "manifest.json").is_file()
+        if beside or (not installed and (os.access(home, os.W_OK) or not home.exists())):
             return home / "built"
         place = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:8]
         return cache_dir() / "indexes" / f"{self.name}-{place}"

@@ -51,15 +51,16 @@ class SparseWriter:
     def __init__(self) -> None:
         """Start an empty segment."""
         self._vocabulary: dict[str, int] = {}
-        self._languages: set[str] = set()
+        self._languages: dict[str, int] = {}
         self._terms, self._counts = array("i"), array("H")
         self._distinct, self._lengths, self._parts = array("i"), array("i"), array("i")
+        self._spoken = array("H")
         self._part = -1
 
     def add(self, text: str, chunks: Sequence[str]) -> None:
         """Add a document and its chunks, which get the next ids."""
         language = language_of(text)
-        self._languages.add(language)
+        spoken = self._languages.setdefault(language, len(self._languages))
         vocabulary = self._vocabulary
         room = -1
         for chunk in chunks:
@@ -75,6 +76,7 @@ class SparseWriter:
             self._distinct.append(len(held))
             self._lengths.append(len(found))
             self._parts.append(self._part)
+            self._spoken.append(spoken)
 
     def finish(self) -> bytes:
         """Return the segment."""
@@ -90,7 +92,8 @@ class SparseWriter:
         np.savez(
             buffer,
             vocabulary=np.frombuffer(json.dumps(names).encode(), np.uint8),
-            languages=np.frombuffer(json.dumps(sorted(self._languages)).encode(), np.uint8),
+            languages=np.frombuffer(json.dumps(list(self._languages)).encode(), np.uint8),
+            spoken=np.asarray(self._spoken, np.uint16),
             first=np.searchsorted(terms[order], np.arange(len(names) + 1)).astype(np.int64),
             chunks=chunks[order],
             counts=np.asarray(self._counts, np.uint16)[order],
@@ -133,14 +136,15 @@ class Segment:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 names = json.loads(arrays["vocabulary"].tobytes())
-                self.languages: list[str] = json.loads(arrays["languages"].tobytes())
+                languages: list[str] = json.loads(arrays["languages"].tobytes())
+                spoken = arrays["spoken"]
                 first, units, counts = arrays["first"], arrays["chunks"], arrays["counts"]
                 self.lengths, self.parts = arrays["lengths"], arrays["parts"]
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise StoreCorrupt(f"not a BM25 segment: {error}") from error
         number = len(self.lengths)
-        whole = (len(first) - 1, first[-1] if len(first) else -1, len(self.parts))
-        if whole != (len(names), len(units), number) or len(counts) != len(units):
+        whole = (len(first) - 1, first[-1] if len(first) else -1, len(self.parts), len(spoken))
+        if whole != (len(names), len(units), number, number) or len(counts) != len(units):
             raise StoreCorrupt("not a BM25 segment: its tables are not of one length")
         if len(units) and not 0 <= units.min() <= units.max() < number:
             raise StoreCorrupt("not a BM25 segment: it names chunks that it does not have")
@@ -148,6 +152,9 @@ class Segment:
         if number and not (steps.min() >= 0 and self.parts[-1] < number):
             raise StoreCorrupt("not a BM25 segment: its documents are not in order")
         self.live = np.ones(number, bool) if live is None else live
+        if len(self.live) != number:
+            raise StoreCorrupt(f"holds {number} texts, expected {len(self.live)}")
+        self.languages = [languages[at] for at in np.unique(spoken[self.live])]
         self.vocabulary = {name: at for at, name in enumerate(names)}
         chunks = Postings(first, units, counts)
         if live is not None and not live.all():

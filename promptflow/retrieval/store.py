@@ -1,60 +1,43 @@
-"""The folder of a built index: one manifest, and one folder of immutable files a generation.
+"""The folder of a built index: one manifest, and one folder of immutable files a segment.
 
 ::
 
-    manifest.json                     which generation, built how, and the SHA-256 of each file
-    generation-000003/chunks.sqlite   documents, chunks with character offsets, rejected files
-    generation-000003/dense.faiss     vectors
-    generation-000003/sparse.bm25     words
-    embeddings/vectors.sqlite         vectors kept for the next build; may be deleted
-    lock                              held by the one writer
+    manifest.json            which segments, built how, and the SHA-256 of each of their files
+    segment-000003/          what one commit added (see ``segment.py``)
+    embeddings/              vectors kept for the next build; may be deleted
+    lock                     held by the one writer
 
-Writing the manifest is the commit: one atomic replace. A generation is complete and synced before,
-and never changes after, so a reader sees the last committed one and every damage shows as a hash.
+Writing the manifest is the commit: one atomic replace. A segment is complete and synced before, and
+never changes after; what a commit takes out is a number in the manifest. So a reader sees the last
+committed generation, and every damage shows as a hash: when the index is opened if its files have
+64 MB or less, else when they are loaded, of each text when it is read, and always by ``check``.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from promptflow.errors import StoreCorrupt, StoreError, StoreNotFound
-from promptflow.retrieval.chunk import Chunk
-from promptflow.retrieval.documents import Document, Rejected
-from promptflow.retrieval.sparse import SparseWriter
-from promptflow.retrieval.text import normal
-from promptflow.storage import (
-    canonical,
-    connect,
-    read_json,
-    remove_folder,
-    replace_folder,
-    sha256_bytes,
-    sqlite_errors,
-    write_bytes,
-    write_json,
+from promptflow.retrieval.documents import Rejected
+from promptflow.retrieval.segment import (
+    Content,
+    Ids,
+    Place,
+    Sealed,
+    Segment,
+    embedded_text,
 )
+from promptflow.storage import canonical, read_json, remove_folder, sha256_bytes, write_json
 
-SCHEMA = 2
-CHUNKS, DENSE, SPARSE = "chunks.sqlite", "dense.faiss", "sparse.bm25"
-HEADING_TOKENS = 50
-"""Tokens kept free in the embedder for the headings above a passage."""
-SEGMENTS = (CHUNKS, DENSE, SPARSE)
-TABLES = """
-CREATE TABLE documents (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
-    sha256 TEXT NOT NULL, metadata TEXT NOT NULL, text TEXT NOT NULL);
-CREATE TABLE chunks (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES documents,
-    first INTEGER NOT NULL, last INTEGER NOT NULL, heading TEXT NOT NULL, text TEXT NOT NULL);
-CREATE INDEX by_document ON chunks (document);
-CREATE TABLE rejected (path TEXT PRIMARY KEY, reason TEXT NOT NULL, sha256 TEXT NOT NULL)
-"""
+SCHEMA = 3
+HASHED_WHOLE = 64 << 20
+"""Bytes up to which all files of an index are hashed when it is opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +50,17 @@ class Manifest:
     embedder: dict[str, Any]
     settings: dict[str, Any]
     counts: dict[str, int]
-    segments: dict[str, dict[str, Any]]
+    segments: tuple[Sealed, ...]
     schema: int = SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build did. ``unchanged`` means that it found the index up to date and wrote nothing.
+    """What a commit did. ``unchanged`` means that there was nothing to do and nothing was written.
 
-    ``embedded`` and ``reused`` count different texts: those that went through the embedder and
-    those whose vectors an earlier build had kept.
+    ``added``, ``changed`` and ``removed`` count files; ``documents`` counts texts, of which several
+    files may be copies. ``embedded`` and ``reused`` count different passages: those that went
+    through the embedder and those whose vectors an earlier build had kept.
     """
 
     generation: int
@@ -87,6 +71,9 @@ class BuildReport:
     reused: int
     seconds: float
     unchanged: bool = False
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +93,19 @@ class Row:
         return embedded_text(self.heading, self.text)
 
 
-def embedded_text(heading: str, text: str) -> str:
-    """Return the text that is embedded and searched, in NFC: the passage under its headings."""
-    # The end of a long path of headings: the nearest ones say most, and the passage must fit.
-    heading = heading[-4 * HEADING_TOKENS :]
-    return normal(f"{heading}\n{text}" if heading else text)
+class Stored(NamedTuple):
+    """A live document: its content, the segment that has it, and its paths in order."""
 
+    segment: int
+    content: Content
+    paths: tuple[str, ...]
 
-def folder_of(generation: int) -> str:
-    """Return the folder name of a generation."""
-    return f"generation-{generation:06d}"
+    def metadata(self) -> dict[str, Any]:
+        """Return its metadata as its first path shows it, with the other paths as ``also``."""
+        path, *also = self.paths
+        title = self.content.metadata.get("title") or PurePosixPath(path).stem
+        named = {"kind": self.content.kind, **self.content.metadata, "title": title}
+        return {**named, "also": also} if also else named
 
 
 def read_manifest(folder: Path, rebuild: str) -> Manifest:
@@ -133,35 +123,86 @@ def read_manifest(folder: Path, rebuild: str) -> Manifest:
                 f"{path}: written with schema {table['schema']}, this version reads {SCHEMA}. "
                 f"Build it again: {rebuild}"
             )
-        return Manifest(**table)
-    except (StoreCorrupt, AttributeError, KeyError, TypeError) as error:
+        segments = tuple(Sealed.of(stated) for stated in table.pop("segments"))
+        return Manifest(**table, segments=segments)
+    except (StoreCorrupt, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(f"{path}: damaged ({error}). Rebuild it: {rebuild}") from error
 
 
+class Live:
+    """What the segments say together: which files are indexed, and which text each has.
+
+    Documents are in the order of their first paths, as one build of all of them would have them.
+    """
+
+    def __init__(self, segments: Sequence[Segment], removed: Sequence[Iterable[int]]) -> None:
+        """Take open segments and the places that are removed from each. Raises StoreCorrupt."""
+        self.places: dict[str, tuple[int, int]] = {}
+        self.documents: list[Stored] = []
+        self.rejected: list[Rejected] = []
+        known: dict[str, tuple[int, Content]] = {}
+        paths: dict[str, list[str]] = {}
+        for number, segment in enumerate(segments):
+            for content in segment.contents:
+                known.setdefault(content.key, (number, content))
+            gone = frozenset(removed[number])
+            for at, place in enumerate(segment.places):
+                if at in gone:
+                    continue
+                if place.path in self.places:
+                    raise segment.damaged("documents.json", f"has {place.path!r} once more")
+                self.places[place.path] = (number, at)
+                if place.content:
+                    paths.setdefault(place.content, []).append(place.path)
+                else:
+                    self.rejected.append(Rejected(place.path, place.reason, place.sha256))
+        for key, at_paths in paths.items():
+            if key not in known:
+                number, _ = self.places[at_paths[0]]
+                raise segments[number].damaged("documents.json", f"has no text {key}")
+            self.documents.append(Stored(*known[key], tuple(sorted(at_paths))))
+        self.documents.sort(key=lambda stored: stored.paths[0])
+        self.rejected.sort(key=lambda entry: entry.path)
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts that the manifest states."""
+        contents = [stored.content for stored in self.documents]
+        return {
+            "documents": len(contents),
+            "chunks": sum(content.chunks for content in contents),
+            "rejected": len(self.rejected),
+            "characters": sum(content.characters for content in contents),
+        }
+
+
 class Store:
-    """One committed generation, open for reading. Safe to use from several threads."""
+    """One committed generation, open for reading, from any thread and after a fork.
+
+    Chunks have the ids 0, 1, 2... that one build of all documents would give them, whatever the
+    segments are.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, rebuild: str) -> None:
-        """Open the chunks of ``manifest``; ``Store.open`` reads the manifest too."""
+        """Open the segments of ``manifest``; ``Store.open`` reads the manifest too."""
         self.folder = folder
         self.manifest = manifest
         self.rebuild = rebuild
-        self._lock = threading.Lock()
-        # The segments are read, and so checked, before SQLite sees a byte of them.
-        self._segments = {name: self._checked(name) for name in SEGMENTS}
-        del self._segments[CHUNKS]
-        path = self._path(CHUNKS)
-        with sqlite_errors(path):
-            self._chunks = sqlite3.connect(
-                f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1",
-                uri=True,
-                check_same_thread=False,
-            )
+        self.segments: list[Segment] = []
+        self._checked = False
         try:
+            for stated in manifest.segments:
+                self.segments.append(Segment(folder, stated, rebuild))
+            if sum(stated.size for stated in manifest.segments) <= HASHED_WHOLE:
+                self.check()
+            self.live = Live(self.segments, [stated.removed for stated in manifest.segments])
             self._check_counts()
         except BaseException:
             self.close()
             raise
+        self._number_chunks()
+        self._document_of = {
+            path: at for at, stored in enumerate(self.live.documents) for path in stored.paths
+        }
 
     @classmethod
     def open(cls, folder: Path, rebuild: str) -> Store:
@@ -175,236 +216,167 @@ class Store:
             try:
                 return cls(folder, manifest, rebuild)
             except StoreError:
-                # A writer may have removed this generation since the manifest was read.
+                # A writer may have removed these segments since the manifest was read.
                 latest = read_manifest(folder, rebuild)
                 if latest.generation == manifest.generation:
                     raise
                 manifest = latest
 
-    def _path(self, name: str) -> Path:
-        return self.folder / folder_of(self.manifest.generation) / name
-
-    def _damaged(self, path: Path, what: str) -> StoreCorrupt:
-        return StoreCorrupt(f"{path}: {what}. Rebuild it: {self.rebuild}")
-
-    def _checked(self, name: str) -> bytes:
-        path = self._path(name)
-        stated = self.manifest.segments.get(name, {})
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise self._damaged(path, f"cannot be read: {error.strerror}") from error
-        if (found := sha256_bytes(data)) != stated.get("sha256"):
-            raise self._damaged(
-                path,
-                f"damaged: its SHA-256 is {found}, the manifest says {stated.get('sha256')} "
-                f"({len(data)} bytes, expected {stated.get('bytes')})",
-            )
-        return data
-
     def _check_counts(self) -> None:
-        for table in ("documents", "chunks", "rejected"):
-            [[found]] = self._rows(f"SELECT count(*) FROM {table}")
-            if found != self.manifest.counts[table]:
-                raise self._damaged(
-                    self._path(CHUNKS),
-                    f"holds {found} {table}, the manifest says {self.manifest.counts[table]}",
+        found = self.live.counts()
+        for name, number in found.items():
+            if number != self.manifest.counts.get(name):
+                raise StoreCorrupt(
+                    f"{self.folder}: holds {number} {name}, the manifest says "
+                    f"{self.manifest.counts.get(name)}. Rebuild it: {self.rebuild}"
                 )
 
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, sqlite_errors(self._path(CHUNKS)):
-            return self._chunks.execute(query, values).fetchall()
+    def _number_chunks(self) -> None:
+        """Number the live chunks by document and place in it."""
+        documents = self.live.documents
+        sizes = np.array([stored.content.chunks for stored in documents], np.int64)
+        firsts = np.array([stored.content.first for stored in documents], np.int64)
+        homes = np.array([stored.segment for stored in documents], np.int64)
+        self._first_ids = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        ids = np.arange(int(self._first_ids[-1]), dtype=np.int64)
+        self._document_at = np.repeat(np.arange(len(documents)), sizes)
+        self._local = ids + np.repeat(firsts - self._first_ids[:-1], sizes)
+        self._home = np.repeat(homes, sizes)
 
-    def take_segment(self, name: str) -> bytes:
-        """Return the checked bytes of a segment, once: they are not kept."""
-        return self._segments.pop(name)
+    def ids(self, segment: int) -> Ids:
+        """Return the id of each chunk of a segment, -1 for one whose document is removed."""
+        ids = np.full(self.segments[segment].stated.chunks, -1, np.int64)
+        mine = np.flatnonzero(self._home == segment)
+        ids[self._local[mine]] = mine
+        return ids
+
+    def check(self) -> None:
+        """Read every file and compare its hash. Raises StoreCorrupt naming the damaged one."""
+        if not self._checked:
+            for segment in self.segments:
+                segment.check()
+            self._checked = True
 
     def chunk(self, chunk: int) -> Row:
         """Return one chunk by its id. Raises StoreNotFound."""
-        for row in self._chunk_rows("WHERE chunks.id = ?", (chunk,)):
-            return row
-        raise StoreNotFound(f"{self.folder}: no chunk {chunk} of {self.manifest.counts['chunks']}")
+        if not 0 <= chunk < len(self._home):
+            raise StoreNotFound(f"{self.folder}: no chunk {chunk} of {len(self._home)}")
+        place, text = self.segments[self._home[chunk]].chunk(int(self._local[chunk]))
+        stored = self.live.documents[self._document_at[chunk]]
+        return Row(
+            chunk, stored.paths[0], place.start, place.end, place.heading, text, stored.metadata()
+        )
 
     def chunks(self) -> Iterator[Row]:
-        """Give every chunk in the order of ids, a thousand at a time."""
-        first = 0
-        while rows := self._chunk_rows("WHERE chunks.id BETWEEN ? AND ?", (first, first + 999)):
-            yield from rows
-            first += 1000
-
-    def _chunk_rows(self, where: str, values: Sequence[Any]) -> list[Row]:
-        return [
-            _row(row) for row in self._rows(SELECT_CHUNKS + where + " ORDER BY chunks.id", values)
-        ]
+        """Give every chunk in the order of ids."""
+        return map(self.chunk, range(len(self._home)))
 
     def text(self, document: str) -> str:
         """Return the whole text of a document. Raises StoreNotFound for an unknown path."""
-        for [text] in self._rows("SELECT text FROM documents WHERE path = ?", (document,)):
-            return str(text)
-        raise StoreNotFound(f"{self.folder}: no document {document!r}. See: promptflow index info")
+        stored = self._stored(document)
+        return self.segments[stored.segment].text(stored.content)
+
+    def _stored(self, document: str) -> Stored:
+        if document not in self._document_of:
+            raise StoreNotFound(
+                f"{self.folder}: no document {document!r}. See: promptflow index info"
+            )
+        return self.live.documents[self._document_of[document]]
+
+    def sha256(self, document: str) -> str:
+        """Return the SHA-256 of the file that was indexed. Raises StoreNotFound."""
+        return self._stored(document).content.sha256
 
     def documents(self) -> list[dict[str, Any]]:
-        """Return path, kind, sha256, metadata and number of chunks of every document."""
-        rows = self._rows(
-            "SELECT path, kind, documents.sha256, metadata, count(*) FROM documents "
-            "JOIN chunks ON chunks.document = documents.id GROUP BY documents.id ORDER BY path"
-        )
-        return [
-            {"path": path, "kind": kind, "sha256": sha, "metadata": json.loads(meta), "chunks": n}
-            for path, kind, sha, meta, n in rows
-        ]
+        """Return path, other paths, kind, sha256, metadata and number of chunks of every text."""
+        return [_listed(stored) for stored in self.live.documents]
 
     def rejected(self) -> list[Rejected]:
         """Return the files that are not in the index, and why."""
-        return [
-            Rejected(*row)
-            for row in self._rows("SELECT path, reason, sha256 FROM rejected ORDER BY path")
-        ]
+        return self.live.rejected
+
+    def places(self) -> dict[str, Place]:
+        """Return every file that was read or rejected, by its path."""
+        return {
+            path: self.segments[segment].places[at]
+            for path, (segment, at) in self.live.places.items()
+        }
 
     def chunk_ids(self, documents: Iterable[str]) -> list[int]:
         """Return the ids of the chunks of these documents."""
-        ids: list[int] = []
-        for document in documents:
-            rows = self._rows(
-                "SELECT chunks.id FROM chunks JOIN documents ON documents.id = chunks.document "
-                "WHERE documents.path = ?",
-                (document,),
-            )
-            ids += [row[0] for row in rows]
-        return sorted(ids)
+        known = {self._document_of[path] for path in documents if path in self._document_of}
+        return [
+            chunk
+            for at in sorted(known)
+            for chunk in range(int(self._first_ids[at]), int(self._first_ids[at + 1]))
+        ]
 
     def close(self) -> None:
         """Close the files."""
-        self._chunks.close()
+        for segment in self.segments:
+            segment.close()
 
 
-SELECT_CHUNKS = (
-    "SELECT chunks.id, path, first, last, heading, chunks.text, kind, metadata FROM chunks "
-    "JOIN documents ON documents.id = chunks.document "
-)
+def _listed(stored: Stored) -> dict[str, Any]:
+    metadata = stored.metadata()
+    kind, also = metadata.pop("kind"), metadata.pop("also", [])
+    content = stored.content
+    return {
+        "path": stored.paths[0],
+        "also": also,
+        "kind": kind,
+        "sha256": content.sha256,
+        "metadata": metadata,
+        "chunks": content.chunks,
+    }
 
 
-def _row(row: tuple[Any, ...]) -> Row:
-    chunk, path, start, end, heading, text, kind, metadata = row
-    return Row(chunk, path, start, end, heading, text, {"kind": kind, **json.loads(metadata)})
-
-
-class Draft:
-    """A generation while it is written, in a folder that no reader knows."""
-
-    def __init__(self, folder: Path) -> None:
-        """Start an empty generation in the empty ``folder``."""
-        self.folder = folder
-        self.counts = {"documents": 0, "chunks": 0, "rejected": 0, "characters": 0}
-        self.words = SparseWriter()
-        self._path = folder / CHUNKS
-        self._chunks = connect(self._path, durable=False)
-        with sqlite_errors(self._path):
-            for statement in TABLES.split(";"):
-                self._chunks.execute(statement)
-
-    def add(self, document: Document, chunks: Sequence[Chunk]) -> None:
-        """Add a document with its chunks, which get the next ids."""
-        number, first = self.counts["documents"], self.counts["chunks"]
-        metadata = json.dumps(document.metadata, sort_keys=True, default=str)
-        values = [
-            (first + at, number, chunk.start, chunk.end, chunk.heading,
-             document.text[chunk.start : chunk.end])
-            for at, chunk in enumerate(chunks)
-        ]  # fmt: skip
-        with sqlite_errors(self._path):
-            self._chunks.execute("BEGIN")
-            self._chunks.execute(
-                "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)",
-                (number, document.path, document.kind, document.sha256, metadata, document.text),
-            )
-            self._chunks.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", values)
-            self._chunks.commit()
-        texts = [
-            embedded_text(chunk.heading, row[-1]) for chunk, row in zip(chunks, values, strict=True)
-        ]
-        self.words.add(document.text, texts)
-        self.counts["documents"] += 1
-        self.counts["chunks"] += len(values)
-        self.counts["characters"] += len(document.text)
-
-    def reject(self, rejected: Rejected) -> None:
-        """Note a file that is not in the index."""
-        with sqlite_errors(self._path):
-            self._chunks.execute(
-                "INSERT INTO rejected VALUES (?, ?, ?)",
-                (rejected.path, rejected.reason, rejected.sha256),
-            )
-        self.counts["rejected"] += 1
-
-    def embedded_texts(self, first: int, number: int) -> list[str]:
-        """Return the texts to embed of ``number`` chunks from id ``first``."""
-        with sqlite_errors(self._path):
-            rows = self._chunks.execute(
-                SELECT_CHUNKS + "WHERE chunks.id >= ? ORDER BY chunks.id LIMIT ?", (first, number)
-            ).fetchall()
-        return [_row(row).embedded() for row in rows]
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a segment."""
-        write_bytes(self.folder / name, data)
-
-    def seal(self) -> dict[str, dict[str, Any]]:
-        """Close the chunks and return size and hash of every segment."""
-        with sqlite_errors(self._path):
-            # Leaves one file without a log beside it, which an immutable reader can open.
-            self._chunks.execute("PRAGMA journal_mode=DELETE")
-            self.close()
-        segments = {}
-        for name in SEGMENTS:
-            data = (self.folder / name).read_bytes()
-            segments[name] = {"bytes": len(data), "sha256": sha256_bytes(data)}
-        return segments
-
-    def close(self) -> None:
-        """Close the chunks; a draft that is not sealed is thrown away with its folder."""
-        self._chunks.close()
-
-
-@contextmanager
-def drafting(folder: Path, generation: int) -> Iterator[Draft]:
-    """Give a draft that becomes the folder of ``generation`` when the block succeeds."""
-    with replace_folder(folder / folder_of(generation)) as part:
-        draft = Draft(part)
-        try:
-            yield draft
-        finally:
-            draft.close()
-
-
-def next_generation(folder: Path) -> int:
-    """Return a number above that of every generation in ``folder``, committed or not."""
-    taken = [
-        int(path.name[11:]) for path in folder.glob("generation-*") if path.name[11:].isdigit()
-    ]
+def next_segment(folder: Path) -> int:
+    """Return a number above that of every segment in ``folder``, committed or not."""
+    taken = [int(path.name[8:]) for path in folder.glob("segment-*") if path.name[8:].isdigit()]
     return max(taken, default=0) + 1
 
 
+def counted(folder: Path, segments: Sequence[Sealed], rebuild: str) -> dict[str, int]:
+    """Return the counts that a manifest with these segments states."""
+    opened = [Segment(folder, stated, rebuild) for stated in segments]
+    try:
+        return Live(opened, [stated.removed for stated in segments]).counts()
+    finally:
+        for segment in opened:
+            segment.close()
+
+
 def commit(folder: Path, manifest: Manifest) -> None:
-    """Make ``manifest`` the index, then remove the generations that it replaces."""
-    table = asdict(manifest)
+    """Make ``manifest`` the index, then remove the segments that it does not name."""
+    table: Mapping[str, Any] = asdict(manifest)
     write_json(
         folder / "manifest.json", {**table, "sha256": sha256_bytes(canonical(table).encode())}
     )
-    remove_leftovers(folder, manifest.generation)
+    remove_leftovers(folder, manifest.segments)
 
 
-def discard(folder: Path, generation: int) -> None:
-    """Remove a generation that was not committed."""
-    with suppress(StoreError):
-        if read_manifest(folder, "").generation == generation:
-            return
-    with suppress(StoreError):
-        remove_folder(folder / folder_of(generation))
+def discard(folder: Path) -> None:
+    """Remove what was written and not committed. Needs the lock."""
+    try:
+        segments = read_manifest(folder, "").segments
+    except StoreNotFound:
+        segments = ()
+    except StoreError:
+        # Nobody can say what is committed: the next build removes what it does not need.
+        return
+    remove_leftovers(folder, segments)
 
 
-def remove_leftovers(folder: Path, generation: int) -> None:
-    """Remove every generation but one, and what builds that were killed left. Needs the lock."""
-    for path in [*folder.glob("generation-*"), *folder.glob(".generation-*.part")]:
-        if path.name != folder_of(generation):
-            remove_folder(path)
+def remove_leftovers(folder: Path, segments: Iterable[Sealed]) -> None:
+    """Remove every segment that is not named, and what killed builds left. Needs the lock.
+
+    A reader that has one open reads on: its files go when it closes them.
+    """
+    named = {stated.name for stated in segments}
+    for pattern in ("segment-*", ".segment-*.part", "generation-*", ".generation-*.part"):
+        for path in folder.glob(pattern):
+            if path.name not in named:
+                # The commit is done: what cannot be removed now is removed by the next one.
+                with suppress(StoreError):
+                    remove_folder(path)

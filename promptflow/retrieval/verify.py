@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptflow.errors import ModelError, StoreError, StoreNotFound
+from promptflow.retrieval.across import SparseAcross
 from promptflow.retrieval.documents import Rejected, find, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
 from promptflow.retrieval.index import Index, check_embedder
 from promptflow.retrieval.recipe import find_recipe
-from promptflow.retrieval.sparse import Segment
-from promptflow.retrieval.store import CHUNKS, SPARSE, Store, folder_of
+from promptflow.retrieval.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ def verify_index(name: str | Path, *, embedder: TextEmbedder | None = None) -> V
     except StoreError as error:
         return Verification(recipe.name, 0, 0, 0, (str(error),), ())
     counts = store.manifest.counts
-    problems = _content(store)
+    notes: list[str] = []
     try:
-        number = len(Segment(store.take_segment(SPARSE)).lengths)
-        if number != counts["chunks"]:
-            problems.append(f"{SPARSE}: holds {number} texts, the manifest says {counts['chunks']}")
-        store.close()
-        with Index.open(name) as index:
+        store.check()
+        problems = _content(store)
+        SparseAcross(store)
+        with Index(recipe, store) as index:
             notes = _embedder(index, embedder)
             notes += _sources(index)
     except StoreError as error:
-        problems.append(str(error))
-        notes = []
+        problems = [str(error)]
+    finally:
+        store.close()
     return Verification(
         recipe.name,
         store.manifest.generation,
@@ -69,23 +69,16 @@ def verify_index(name: str | Path, *, embedder: TextEmbedder | None = None) -> V
 
 def _content(store: Store) -> list[str]:
     """Compare every chunk with the span of its document that it claims to be."""
-    path = store.folder / folder_of(store.manifest.generation) / CHUNKS
     problems: list[str] = []
-    ids: list[int] = []
     document, text = "", ""
     for row in store.chunks():
-        ids.append(row.id)
         if row.document != document:
             document, text = row.document, store.text(row.document)
         if text[row.start : row.end] != row.text:
             problems.append(
-                f"{path}: chunk {row.id} is not characters {row.start} to {row.end} of "
+                f"{store.folder}: chunk {row.id} is not characters {row.start} to {row.end} of "
                 f"{row.document}. Rebuild it: {store.rebuild}"
             )
-    if ids != list(range(store.manifest.counts["chunks"])):
-        problems.append(
-            f"{path}: the ids of its chunks are not 0, 1, 2... Rebuild: {store.rebuild}"
-        )
     return problems
 
 
@@ -105,8 +98,9 @@ def _sources(index: Index) -> list[str]:
     folder = Path(index.manifest.documents)
     if not folder.is_dir():
         return [f"the documents were not compared: no folder {folder}"]
-    stated = {entry["path"]: entry["sha256"] for entry in index.store.documents()}
-    known = {entry.path for entry in index.store.rejected()}
+    places = index.store.places()
+    stated = {path: place.sha256 for path, place in places.items() if place.content}
+    known = places.keys() - stated.keys()
     here = {
         name: sha256_inside(folder, name)
         for name in find(folder, index.manifest.settings["globs"])

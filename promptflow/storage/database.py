@@ -5,6 +5,7 @@ Both hold JSON beside a checksum. A damaged journal row is an error; a damaged c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,16 +27,25 @@ class _Connection(sqlite3.Connection):
     """A connection whose statements are storage operations."""
 
     def execute(self, *args: Any) -> sqlite3.Cursor:
-        operation()
+        _counted()
         return super().execute(*args)
 
     def executemany(self, *args: Any) -> sqlite3.Cursor:
-        operation()
+        _counted()
         return super().executemany(*args)
 
     def commit(self) -> None:
-        operation()
+        _counted()
         super().commit()
+
+
+def _counted() -> None:
+    """Count a storage operation; one that is made to fail fails as SQLite itself would."""
+    try:
+        operation()
+    except OSError as error:
+        full = "database or disk is full" if error.errno == errno.ENOSPC else "disk I/O error"
+        raise sqlite3.OperationalError(full) from error
 
 
 @contextmanager

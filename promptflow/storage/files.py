@@ -32,15 +32,24 @@ RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
 _kill_at = int(os.environ.get("PROMPTFLOW_KILL_AT") or 0)
+_fail_at, _fault = (os.environ.get("PROMPTFLOW_FAIL_AT") or "0:EIO").split(":")
+_fail_first, _fail_on = int(_fail_at.rstrip("+")), _fail_at.endswith("+")
 _operations = 0
 
 
 def operation() -> None:
-    """Count one storage operation; die by SIGKILL at the one that PROMPTFLOW_KILL_AT names."""
+    """Count one storage operation, which may be the one that dies or fails.
+
+    PROMPTFLOW_KILL_AT=n kills this process with SIGKILL at its n-th operation,
+    PROMPTFLOW_FAIL_AT=n:ENOSPC makes that one fail, and n+:ENOSPC every later one too.
+    """
     global _operations
     _operations += 1
     if _operations == _kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
+    if _operations == _fail_first or (_fail_on and _operations > _fail_first):
+        code = getattr(errno, _fault)
+        raise OSError(code, os.strerror(code))
 
 
 def cache_dir() -> Path:
@@ -83,11 +92,20 @@ def _store_error(path: Path, error: OSError) -> StoreError:
 
 
 class _CountedFile(io.FileIO):
-    """A raw file whose writes are storage operations."""
+    """A raw file whose writes are storage operations, and whose errors are of its target."""
+
+    target = Path()
 
     def write(self, data: Any, /) -> int:
-        operation()
-        return super().write(data)
+        with disk_errors(self.target):
+            operation()
+            return super().write(data)
+
+
+def _counted(part: Path, mode: str, target: Path) -> io.BufferedWriter[_CountedFile]:
+    raw = _CountedFile(part, mode)
+    raw.target = target
+    return io.BufferedWriter(raw, 1 << 20)
 
 
 @contextmanager
@@ -102,7 +120,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
         _sweep(path)
         operation()
         part = _part(path)
-        file = io.BufferedWriter(_CountedFile(part, "xb"), 1 << 20)
+        file = _counted(part, "xb", path)
     try:
         yield file
         with disk_errors(path):
@@ -129,7 +147,7 @@ def appending(path: str | Path) -> Iterator[BinaryIO]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         operation()
-        file = io.BufferedWriter(_CountedFile(path, "ab"), 1 << 20)
+        file = _counted(path, "ab", path)
     try:
         yield file
         with disk_errors(path):
@@ -147,7 +165,7 @@ def appending(path: str | Path) -> Iterator[BinaryIO]:
 def _discard(file: io.BufferedWriter[_CountedFile]) -> None:
     try:
         file.close()
-    except OSError:
+    except (OSError, StoreError):
         # close() flushes, which fails again on a full disk, but the descriptor must not leak.
         file.raw.close()
 
@@ -314,16 +332,16 @@ def _swap(new: Path, target: Path) -> Path | None:
 def remove_folder(path: str | Path) -> None:
     """Remove a folder with all it holds; do nothing if there is none."""
     path = Path(path)
-    operation()
     with disk_errors(path):
+        operation()
         if path.exists():
             shutil.rmtree(path)
 
 
 def remove_file(path: str | Path) -> None:
     """Remove a file; do nothing if there is none."""
-    operation()
     with disk_errors(Path(path)):
+        operation()
         Path(path).unlink(missing_ok=True)
 
 
@@ -411,9 +429,10 @@ def lock(path: str | Path) -> Iterator[None]:
                 f"{path}: held by process {holder}, which is writing. "
                 "Wait for it to finish, or stop it, and run the same command again."
             ) from error
-        operation()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with disk_errors(path):
+            operation()
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
