@@ -56,14 +56,14 @@ def formula(documents: Documents, query: str, weights: Weights) -> list[float]:
     ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, QUERIES, st.sampled_from([Weights(), Weights(0.9, 0.4, 0.8), Weights(2, 1, 0)]))
 def test_scores_are_those_of_the_formula(documents: Documents, query: str, w: Weights) -> None:
     found = Sparse([segment(documents)], w).scores(query)
     np.testing.assert_allclose(found, formula(documents, query, w), rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(DOCUMENTS, max_size=4), QUERIES)
 def test_segments_score_as_one(parts: list[Documents], query: str) -> None:
     several = Sparse([segment(part) for part in parts])
@@ -72,7 +72,7 @@ def test_segments_score_as_one(parts: list[Documents], query: str) -> None:
     np.testing.assert_allclose(several.scores(query), one.scores(query), rtol=1e-6)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, st.data(), QUERIES)
 def test_what_was_removed_counts_for_nothing(
     documents: Documents, data: st.DataObject, query: str
