@@ -70,6 +70,7 @@ from .modules import (
     PairJudge as PairJudge,
     Predict as Predict,
     Problem as Problem,
+    Relevance as Relevance,
     SelfConsistency as SelfConsistency,
     Step as Step,
     Steps as Steps,
@@ -98,6 +99,7 @@ from .program import (
 )
 from .report import write_report as write_report
 from .retrieval import (
+    CrossEncoderReranker as CrossEncoderReranker,
     Embedder as Embedder,
     Index as Index,
     Passage as Passage,

@@ -6,6 +6,7 @@ from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
+from promptflow.modules.relevance import Relevance
 from promptflow.modules.tools import calculate, read_only, read_tool, search_tool
 from promptflow.modules.tree import Problem, TreeOfThoughts
 from promptflow.modules.voting import BestOf, SelfConsistency
@@ -20,6 +21,7 @@ __all__ = [
     "PairJudge",
     "Predict",
     "Problem",
+    "Relevance",
     "SelfConsistency",
     "Step",
     "Steps",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         verify_quote,
     )
     from promptflow.retrieval.recipe import Recipe
+    from promptflow.retrieval.rerank import CrossEncoderReranker
     from promptflow.retrieval.retriever import Retriever, Together
     from promptflow.retrieval.store import BuildReport
     from promptflow.retrieval.verify import Verification, verify_index
@@ -40,6 +41,7 @@ _HOME = {
     "BuildReport": "store",
     "Chunk": "chunk",
     "Citation": "quotes",
+    "CrossEncoderReranker": "rerank",
     "Document": "documents",
     "Embedder": "embed",
     "HashingEmbedder": "embed",
@@ -72,6 +74,7 @@ __all__ = [
     "BuildReport",
     "Chunk",
     "Citation",
+    "CrossEncoderReranker",
     "Document",
     "Embedder",
     "HashingEmbedder",
