@@ -62,3 +62,48 @@ def test_a_damaged_index_is_shown_as_such(project: Path) -> None:
     (project / "indexes" / "k" / "built" / "manifest.json").write_text("{}")
     assert listed()["state"] == "damaged"
     assert "promptflow index build k" in listed()["error"]
+
+
+@pytest.fixture
+def people(project: Path) -> Path:
+    """An index of two texts whose metadata the recipe gives."""
+    docs = project / "docs"
+    (docs / "ada.md").write_text("# Ada\n\nAda Lovelace wrote the first program.\n")
+    (docs / "alan.md").write_text("# Alan\n\nAlan Turing described a universal machine.\n")
+    recipe = project / "indexes" / "k" / "index.toml"
+    recipe.write_text(
+        'embedder = "hashing-64"\n[[metadata]]\nglob = "ada*"\nyear = 1843\ntags = ["a", "uk"]\n'
+    )
+    shown("build", "k")
+    return project
+
+
+def test_an_explanation_shows_ranks_scores_and_words(people: Path) -> None:
+    explained = shown("explain", "k", "Who wrote the first program in Rust?", "--k", "2")
+    [first, second] = explained["found"]
+    assert first["passage"]["document"] == "ada.md"
+    assert first["ranks"]["sparse"] == first["ranks"]["fused"] == 1
+    assert set(first["words"]) == {"wrote", "first", "program"}
+    assert second["words"] == []
+    assert explained["missing"] == ["Rust"]
+    done = CliRunner().invoke(
+        app, ["index", "explain", "k", "Who wrote the first program in Rust?"]
+    )
+    cells = done.stdout.splitlines()[0].split("\t")
+    assert cells[0] == "1"
+    assert cells[1].startswith("ada.md:")
+    assert cells[1].endswith(", Ada")
+    assert cells[3].startswith("1 (")
+    assert cells[5] == "wrote first program"
+    assert done.stdout.splitlines()[-1] == "in no document: Rust"
+
+
+def test_a_search_is_confined_to_documents(people: Path) -> None:
+    for where in ("year=1843", "tags=uk", "document=ada*", "title=Ada"):
+        found = shown("search", "k", "machine", "--where", where)
+        assert [passage["document"] for passage in found] == ["ada.md"]
+        found = shown("explain", "k", "machine", "--where", where)["found"]
+        assert [one["passage"]["document"] for one in found] == ["ada.md"]
+    done = CliRunner().invoke(app, ["index", "search", "k", "machine", "--where", "year=1844"])
+    assert done.exit_code == 2
+    assert "it is one of 1843" in done.stderr

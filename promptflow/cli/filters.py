@@ -42,7 +42,8 @@ def filters_of(
 def _table(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a document, as ``passages.matching`` knows them."""
     own = {name: value for name, value in entry["metadata"].items() if name != "pages"}
-    return {**own, "kind": entry["kind"], "document": entry["path"]}
+    places = [entry["path"], *entry.get("also", ())]  # where it stands more than once
+    return {**own, "kind": entry["kind"], "document": places}
 
 
 def _values(name: str, text: str, tables: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from promptflow.cli.console import Json, commands, print_json, print_rows
+from promptflow.cli.filters import filters_of
+from promptflow.cli.options import Where
 from promptflow.errors import StoreError
 from promptflow.terminal import say, visible
 
 if TYPE_CHECKING:
-    from promptflow.retrieval import Index
+    from promptflow.retrieval import Index, Passage
+    from promptflow.retrieval.explain import Found
     from promptflow.retrieval.passages import Mode
 
 index = commands(help="Indexes over folders of documents.")
 
 Name = Annotated[str, typer.Argument(help="A name, or the path of a folder.")]
 Paths = Annotated[list[str], typer.Argument(help="Documents, or folders of them.")]
+Count = Annotated[int, typer.Option("--k", "-k", min=1, help="How many passages.")]
 
 
 @index.command("list")
@@ -194,21 +198,84 @@ def index_info(name: Name, as_json: Json = False) -> None:
 def index_search(
     name: Name,
     query: str,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
+    k: Count = 5,
     mode: Annotated[str, typer.Option(help="dense, sparse or hybrid.")] = "hybrid",
+    where: Where = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Print the nearest passages."""
     from promptflow.retrieval import Index
 
     with Index.open(name) as opened:
-        passages = opened.search(query, k, mode=cast("Mode", mode))
+        allowed = _allowed(opened, where)
+        passages = opened.search(query, k, allowed, mode=cast("Mode", mode))
     if as_json:
         print_json([dataclasses.asdict(passage) for passage in passages])
         return
     for p in passages:
         say(f"{p.score:.3f}  {visible(p.document, in_line=True)}:{p.start}-{p.end}")
         say(f"       {' '.join(p.text.split())[:200]}")
+
+
+def _allowed(opened: Index, where: Sequence[str]) -> dict[str, Any] | None:
+    """Return what ``--where`` allows, None where it is not given."""
+    [allowed] = filters_of(where, [opened.info()["documents"]]) if where else [None]
+    return allowed
+
+
+@index.command("explain")
+def index_explain(
+    name: Name,
+    query: str,
+    k: Count = 5,
+    mode: Annotated[str, typer.Option(help="What it is ordered by.")] = "hybrid",
+    where: Where = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Show why passages are found.
+
+    Each with its rank by meaning (dense), by words (sparse) and by both (fused), the scores, and
+    the words of the query that it holds.
+    """
+    from promptflow.retrieval import Index
+
+    with Index.open(name) as opened:
+        allowed = _allowed(opened, where)
+        explained = opened.explain(query, k, allowed, mode=cast("Mode", mode))
+    if as_json:
+        print_json(dataclasses.asdict(explained))
+        return
+    ways = ["dense", "sparse", "fused"]
+    ways += ["reranked"] if any("reranked" in one.ranks for one in explained.found) else []
+    rows = [
+        [number, _where(one.passage), *(_rank(one, way) for way in ways), " ".join(one.words)]
+        for number, one in enumerate(explained.found, 1)
+    ]
+    print_rows(["", "passage", *ways, "words"], rows)
+    say(
+        f"language: {explained.language or 'not known'}; words: {', '.join(explained.words) or '-'}"
+    )
+    if explained.missing:
+        say(f"in no document: {', '.join(explained.missing)}")
+
+
+def _where(passage: Passage) -> str:
+    """Return where a passage stands, in a line."""
+    page = passage.metadata.get("page")
+    at = f", page {page}" if page is not None else ""
+    heading = f", {' '.join(passage.heading.split())}" if passage.heading else ""
+    return f"{passage.document}:{passage.start}-{passage.end}{at}{heading}"
+
+
+SCORES = {"dense": "dense", "sparse": "sparse", "reranked": "rerank"}
+"""What the score of a way of ranking is called in a passage; fused ones have none of their own."""
+
+
+def _rank(one: Found, way: str) -> str:
+    """Return a passage's rank in a way of searching with its score; a dash where it has none."""
+    rank, score = one.ranks.get(way), one.passage.scores.get(SCORES.get(way, ""))
+    shown = "-" if rank is None else str(rank)
+    return shown if score is None else f"{shown} ({score:.3f})"
 
 
 @index.command("verify")

@@ -223,7 +223,8 @@ class Conversation:
         """Return the message as a question that is clear without what was said before."""
 
         def ask(turns: Sequence[Turn]) -> Call:
-            call = self._rewrite.call(conversation=list(turns), question=message)
+            said = [turn.prompt_text() for turn in turns]
+            call = self._rewrite.call(conversation=said, question=message)
             return replace(call, continued=True, seed=seed)
 
         call = yield from self._fitting(ask, lm)

@@ -107,9 +107,9 @@ def _between(scores: Sequence[float]) -> list[float]:
 def matching(documents: Sequence[Mapping[str, Any]], where: Where) -> list[str]:
     """Return the paths of the documents that ``where`` allows.
 
-    A mapping names metadata and the value, or the list of values, it must have; ``document`` takes
-    globs. A callable is given each document's metadata. Raises PromptflowError for a key that no
-    document has.
+    A mapping names metadata and the value it must have, or a list of values of which it must have
+    one; ``document`` takes globs, and of metadata that is a list one entry is enough. A callable is
+    given each document's metadata. Raises PromptflowError for a key that no document has.
     """
     tables = {
         str(entry["path"]): {
@@ -141,7 +141,10 @@ def _has(table: Mapping[str, Any], key: str, wanted: Any) -> bool:
         globs = [glob_pattern(str(glob)) for glob in choices]
         places = (table[key], *table["also"])
         return any(glob.fullmatch(path) for glob in globs for path in places)
-    return key in table and table[key] in choices
+    held = table.get(key)
+    return key in table and any(
+        one in choices for one in (held if isinstance(held, list) else [held])
+    )
 
 
 def reranked(query: str, passages: Sequence[Passage], rerank: Rerank) -> list[Passage]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from promptflow.errors import DocumentRejected, StoreNotFound
 from promptflow.retrieval.documents import read_bytes, sha256_inside
+from promptflow.retrieval.kinds import KINDS
 
 if TYPE_CHECKING:
     from promptflow.retrieval.index import Index
 
-AS_TEXT = frozenset({"text", "markdown", "code", "rst", "csv", "jsonl"})
-"""Kinds of documents whose files are read as text."""
+AS_TEXT = frozenset({"csv", "json", "rst"})
+"""Kinds whose files are text that a person reads, beside those that are exactly their text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Place:
 
     @property
     def is_text(self) -> bool:
-        """Whether the file is read as text."""
-        return self.kind in AS_TEXT
+        """Whether the file is one that a person reads as text."""
+        return self.kind in AS_TEXT or _is_exact(self.kind)
 
 
 def stale(index: Index, document: str) -> str:
@@ -71,8 +72,14 @@ def place_of(index: Index, document: str, start: int = 0, page: int | None = Non
             f"another one now: {index.recipe.rebuild}"
         )
     path = Path(os.path.realpath(root / document))
-    line = _line(data, index.text(document), start) if entry["kind"] in AS_TEXT else None
+    line = _line(data, index.text(document), start) if _is_exact(entry["kind"]) else None
     return Place(path, document, entry["kind"], line, page)
+
+
+def _is_exact(kind: str) -> bool:
+    """Say whether the text of a kind is that of its file."""
+    known = KINDS.get(kind)
+    return known is not None and known.exact
 
 
 def _line(data: bytes, text: str, start: int) -> int | None:

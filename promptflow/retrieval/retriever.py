@@ -29,8 +29,9 @@ class Together:
     """Several retrievers searched as one; a document is called ``NAME:DOCUMENT`` here.
 
     They are given by name, or called by their own: by ``name`` as an index has it, else by their
-    number from 1. Passages come by reciprocal rank fusion, best first. Raises StoreError for names
-    that repeat, and for none.
+    number from 1. Passages are ordered by what a reranker said, else by reciprocal ranks: that of
+    their own search, and that of their cosine among all, where one embedder made all cosines.
+    Raises StoreError for names that repeat, and for none.
     """
 
     def __init__(self, retrievers: Mapping[str, Retriever] | Sequence[Retriever]) -> None:
@@ -48,12 +49,24 @@ class Together:
 
     def search(self, query: str, k: int = 5) -> list[Passage]:
         """Return the ``k`` best passages of all."""
-        found: list[Passage] = []
-        for name, retriever in self.retrievers.items():
-            for rank, passage in enumerate(retriever.search(query, k), 1):
-                document, score = f"{name}:{passage.document}", 1.0 / (RANK_CONSTANT + rank)
-                found.append(replace(passage, document=document, score=score))
+        found = [
+            replace(passage, document=f"{name}:{passage.document}", score=_share(rank))
+            for name, retriever in self.retrievers.items()
+            for rank, passage in enumerate(retriever.search(query, k), 1)
+        ]
+        if all("rerank" in passage.scores for passage in found):
+            found = [replace(passage, score=passage.scores["rerank"]) for passage in found]
+        elif self._is_alike() and all("dense" in passage.scores for passage in found):
+            found.sort(key=lambda passage: -passage.scores["dense"])
+            found = [replace(p, score=p.score + _share(n)) for n, p in enumerate(found, 1)]
         return sorted(found, key=lambda passage: -passage.score)[:k]
+
+    def _is_alike(self) -> bool:
+        """Say whether all passages have cosines of one embedder, which can be compared."""
+        indexes = [getattr(one, "index", one) for one in self.retrievers.values()]
+        manifests = [getattr(index, "manifest", None) for index in indexes]
+        known = {str(manifest.embedder["sha256"]) for manifest in manifests if manifest is not None}
+        return None not in manifests and len(known) == 1
 
     def text(self, document: str) -> str:
         """Return the text of a document. Raises StoreNotFound."""
@@ -73,6 +86,10 @@ class Together:
                 f"no document {document!r}: expected NAME:DOCUMENT with one of the names {known}"
             )
         return name, own
+
+
+def _share(rank: int) -> float:
+    return 1.0 / (RANK_CONSTANT + rank)
 
 
 def _name(retriever: Retriever, number: int) -> str:
