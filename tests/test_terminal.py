@@ -28,6 +28,7 @@ from promptflow.cli.console import commands, print_json, print_rows
 from promptflow.engine.request import Usage
 from promptflow.errors import PromptflowError
 from promptflow.lm import LocalLM
+from promptflow.retrieval.explain import Explanation, Found
 from promptflow.terminal import HIDDEN, say, visible, visible_json
 
 BAD = "\x1b]0;owned\x07\x1b[2J\x00\x08\x7f\x9b31m\u202e\u2066\r\ud800"
@@ -158,7 +159,13 @@ BUILT = {
 }  # fmt: skip
 FOUND = retrieval.Verification(HOSTILE, 1, 1, 1, (HOSTILE,), (HOSTILE,))
 OPENED = contextlib.nullcontext(
-    SimpleNamespace(info=lambda: INFO, search=lambda *_, **__: [PASSAGE])
+    SimpleNamespace(
+        info=lambda: INFO,
+        search=lambda *_, **__: [PASSAGE],
+        explain=lambda *_, **__: Explanation(
+            HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), (HOSTILE,), (Found(PASSAGE, {}, (HOSTILE,)),)
+        ),
+    )
 )
 REPORT = doctor.Report(
     HOSTILE, "x", {HOSTILE: HOSTILE}, doctor.Threads(1, 1, 0.0), None, None, None, HOSTILE,
@@ -209,6 +216,7 @@ CASES: list[tuple[list[str], Patches]] = [
     (["index", "info", "x"], [(retrieval.Index, "open", gives(OPENED))]),
     (["index", "info", HOSTILE], []),
     (["index", "search", "x", "y"], [(retrieval.Index, "open", gives(OPENED))]),
+    (["index", "explain", "x", "y"], [(retrieval.Index, "open", gives(OPENED))]),
     (["index", "verify", "x"], [(retrieval, "verify_index", gives(FOUND))]),
     (["signatures", "list"], []),
     (["signatures", "show", "hostile"], []),
