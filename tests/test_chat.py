@@ -15,7 +15,7 @@ from promptflow.cli.opening import Opener
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineError
 from promptflow.modules.conversation import Conversation, Forgotten
-from promptflow.retrieval.places import Place
+from promptflow.retrieval.location import Location
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Sources:
             "stale": "",
         }
 
-    def place(self, citation: Any) -> Place:
-        return Place(Path("/docs/a.md"), "a.md", "markdown", citation.number)
+    def locate(self, citation: Any) -> Location:
+        return Location(Path("/docs/a.md"), "a.md", "markdown", citation.number)
 
 
 class Cited(pf.Module):

@@ -10,15 +10,15 @@ import pytest
 
 from promptflow.cli.opening import Opener
 from promptflow.errors import MissingDependency
-from promptflow.retrieval.places import Place
+from promptflow.retrieval.location import Location
 
-TEXT = Place(Path("/docs/a.md"), "a.md", "markdown", line=12)
-PAGE = Place(Path("/docs/a.pdf"), "a.pdf", "pdf", page=3)
-SHEET = Place(Path('/docs/-rf;$(x) ".docx'), "x.docx", "docx")
+TEXT = Location(Path("/docs/a.md"), "a.md", "markdown", line=12)
+PAGE = Location(Path("/docs/a.pdf"), "a.pdf", "pdf", page=3)
+SHEET = Location(Path('/docs/-rf;$(x) ".docx'), "x.docx", "docx")
 
 
 def opened(
-    place: Place,
+    place: Location,
     here: str,
     environment: Mapping[str, str] | None = None,
     platform: str = "linux",
@@ -58,7 +58,7 @@ def test_text_is_shown_at_its_line(here: str, environment: dict[str, str], comma
 
 
 def test_text_without_a_known_line_is_shown_from_its_start():
-    place = Place(Path("/docs/a.csv"), "a.csv", "csv")
+    place = Location(Path("/docs/a.csv"), "a.csv", "csv")
     assert opened(place, "less")[0] == ["less", "/docs/a.csv"]
 
 
@@ -90,7 +90,7 @@ def test_a_machine_without_a_program_says_what_to_install(place: Any):
 
 def test_text_is_never_given_to_what_opens_it_by_its_kind():
     """A script among the documents would be run there."""
-    script = Place(Path("/docs/a.py"), "a.py", "code", line=1)
+    script = Location(Path("/docs/a.py"), "a.py", "code", line=1)
     for platform in ("linux", "darwin", "win32"):
         with pytest.raises(MissingDependency):
             opened(script, "xdg-open explorer", platform=platform)

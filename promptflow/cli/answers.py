@@ -219,7 +219,7 @@ def open_citation(
     if not 1 <= number <= len(citations):
         known = "is only 1" if len(citations) == 1 else f"are 1 to {len(citations)}"
         raise DataError(f"there is no citation {number}: there {known}")
-    place = sources.place(citations[number - 1])
+    place = sources.locate(citations[number - 1])
     at = [f"line {place.line}"] if place.line else []
     at += [f"page {place.page}"] if place.page else []
     say(", ".join([f"opening {visible(place.path, in_line=True)}", *at]), error=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from promptflow.errors import MissingDependency
-from promptflow.retrieval.places import Place
+from promptflow.retrieval.location import Location
 
 _VI = {"vi", "vim", "nvim", "view", "gvim", "kak"}
 _EDITORS = {"nano", "pico", "emacs", "emacsclient", "joe", "ne", "mg", "micro"}
@@ -54,13 +54,13 @@ class Opener:
     which: Callable[[str], str | None] = shutil.which
     run: Callable[[Sequence[str], bool], None] = _run
 
-    def open(self, place: Place) -> list[str]:
+    def open(self, place: Location) -> list[str]:
         """Open a place, and return the command. Raises MissingDependency where nothing can."""
         command, wait = self._reader(place) if place.is_text else self._viewer(place)
         self.run(command, wait)
         return command
 
-    def _reader(self, place: Place) -> tuple[list[str], bool]:
+    def _reader(self, place: Location) -> tuple[list[str], bool]:
         """Return what shows text at its line: a pager that can, the editor, else ``less``."""
         chosen = [self.environment.get(name, "") for name in ("PAGER", "VISUAL", "EDITOR")]
         pager, *editors = [shlex.split(text) for text in chosen]
@@ -73,7 +73,7 @@ class Opener:
             f"nothing here shows {place.path}: install less, or set $EDITOR or $PAGER"
         )
 
-    def _viewer(self, place: Place) -> tuple[list[str], bool]:
+    def _viewer(self, place: Location) -> tuple[list[str], bool]:
         if place.kind == "pdf" and place.page is not None and self.platform == "linux":
             for name, options in AT_PAGE.items():
                 if self.which(name):
@@ -91,7 +91,7 @@ def _name(program: Sequence[str]) -> str:
     return Path(program[0]).stem.lower() if program else ""
 
 
-def _at_line(program: Sequence[str], place: Place) -> list[str]:
+def _at_line(program: Sequence[str], place: Location) -> list[str]:
     """Return the command that shows a file at its line, where the program can be told it."""
     name, path = _name(program), str(place.path)
     if place.line is None:

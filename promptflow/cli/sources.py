@@ -11,8 +11,8 @@ from promptflow.errors import StoreError
 
 if TYPE_CHECKING:
     from promptflow.retrieval import Index, Retriever
+    from promptflow.retrieval.location import Location
     from promptflow.retrieval.passages import Mode
-    from promptflow.retrieval.places import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,22 @@ class Sources:
         [index] = self.indexes.values()
         return index, document
 
-    def place(self, citation: Any) -> Place:
+    def locate(self, citation: Any) -> Location:
         """Return where a citation stands. Raises StoreNotFound where its file is another now."""
-        from promptflow.retrieval.places import place_of
+        from promptflow.retrieval.location import locate
 
         index, document = self.of(citation.document)
-        return place_of(index, document, citation.start, getattr(citation, "page", None))
+        return locate(index, document, citation.start, getattr(citation, "page", None))
 
     def record(self, citation: Any) -> dict[str, Any]:
         """Return a citation as plain data; ``stale`` says what became of its file."""
-        from promptflow.retrieval.places import stale
-
         index, document = self.of(citation.document)
         own = ("page", "heading", "chunk", "start", "end", "quote")
         return {
             "index": index.name,
             "document": document,
             **{name: getattr(citation, name, None) for name in own},
-            "stale": stale(index, document),
+            "stale": index.stale(document),
         }
 
 

@@ -201,19 +201,23 @@ class Index:
         """Return the whole text of a document, which the offsets of passages count in."""
         return self._store.text(document)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the documents, wherever the project lies now."""
+        try:
+            return self.recipe.folder
+        except EmptyCorpus:
+            return Path(self.manifest.documents)
+
     def stale(self, document: str) -> str:
         """Return "" if the file of a document is as it was indexed, else "changed" or "gone".
 
         Raises StoreNotFound for an unknown document.
         """
         stated = self._store.sha256(document)
-        try:
-            folder = self.recipe.folder
-        except EmptyCorpus:
-            folder = Path(self.manifest.documents)
-        if not os.path.lexists(folder / document):
+        if not os.path.lexists(self.folder / document):
             return "gone"
-        return "" if sha256_inside(folder, document) == stated else "changed"
+        return "" if sha256_inside(self.folder, document) == stated else "changed"
 
     def info(self) -> dict[str, Any]:
         """Return what the index is, as plain data."""

@@ -287,6 +287,10 @@ class Store:
         """Return the SHA-256 of the file that was indexed. Raises StoreNotFound."""
         return self._stored(document).content.sha256
 
+    def kind(self, document: str) -> str:
+        """Return the kind of a document. Raises StoreNotFound."""
+        return self._stored(document).content.kind
+
     def documents(self) -> list[dict[str, Any]]:
         """Return path, other paths, kind, sha256, metadata and number of chunks of every text."""
         return [_listed(stored) for stored in self.live.documents]

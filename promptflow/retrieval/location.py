@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptflow.errors import DocumentRejected, StoreNotFound
-from promptflow.retrieval.documents import read_bytes, sha256_inside
+from promptflow.retrieval.documents import read_bytes
 from promptflow.retrieval.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ AS_TEXT = frozenset({"csv", "json", "rst"})
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """A file that is as it was indexed; ``line`` counts from 1 and is known of text, not of all."""
 
     path: Path
@@ -35,45 +35,28 @@ class Place:
         return self.kind in AS_TEXT or _is_exact(self.kind)
 
 
-def stale(index: Index, document: str) -> str:
-    """Return what became of a document's file since the build: nothing, ``changed`` or ``gone``."""
-    found = sha256_inside(Path(index.manifest.documents), document)
-    if not found:
-        return "gone"
-    return "" if found == _entry(index, document)["sha256"] else "changed"
-
-
-def _entry(index: Index, document: str) -> dict[str, Any]:
-    """Return what the index knows of a document. Raises StoreNotFound."""
-    for entry in index.store.documents():
-        if entry["path"] == document:
-            return entry
-    raise StoreNotFound(f"{index.name} has no document {document!r}: see promptflow index info")
-
-
-def place_of(index: Index, document: str, start: int = 0, page: int | None = None) -> Place:
+def locate(index: Index, document: str, start: int = 0, page: int | None = None) -> Location:
     """Return the place of character ``start`` of a document, in its file.
 
     Only a file inside the index's folder that has the indexed SHA-256 is a place. Raises
     StoreNotFound for an unknown document, and for a file that has changed or is gone since.
     """
-    entry = _entry(index, document)
-    root = Path(index.manifest.documents)
+    kind, stated = index.store.kind(document), index.store.sha256(document)
     try:
-        data = read_bytes(root, document)
+        data = read_bytes(index.folder, document)
     except DocumentRejected as error:
         raise StoreNotFound(
-            f"{root / document}: {error}. It was there when {index.name} was built: "
+            f"{index.folder / document}: {error}. It was there when {index.name} was built: "
             f"{index.recipe.rebuild}"
         ) from error
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if hashlib.sha256(data).hexdigest() != stated:
         raise StoreNotFound(
-            f"{root / document} has changed since {index.name} was built, so that the place is "
-            f"another one now: {index.recipe.rebuild}"
+            f"{index.folder / document} has changed since {index.name} was built, so that the "
+            f"place is another one now: {index.recipe.rebuild}"
         )
-    path = Path(os.path.realpath(root / document))
-    line = _line(data, index.text(document), start) if _is_exact(entry["kind"]) else None
-    return Place(path, document, entry["kind"], line, page)
+    path = Path(os.path.realpath(index.folder / document))
+    line = _line(data, index.text(document), start) if _is_exact(kind) else None
+    return Location(path, document, kind, line, page)
 
 
 def _is_exact(kind: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from promptflow.errors import StoreNotFound
 from promptflow.retrieval import HashingEmbedder, Index, build_index
-from promptflow.retrieval.places import place_of, stale
+from promptflow.retrieval.location import locate
 
 FILES = {
     "plain.txt": b"one\ntwo\r\nthree\n\nfive",
@@ -39,34 +39,34 @@ def test_a_line_is_that_of_the_file(index: Index, tmp_path: Path, name: str):
     data = FILES[name]
     lines = (data.decode("utf-16") if name == "wide.txt" else data.decode()).split("\n")
     for start, character in enumerate(text):
-        place = place_of(index, name, start)
+        place = locate(index, name, start)
         assert place.path == (tmp_path / "docs" / name).resolve()
         assert place.is_text
         assert place.line is not None
         assert character == "\n" or character in lines[place.line - 1] + "\n"
-    assert place_of(index, name, len(text) - 1).line == len(text.rstrip("\n").split("\n"))
+    assert locate(index, name, len(text) - 1).line == len(text.rstrip("\n").split("\n"))
 
 
 def test_what_is_read_as_text_has_no_line_where_its_text_is_another(index: Index):
-    assert (place_of(index, "table.csv").line, place_of(index, "table.csv").is_text) == (None, True)
-    assert (place_of(index, "page.html").line, place_of(index, "page.html").is_text) == (
+    assert (locate(index, "table.csv").line, locate(index, "table.csv").is_text) == (None, True)
+    assert (locate(index, "page.html").line, locate(index, "page.html").is_text) == (
         None,
         False,
     )
-    assert place_of(index, "page.html", page=4).page == 4
+    assert locate(index, "page.html", page=4).page == 4
 
 
 def test_a_file_that_has_changed_or_is_gone_is_no_place(index: Index, tmp_path: Path):
     path = tmp_path / "docs" / "plain.txt"
-    assert stale(index, "plain.txt") == ""
+    assert index.stale("plain.txt") == ""
     path.write_bytes(path.read_bytes() + b".")
-    assert stale(index, "plain.txt") == "changed"
+    assert index.stale("plain.txt") == "changed"
     with pytest.raises(StoreNotFound, match=r"has changed since k was built.*promptflow index"):
-        place_of(index, "plain.txt")
+        locate(index, "plain.txt")
     path.unlink()
-    assert stale(index, "plain.txt") == "gone"
+    assert index.stale("plain.txt") == "gone"
     with pytest.raises(StoreNotFound, match=r"cannot be opened.*promptflow index"):
-        place_of(index, "plain.txt")
+        locate(index, "plain.txt")
 
 
 def test_a_link_out_of_the_folder_is_no_place(index: Index, tmp_path: Path):
@@ -77,7 +77,7 @@ def test_a_link_out_of_the_folder_is_no_place(index: Index, tmp_path: Path):
     path.unlink()
     path.symlink_to(outside)
     with pytest.raises(StoreNotFound):
-        place_of(index, "plain.txt")
+        locate(index, "plain.txt")
 
 
 def test_only_documents_of_the_index_are_places(index: Index, tmp_path: Path):
@@ -87,4 +87,4 @@ def test_only_documents_of_the_index_are_places(index: Index, tmp_path: Path):
     names += ["".join(chance.choices("./ab-\\\n", k=8)) for _ in range(200)]
     for name in names:
         with pytest.raises(StoreNotFound):
-            place_of(index, name)
+            locate(index, name)
