@@ -34,6 +34,22 @@ WAYS = {
     "modules": "our LM, `SlotAdapter`, and our `Predict` and `ChainOfThought` in place of DSPy's",
 }
 
+OTHERS = """
+## Beside DSPy's suite
+
+`make conformance` runs three suites of our own too, too long for every day:
+
+- `test_templates.py`: the 70 chat templates that llama.cpp carries, from the source of the
+  installed llama-cpp-python on the package index, or from the folder in `LLAMA_SRC`. 69 render;
+  firefunction-v2 is refused by its reason. None leaves an answer in an open reasoning block; 42
+  have one to reason in.
+- `test_walks.py`: random walks on tiny models of 30 architectures, and attention in chunks. What
+  shares a cache with others, is preempted, evicted, cut or forked equals what was decoded alone.
+- `test_real_models.py`: a typed program, a vote, options weighed and a score on each small model
+  that `make test-models` fetches, together and alone to the last bit. A model that is not there is
+  skipped by name.
+"""
+
 
 @cache
 def source() -> Path:
@@ -170,4 +186,4 @@ def page() -> str:
             "",
         ]
         lines += [f"- `{test.removeprefix('tests/')}`" for test in group["tests"]] + [""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n" + OTHERS
