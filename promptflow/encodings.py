@@ -44,7 +44,8 @@ _WHATWG = {
 """Python's codecs for names of the Encoding Standard that Python knows otherwise, or not so wide:
 euc-kr is all of cp949 there."""
 _TAG = re.compile(
-    rb"<!--.*?(?:-->|\Z)|<(script|style)\b.*?</\1|<(meta)((?:\s|/)(?:\"[^\"]*\"|'[^']*'|[^>])*)>",
+    rb"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1|\Z)"
+    rb"|<(meta)([\s/](?:\"[^\"]{0,1000}+\"|'[^']{0,1000}+'|[^>\"']){0,1000}+)>",
     re.IGNORECASE | re.DOTALL,
 )
 _ATTRIBUTE = re.compile(rb"([^\s=/>\"']+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s>]+))")
@@ -67,7 +68,7 @@ def decoded(data: bytes, encoding: str | None = None) -> str:
         return _as_told(data, encoding)
     told = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     told = told or (_wide(data) if b"\0" in data[:_SAMPLE] else None)
-    told = told or ("iso2022_jp" if b"\x1b$" in data else None)
+    told = told or ("iso2022_jp" if b"\x1b$" in data and data.isascii() else None)
     if told is not None:
         return _as_told(data, told)
     try:

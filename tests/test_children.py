@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from hostile_files import hostile
+from test_kinds import SAMPLES
 
+from promptflow.child import environment
 from promptflow.errors import DocumentRejected
 from promptflow.retrieval import kinds
 from promptflow.retrieval.children import WAITING, Child, Gate, in_children
@@ -101,12 +106,12 @@ def test_a_child_writes_no_file(folder: Path, tmp_path: Path) -> None:
 
 
 def test_no_more_comes_back_than_is_allowed(folder: Path) -> None:
-    put(folder, "long 3000000", "long 1000001", "pages 3000000", "long 1000000")
-    found = texts(folder, text=1_000_000)
-    assert "more than the 1000000 allowed" in found[0]
-    assert "more than the 1000000 allowed" in found[1]
+    put(folder, "long 3000000", "long 500001", "pages 300000", "long 500000")
+    found = texts(folder, text=500_000)
+    assert "more than the 500000 allowed" in found[0]
+    assert "more than the 500000 allowed" in found[1]
     assert found[2] == "more pages than can be told"
-    assert found[3] == "x" * 1_000_000
+    assert found[3] == "x" * 500_000
 
 
 def test_a_kind_of_a_user_is_found_where_this_process_finds_it(folder: Path) -> None:
@@ -172,3 +177,48 @@ def test_giving_up_half_way_ends_the_children(folder: Path) -> None:
     items.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from promptflow.retrieval.chunk import chunk_text
+from promptflow.retrieval.documents import Document, find, load_all
+root = Path(sys.argv[1])
+names = find(root)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+for item in load_all(root, names):
+    if isinstance(item, Document):
+        chunk_text(item.text, 200, len, markdown=item.headings)
+    print(item.path, getattr(item, "reason", "read"), sep="\\t")
+print((peak() - before) // 1024)
+"""
+
+
+def test_hostile_files_cost_little_and_good_ones_among_them_are_read(tmp_path: Path) -> None:
+    for name, data in hostile(120, share=0.02):
+        (tmp_path / name).write_bytes(data)
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "large.txt").write_bytes(b"some words " * (3 << 20))
+    good = ["a.txt", "g.html", "m.pdf", "s.docx", "z.csv"]
+    for name in good:
+        kind = kinds.kind_of(name)
+        assert kind is not None
+        (tmp_path / name).write_bytes(SAMPLES[kind.name])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    *lines, grown = done.stdout.splitlines()
+    said = dict(line.split("\t") for line in lines)
+    assert set(said) == {path.name for path in tmp_path.iterdir()}
+    assert [said[name] for name in good] == ["read"] * 5
+    assert "not text" in said["nul.txt"]
+    assert "zip bomb" in said["bomb.docx"] or "read" not in said["bomb.docx"]
+    assert int(grown) < 50

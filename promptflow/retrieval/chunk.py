@@ -6,6 +6,7 @@ no passage crosses one, and each passage knows the headings that it stands under
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +15,10 @@ from semchunk.semchunk import chunk
 
 BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 """What no passage begins or ends with: white space and the byte order mark."""
+
+
+_PIECE = 100_000
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ def chunk_text(
     """
     sections = _sections(text) if markdown else iter([(0, len(text), "")])
     chunks: list[Chunk] = []
-    for first, last, heading in sections:
+    for first, last, heading in _pieces(text, sections):
         body = text[first:last]
         if not body.strip(BLANK):
             continue
@@ -51,6 +56,18 @@ def chunk_text(
             if start < end:
                 chunks.append(Chunk(first + start, first + end, heading))
     return chunks
+
+
+def _pieces(text: str, sections: Iterator[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
+    """Give the sections, long ones in pieces: what cutting needs grows with what it cuts."""
+    for start, end, heading in sections:
+        while end - start > _PIECE:
+            least, most = start + _PIECE // 2, start + _PIECE
+            breaks = (text.rfind(mark, least, most) + len(mark) for mark in ("\n\n", "\n", " "))
+            cut = next((at for at in breaks if at > least), most)
+            yield start, cut, heading
+            start = cut
+        yield start, end, heading
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
@@ -67,7 +84,8 @@ def _sections(text: str) -> Iterator[tuple[int, int, str]]:
     """
     start, blank, path, above = 0, True, "", [""] * 7
     at, fence = 0, ""
-    for line in text.splitlines(keepends=True):
+    for found in _LINE.finditer(text):
+        line = found[0]
         fence, fenced = _fence(line, fence)
         level = 0 if fenced else _level(line)
         if level:

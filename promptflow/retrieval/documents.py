@@ -267,9 +267,9 @@ def _document(root: Path, name: str, limits: Limits, child: Child, gate: Gate) -
             parsed, sha256 = _plain(Request(name, kind.read, limits), file.read())
             gate(len(parsed.text))
         else:
-            parsed, sha256 = child.parse(
-                Request(name, kind.read, limits, kinds.places(kind)), descriptor, gate
-            )
+            cpu = min(limits.cpu, 3 + (os.fstat(descriptor).st_size >> 19))
+            request = Request(name, kind.read, limits, kinds.places(kind), cpu)
+            parsed, sha256 = child.parse(request, descriptor, gate)
     if not parsed.text.strip(BLANK):
         raise DocumentRejected("no text in it")
     heading = _first_heading(parsed.text) if kind.headings or kind.exact else ""

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -27,19 +28,24 @@ HEAD = struct.Struct("!I")
 READY = b"r"
 HEAD_LIMIT = 1 << 20
 """Bytes of a message's head: the starts of a hundred thousand pages, and no more."""
+_LONGEST = 1_000_000
+_NO_WORD = re.compile(rf"(?<!\S)\S{{{_LONGEST}}}")
 _WORN = 300 << 20
 """Bytes of memory after which a child gives its place to a fresh one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one document may cost: bytes, bytes of text, memory, seconds, characters a byte."""
+    """What one document may cost: bytes, bytes of text, memory, seconds, characters a byte.
+
+    Of ``cpu``, a small file may use three seconds, and two more for each megabyte.
+    """
 
     file: int = 100 << 20
-    text: int = 20_000_000
+    text: int = 12_000_000
     memory: int = 1 << 30
     cpu: int = 7
-    wall: int = 30
+    wall: int = 20
     expansion: int = 100
 
 
@@ -51,6 +57,7 @@ class Request:
     read: str
     limits: Limits
     path: tuple[str, ...] = ()
+    cpu: int = 7
 
 
 def text_of(request: Request, data: bytes) -> Parsed:
@@ -73,6 +80,8 @@ def text_of(request: Request, data: bytes) -> Parsed:
     most = min(request.limits.text, max(1 << 20, request.limits.expansion * len(data)))
     if len(parsed.text) > most:
         raise Unreadable(f"{len(parsed.text)} characters, more than the {most} allowed: split it")
+    if _NO_WORD.search(parsed.text):
+        raise Unreadable(f"not text: more than {_LONGEST} characters without a space")
     # Lone surrogates have no UTF-8 form, and SQLite ends text at a zero.
     return Parsed(
         _storable(parsed.text),
@@ -86,19 +95,21 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
-def _limit(limits: Limits) -> None:
+def _limit(limits: Limits, cpu: int) -> None:
     """Hold this process to the memory of a file and to its seconds from now on."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = int(used.ru_utime + used.ru_stime) + limits.cpu + 1
+    cpu = int(used.ru_utime + used.ru_stime) + cpu + 1
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory, resource.RLIM_INFINITY))
 
 
 def _answer(message: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], bytes]:
     limits = Limits(**message.pop("limits"))
-    request = Request(message["name"], message["read"], limits, tuple(message["path"]))
+    request = Request(
+        message["name"], message["read"], limits, tuple(message["path"]), message["cpu"]
+    )
     sys.path.extend(place for place in request.path if place not in sys.path)
-    _limit(limits)
+    _limit(limits, request.cpu)
     sha256 = ""
     try:
         with open(descriptor, "rb") as file:

@@ -68,7 +68,7 @@ def needs_layout(words: Sequence[tuple[str, float, float, float, float]]) -> boo
         if bottom > high:
             return True
         height = high - low
-        if not -height < left - end < _GAP * height and high - bottom > 0.5 * height:
+        if top - low > 0.5 * height and not -height < left - end < _GAP * height:
             gaps += 1  # in one line, and apart
         low, end, high = bottom, right, top
     return gaps > 1
@@ -280,7 +280,7 @@ def joined(pages: Sequence[Page]) -> list[str]:
     korean = [line for line in lines if _is_hangul(line.rstrip()[-1])]
     spaced = sum(line[-1].isspace() for line in korean) * 20 > len(korean)
     words: Counter[str] = Counter()
-    if any(line.rstrip().endswith(_HYPHENS) for line in lines):
+    if any(HYPHEN in line or line.rstrip().endswith(_HYPHENS) for line in lines):
         words.update(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", "\n".join(lines).lower()))
 
     def whole(broken: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from docutils.parsers.rst import Directive, directives, roles
 from docutils.parsers.rst.languages import en
+from docutils.utils import new_document
 
 from promptflow.encodings import decoded
 from promptflow.retrieval.kinds import Parsed
@@ -26,7 +27,8 @@ _SILENT = {"toctree", "index", "highlight", "currentmodule", "module", "only", "
 _SETTINGS = {
     "file_insertion_enabled": False,
     "raw_enabled": False,
-    "report_level": 5,
+    "report_level": 3,
+    "warning_stream": False,
     "halt_level": 5,
     "syntax_highlight": "none",
     "line_length_limit": 10_000_000,
@@ -52,6 +54,9 @@ class _Options(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         return directives.unchanged
 
+    def __bool__(self) -> bool:
+        return True
+
 
 class _Unknown(Directive):
     """A directive that docutils does not know: its arguments and what stands in it."""
@@ -59,7 +64,7 @@ class _Unknown(Directive):
     optional_arguments = 100
     final_argument_whitespace = True
     has_content = True
-    option_spec = _Options(name=directives.unchanged)
+    option_spec = _Options()
 
     def run(self) -> list[nodes.Node]:
         if self.name in _SILENT and self.name not in ("only", "ifconfig"):
@@ -88,11 +93,15 @@ def _role(
 
 
 def _learn(text: str) -> None:
-    """Make the names of directives and roles that docutils does not know mean their content."""
-    known = {**directives._directive_registry, **en.directives}
+    """Let docutils take the directives, options and roles of a text that it does not know."""
+    empty = new_document("")
     for name in {found.lower() for found in _DIRECTIVE.findall(text)}:
-        if name not in known:
+        directive, _ = directives.directive(name, en, empty)
+        if directive is None:
             directives.register_directive(name, _Unknown)
+        elif not isinstance(directive.option_spec, _Options):
+            spec = {"option_spec": _Options(directive.option_spec or {})}
+            directives.register_directive(name, type(name, (directive,), spec))
     for name in {(one or other).lower() for one, other in _ROLE.findall(text)}:
         if name not in en.roles and name not in roles._role_registry:
             roles.register_local_role(name, _role)
@@ -123,10 +132,19 @@ class _Reader:
             self._table(node)
         elif isinstance(node, nodes.literal_block | nodes.doctest_block | nodes.math_block):
             self._blocks.verbatim(node.astext())
+        elif isinstance(node, nodes.system_message):
+            self._refused(node)
         elif isinstance(node, _SAID):
             self._blocks.paragraph(_said(node))
         elif not isinstance(node, _UNSEEN):
             self.read(node, level)
+
+    def _refused(self, message: nodes.Node) -> None:
+        """Keep the source of what docutils could not make sense of."""
+        said = " ".join(part.astext() for part in message.findall(nodes.paragraph))
+        for source in message.findall(nodes.literal_block):
+            if message["level"] >= 3 and "disabled" not in said:
+                self._blocks.verbatim(source.astext())
 
     def _list(self, node: nodes.Node, level: int, depth: int) -> None:
         number = int(node.get("start", 1))

@@ -27,6 +27,10 @@ BLOCKS = {
     "td", "th", "ul", "listing", "xmp", "plaintext", "textarea",
 }  # fmt: skip
 LISTS = {"ul", "ol", "menu", "dir"}
+_VOID = {
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track",
+    "wbr",
+}  # fmt: skip
 KEPT = {"pre", "listing", "xmp", "plaintext", "textarea"}
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _GONE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse))", re.I)
@@ -68,15 +72,19 @@ def add_markup(markup: str, blocks: Blocks) -> str:
 def _spelled_out(markup: str) -> str:
     """Return XML as HTML writes it: every element has an end tag, and CDATA is text."""
     markup = re.sub(
-        r"<!\[CDATA\[(.*?)\]\]>",
+        r"<!\[CDATA\[(.*?)(?:\]\]>|\Z)",
         lambda found: found[1].replace("&", "&amp;").replace("<", "&lt;"),
         markup,
         flags=re.DOTALL,
     )
-    void = "area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr"
-    return re.sub(
-        rf"<(?!(?:{void})\b)([A-Za-z][\w:.-]*)((?:\s[^<>]*?)?)\s*/>", r"<\1\2></\1>", markup
-    )
+
+    def with_end(found: re.Match[str]) -> str:
+        name, rest = found[1], found[2]
+        if not rest.endswith("/") or name.lower() in _VOID:
+            return found[0]
+        return f"<{name}{rest[:-1]}></{name}>"
+
+    return re.sub(r"<([A-Za-z][\w:.-]*+)([^<>]*+)>", with_end, markup)
 
 
 def _layouts(page: Node) -> Iterator[Node]:
