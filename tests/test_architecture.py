@@ -14,8 +14,8 @@ PACKAGE = ROOT / "promptflow"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "child", "encodings", "patterns", "ranges", "terminal"},
-    {"storage", "sandbox", "progress", "notation", "plain", "gguf", "schema"},
+    {"errors", "child", "encodings", "normal", "patterns", "ranges", "terminal"},
+    {"storage", "sandbox", "progress", "notation", "numerals", "plain", "gguf", "schema"},
     {"download", "grammar"},
     {"catalog"},
     {"engine"},

@@ -33,7 +33,7 @@ def program() -> Any:
         (lambda o: pf.TreeOfThoughts(**o), "bredth", "breadth"),
         (lambda o: pf.Judge("Good?", **o), "signatur", "signature"),
         (lambda o: pf.PairJudge("Better?", **o), "signatur", "signature"),
-        (lambda o: pf.GroundedQA("none", **o), "min_scor", "min_score"),
+        (lambda o: pf.GroundedQA("none", **o), "threshol", "threshold"),
         (lambda o: pf.Sampling(**o), "temperatur", "temperature"),
         (lambda o: pf.EngineOptions(**o), "contxt", "context"),
         (lambda o: pf.load("none", **o), "option", "options"),

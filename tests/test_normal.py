@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from hypothesis import given, strategies as st
 
-from promptflow.evaluation.normal import folded, is_unspaced, normalize, stands_in, words
+from promptflow.normal import folded, is_unspaced, normalize, stands_in, words
 
 
 @pytest.mark.parametrize(

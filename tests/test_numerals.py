@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, strategies as st
 
-from promptflow.evaluation.numerals import Reading, number_of, numbers_in, read_number
+from promptflow.numerals import Reading, number_of, numbers_in, read_number
 
 
 @pytest.mark.parametrize(

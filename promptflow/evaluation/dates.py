@@ -11,7 +11,7 @@ import re
 from pydantic import TypeAdapter, ValidationError
 
 from promptflow.errors import DataError
-from promptflow.evaluation.normal import folded
+from promptflow.normal import folded
 
 Moment = datetime.date | datetime.time | datetime.timedelta
 

@@ -23,8 +23,8 @@ from pydantic import BaseModel, PydanticUserError, RootModel, TypeAdapter, Valid
 from pydantic_core import PydanticUndefined
 
 from promptflow.evaluation.dates import read_moment, same_moment
-from promptflow.evaluation.normal import is_unspaced, normalize, words
-from promptflow.evaluation.numerals import Reading, number_of, read_number
+from promptflow.normal import is_unspaced, normalize, words
+from promptflow.numerals import Reading, number_of, read_number
 
 _YES = frozenset({"yes", "true", "y", "t", "on", "1"})
 _NO = frozenset({"no", "false", "n", "f", "off", "0"})

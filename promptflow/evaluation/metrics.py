@@ -29,8 +29,8 @@ from promptflow.evaluation.meaning import (
     same,
     text_of,
 )
-from promptflow.evaluation.normal import normalize, stands_in
-from promptflow.evaluation.numerals import Number, number_of, numbers_in, read_number
+from promptflow.normal import normalize, stands_in
+from promptflow.numerals import Number, number_of, numbers_in, read_number
 from promptflow.program.resolve import find_code
 
 Metric = Callable[..., Any]

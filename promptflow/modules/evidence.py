@@ -1,105 +1,153 @@
-"""Evidence for an answer: sentences of passages as exact spans, ranked and checked by code.
+"""Evidence for an answer: which quotes of passages speak of a text, by its words and its numbers.
 
-A small model is a poor judge of what its passages say. What code can decide is decided here: which
-sentences speak of the question, whether a name or a number occurs in them, and whether a quote is
-the text of its span.
+Words are the terms of the text's language, each weighted by its rarity among the quotes. Nothing
+here refuses an answer for a word: it orders quotes, and compares numbers by value.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from promptflow.retrieval import Citation, Passage, read_passage
-
-_WORD = re.compile(r"[^\W_]+(?:[-.'][^\W_]+)*")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_EMPTY_WORDS = frozenset(
-    word
-    for line in (
-        "a about an and any are as at be been by can could did do does for from had has have how",
-        "if in into is it its many may me more most much my no not of on or our shall should so",
-        "some than that the their them then there these they this those to was we were what when",
-        "where which who whom whose why will with would you your",
-    )
-    for word in line.split()
-)
+from promptflow.normal import normalize
+from promptflow.numerals import Number, number_spans, numbers_in, read_number
+from promptflow.retrieval import Citation, Passage, Reading, read_passage
+from promptflow.retrieval.quotes import shown
+from promptflow.retrieval.text import content_words
+from promptflow.storage import read_text, toml_loads
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A sentence that may support an answer, with the headings that it stands under.
+    """A quote that may support an answer, with the headings that it stands under.
 
-    ``score`` adds the passage's similarity to the share of the question's words found here, each
-    weighted by its rarity among the sentences.
+    ``score`` is the share of the wanted words found here, each weighted by its rarity among the
+    quotes; ``place`` is the rank of its passage, from 0.
     """
 
     citation: Citation
     heading: str
     score: float
+    place: int = 0
 
     @property
     def text(self) -> str:
-        """Return the quote on one line."""
-        return " ".join(self.citation.quote.split())
+        """Return the quote as a prompt shows it."""
+        return shown(self.citation.quote)
 
 
-def rank(question: str, passages: Sequence[Passage], count: int) -> list[Evidence]:
-    """Return the ``count`` sentences that say most about ``question``, best first."""
-    quoted = [
-        (passage, citation) for passage in passages for citation in read_passage(passage).quotes()
-    ]
-    held = [stems(f"{p.heading} {c.quote}") for p, c in quoted]
-    frequency = Counter(stem for one in held for stem in one)
-    wanted = {s: math.log((1 + len(held)) / (1 + frequency[s])) + 1e-9 for s in stems(question)}
-    total = math.fsum(wanted.values()) or 1.0
-    found = [
-        Evidence(c, p.heading, p.score + math.fsum(wanted.get(s, 0.0) for s in one) / total)
-        for (p, c), one in zip(quoted, held, strict=True)
-    ]
-    # A stable sort: of equal sentences the one of the better passage, then the earlier one.
-    return sorted(found, key=lambda evidence: -evidence.score)[:count]
+def rank(wanted: str, passages: Sequence[Passage], count: int) -> list[Evidence]:
+    """Return the ``count`` quotes that say most of what is ``wanted``, best first."""
+    return ranked(wanted, [read_passage(passage) for passage in passages])[:count]
 
 
-def stems(text: str) -> set[str]:
-    """Return the words of ``text`` that carry meaning, cut to six letters."""
-    words = (word.casefold() for word in _WORD.findall(text))
-    return {word.removesuffix("'s")[:6] for word in words if word not in _EMPTY_WORDS}
+def ranked(wanted: str, readings: Sequence[Reading]) -> list[Evidence]:
+    """Return the quotes of readings by the words of ``wanted`` in them, best first.
 
-
-def named_terms(question: str) -> set[str]:
-    """Return the names and numbers in a question, case-folded: what an answer must be about.
-
-    Names are capitalised words after the first, and words with digits or inner capitals.
+    Quotes that say the same are given once.
     """
-    terms = set()
-    for number, word in enumerate(_WORD.findall(question)):
-        inner = any(c.isupper() or c.isdigit() for c in word[1:]) or word[:1].isdigit()
-        if inner or (number and word[:1].isupper() and word.casefold() not in _EMPTY_WORDS):
-            terms.add(word.casefold().removesuffix("'s"))
-    return terms
+    quoted: dict[str, tuple[int, Citation]] = {}
+    for place, reading in enumerate(readings):
+        for citation in reading.quotes():
+            quoted.setdefault(shown(citation.quote).casefold(), (place, citation))
+    scores = overlaps(wanted, [citation for _, citation in quoted.values()])
+    found = [Evidence(c, c.heading, scores[c], place) for place, c in quoted.values()]
+    # A stable sort: of equal quotes that of the better passage, then the earlier one.
+    return sorted(found, key=lambda evidence: -evidence.score)
 
 
-def missing_terms(question: str, texts: Iterable[str]) -> set[str]:
-    """Return the named terms of ``question`` that ``texts`` do not hold; plurals may differ."""
-    whole = "\n".join(texts).casefold()
-    return {term for term in named_terms(question) if not _holds(whole, term)}
+def overlaps(wanted: str, citations: Sequence[Citation]) -> dict[Citation, float]:
+    """Return the share of the words of ``wanted`` in each quote, weighted by rarity among them.
+
+    From 0 to 1. A heading counts for the quotes under it.
+    """
+    held = [set(content_words(f"{c.heading}\n{c.quote}")) for c in citations]
+    frequency = Counter(term for terms in held for term in terms)
+    weights = {
+        term: math.log((1 + len(held)) / (1 + frequency[term])) + 1e-9
+        for term in set(content_words(wanted))
+    }
+    total = math.fsum(weights.values()) or 1.0
+    shares = (math.fsum(weights[t] for t in weights.keys() & terms) / total for terms in held)
+    return dict(zip(citations, shares, strict=True))
 
 
-def _holds(text: str, term: str) -> bool:
-    pattern = rf"(?<![^\W_]){re.escape(term.removesuffix('s'))}s?(?![^\W_])"
-    return re.search(pattern, text) is not None
+def best_place(
+    scores: Mapping[Citation, float], reading: Reading, answer: str
+) -> tuple[int, int] | None:
+    """Return where in a reading an answer stands: in the quote of the highest score.
+
+    What breaks off within a number or a word goes on to its end: "3" of "3 million" is another
+    number. None where the answer does not stand there.
+    """
+    places = [_whole(reading.text, *place) for place in reading.places(answer)]
+    quoted = [(place, reading.cited(*place)) for place in places]
+    known = [(max(scores.get(c, 0.0) for c in cited), place) for place, cited in quoted if cited]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def missing_numbers(answer: str, texts: Iterable[str]) -> set[str]:
-    """Return the numbers in ``answer`` that ``texts`` do not hold, compared by value."""
-    held = {_value(number) for text in texts for number in _NUMBER.findall(text)}
-    return {number for number in _NUMBER.findall(answer) if _value(number) not in held}
+def _whole(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a span with the whole of the numbers and the words of an alphabet that it cuts."""
+    for first, last in number_spans(text):
+        if first < end and start < last:
+            start, end = min(start, first), max(end, last)
+    while start and _goes_on(text[start - 1 : start + 1]):
+        start -= 1
+    while end < len(text) and _goes_on(text[end - 1 : end + 1]):
+        end += 1
+    return start, end
 
 
-def _value(number: str) -> str:
-    plain = number.replace(",", "")
-    return plain.rstrip("0").rstrip(".") if "." in plain else plain
+def _goes_on(pair: str) -> bool:
+    """Say whether two characters are of one word; words that no space parts are never cut."""
+    return len(pair) == 2 and all(c.isalpha() and ord(c) < 0x0E00 for c in pair)
+
+
+def agreement(answer: str, others: Iterable[str]) -> float:
+    """Return how far other answers say the same: the mean F1 of their words, 0 to 1."""
+    own = Counter(normalize(answer).split())
+    scores = []
+    for other in others:
+        words = Counter(normalize(other).split())
+        both = (own & words).total()
+        scores.append(2.0 * both / (own.total() + words.total()) if both else 0.0)
+    return math.fsum(scores) / len(scores) if scores else 1.0
+
+
+def strange_numbers(answer: str, texts: Iterable[str]) -> list[str]:
+    """Return the numbers of an answer that no text holds; 3 million is 3,000,000.
+
+    Those in dates, times and versions do not count.
+    """
+    held = {value for text in texts for value in _values(text)}
+    found = (answer[start:end] for start, end in number_spans(answer))
+    return [number for number in found if not held.issuperset(numbers_in(number))]
+
+
+def _values(text: str) -> Iterator[Number]:
+    """Give the numbers of a text; 0125 is a name."""
+    for start, end in number_spans(text):
+        reading = read_number(text[start:end])
+        if reading is not None and reading.sure:
+            yield reading.value
+
+
+@functools.cache
+def _explanations() -> tuple[re.Pattern[str], ...]:
+    table = toml_loads(read_text(Path(__file__).with_name("explanations.toml")))
+    return tuple(re.compile(pattern) for patterns in table.values() for pattern in patterns)
+
+
+def asks_to_explain(question: str) -> bool:
+    """Say whether a question asks for more than a name, a number, a date or a phrase.
+
+    By the words of ``explanations.toml``: English, German, French, Spanish, Korean, Japanese and
+    Chinese. It decides how an answer is written and checked, never whether there is one.
+    """
+    text = " ".join(shown(question).casefold().split())
+    return any(pattern.search(text) for pattern in _explanations())

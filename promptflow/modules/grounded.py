@@ -1,32 +1,44 @@
-"""Grounded question answering: retrieve, quote, answer from the quotes, check, or abstain.
+"""Grounded question answering: retrieve, read, quote, check, and answer or abstain.
 
-The model reads only sentences that are cited, and code decides what code can: how near the passages
-are, whether what the question names occurs in them, whether each quote is the text of its span and
-whether the numbers of the answer stand in the quotes. The model is asked the rest: whether the
-quotes answer the question, by the probability of its verdict.
+Three claims are kept apart. The quotes are exact: code cuts them out of their documents. The quotes
+support the answer: a name, number, date or phrase is a span of a quote, since nothing else can be
+decoded, and of a longer answer every sentence is checked. The question is answerable: a probability
+that was fitted on questions with answers, see ``abstention``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dspy
+
 from promptflow.engine.request import Sampling
 from promptflow.errors import UnknownField, names_options
-from promptflow.flow import Flow, Module, Prediction
-from promptflow.modules.evidence import Evidence, missing_numbers, missing_terms, rank
+from promptflow.flow import Call, Flow, Module, Prediction
+from promptflow.lm import is_local
+from promptflow.modules.abstention import calibration_for
+from promptflow.modules.answers import (
+    LONGEST,
+    SUPPORTED,
+    UNKNOWN,
+    Found,
+    own,
+    spans,
+    supported,
+    written,
+)
+from promptflow.modules.evidence import asks_to_explain
 from promptflow.modules.hops import follow_up, gathered
-from promptflow.modules.judge import shares
 from promptflow.modules.orders import gives_orders
 from promptflow.modules.predict import Predict
-from promptflow.modules.sources import index_name, opened
-from promptflow.retrieval import Passage, Retriever, verify_quote
-from promptflow.storage import find_document
+from promptflow.modules.sources import index_name, opened, stale_in
+from promptflow.retrieval import Reading, Retriever, distinct, read_passage, verify_quote
 
-UNKNOWN = "unknown"
-"""The answer of a program that abstains."""
+__all__ = ["UNKNOWN", "GroundedQA"]
 
 
 class GroundedQA(Module):
@@ -34,13 +46,15 @@ class GroundedQA(Module):
 
     ``index`` is an index, its name, or a retriever of one's own: an object with ``search`` and
     ``text`` (see ``Retriever``), of which a saved program keeps the class's name alone.
-    ``signature`` has the inputs ``passages`` and ``question`` and the output ``answer``. Of ``k``
-    retrieved passages whose cosine reaches ``min_score``, the ``quotes`` sentences that speak most
-    of the question are asked about, one by one: those whose probability of answering it reaches
-    ``min_support`` are read and cited. The program abstains where there are none, where the
-    passages lack what the question names, and where the answer has a number that the quotes lack.
-    With ``hops`` of 2 the quotes of the first search make the query of a second, and so on.
-    ``max_tokens`` bounds the answer.
+
+    Of ``k`` passages the best ``reads`` are read, each apart: the answer is a span of one of them,
+    and the quotes around it are cited. Where the question asks to explain, or ``signature`` is
+    another than the bundled one (inputs ``passages`` and ``question``, an output ``answer``), the
+    answer is written, in ``max_tokens`` at most, and its sentences are checked one by one. With
+    ``hops`` of 2 the quotes of the first search make the query of a second, and so on.
+
+    An answer that is right with a probability below ``threshold`` is not given; left out, the
+    threshold of the calibration of this model and embedder. ``samples`` show how sure it is.
     """
 
     @names_options
@@ -51,32 +65,36 @@ class GroundedQA(Module):
         k: int = 5,
         *,
         hops: int = 1,
-        quotes: int = 3,
-        min_score: float = 0.3,
-        min_support: float = 0.5,
+        reads: int = 2,
+        samples: int = 5,
+        threshold: float | None = None,
         max_tokens: int = 128,
     ) -> None:
         super().__init__()
-        if min(k, quotes, hops) < 1:
+        if min(k, hops, reads, samples) < 1 or not 0.0 <= (threshold or 0.0) <= 1.0:
             raise ValueError(
-                f"GroundedQA: k={k}, quotes={quotes} and hops={hops} must be at least 1"
+                f"GroundedQA: k={k}, hops={hops}, reads={reads} and samples={samples} must be at "
+                f"least 1, threshold={threshold} from 0 to 1"
             )
         self.index = opened("GroundedQA", index)
-        own = find_document("signatures", "supports", bundled_only=True)
-        self.check = Predict(own, sampling=Sampling(), weigh=True)
+        self.read = own("answer_quote", max_tokens=LONGEST)
+        self.check = own("supports")
+        self.follows = own("follows")
         self.answer = Predict(signature, sampling=Sampling(), max_tokens=max_tokens)
         if hops > 1:
             self.follow_up = follow_up()
         self.hops = hops
         self.k = k
-        self.quotes = quotes
-        self.min_score = min_score
-        self.min_support = min_support
+        self.reads = reads
+        self.samples = samples
+        self.threshold = threshold
+        self.writes = str(signature) != "grounded_qa"
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings; the index by its name, else by its path."""
-        names = ("k", "hops", "quotes", "min_score", "min_support")
+        names = ("k", "hops", "reads", "samples", "threshold")
         given = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
         given["max_tokens"] = self.answer.decoding.max_tokens
         return {"index": index_name(self.index), **given}
 
@@ -89,79 +107,95 @@ class GroundedQA(Module):
         return made
 
     def flow(self, **inputs: Any) -> Flow:
-        """Return ``answer``, ``citations``, ``verified``, ``abstained`` and ``reason``.
+        """Return the answer with what is claimed of it, each claim apart.
 
-        ``citations`` are best first; ``verified`` tells that each is the text of its span, and
-        ``flagged`` are those that give orders: see ``orders``.
-        ``support`` is the highest probability that a quote answers the question, and ``reason``
-        says why the program abstained. Raises UnknownField without a ``question``.
+        ``citations``, best first, and ``quotes_exact``: each is the text of its span. ``support``:
+        the probability that the quotes answer the question so. ``answerable``: the probability
+        that the answer is right, from ``signals``. ``verified``: all three hold, and no cited file
+        has changed. ``abstained`` and ``reason`` say what was decided and why. ``flagged``:
+        citations that give orders, see ``orders``. Raises UnknownField without a ``question``.
         """
         if "question" not in inputs:
             raise UnknownField("GroundedQA needs 'question'; call it with question=...")
         question = str(inputs["question"])
-        writer = getattr(self, "follow_up", None)
-        found = yield from gathered(self.index, writer, question, self.k, self.hops)
-        passages = found.passages
-        near = [passage for passage in passages if _nearness(passage) >= self.min_score]
-        evidence = rank(found.wanted, near, self.quotes)
-        if not evidence:
-            best = max(map(_nearness, passages), default=0.0)
-            return _abstained(f"no passage is near enough: {best:.2f} is below {self.min_score:g}")
-        if lacking := missing_terms(question, _chunks(evidence, near)):
-            return _abstained(f"the passages do not speak of {', '.join(sorted(lacking))}")
-        checks = yield [self.check.call(text=e.text, question=question) for e in evidence]
-        supports = [_support(check) for check in checks]
-        support = max(supports)
-        chosen = [e for e, s in zip(evidence, supports, strict=True) if s >= self.min_support]
-        if not chosen:
-            return _abstained(f"the quotes do not answer it: support {support:.2f}", support)
-        texts = [e.text for e in chosen]
-        [prediction] = yield [self.answer.call(passages=texts, **inputs)]
-        answer = str(prediction.answer).strip()
-        if answer.rstrip(".").casefold() in ("", UNKNOWN):
-            return _abstained("the model found no answer in the quotes", support)
-        if strange := missing_numbers(answer, [*texts, question]):
-            return _abstained(f"the quotes do not hold {', '.join(sorted(strange))}", support)
-        citations = [e.citation for e in chosen]
-        spans = [verify_quote(self.index, c.document, c.start, c.end, c.quote) for c in citations]
-        return prediction.extended(
-            answer=answer,
-            citations=citations,
-            quotes_exact=all(spans),
-            support=support,
-            answerable=support,
-            flagged=[c for c in citations if gives_orders(c.quote)],
-            verified=all(spans),
+        readings = yield from self._readings(question)
+        if not readings:
+            return _abstained(Found(), 0.0, "the search found no passage")
+        lm = self.read.lm or dspy.settings.lm
+        calibration = calibration_for(self.index, lm)
+        limit = calibration.threshold if self.threshold is None else self.threshold
+        if not is_local(lm):  # a provider's model is held to no span, and tells no probabilities
+            found = yield from written(self.answer, self.follows, inputs, readings)
+            return self._answered(found, None, "")
+        found_spans = yield from spans(self.read, self.check, question, readings, self.samples)
+        if not found_spans:
+            return _abstained(Found(), 0.0, "no passage that was read holds an answer as a span")
+        best = max(found_spans, key=lambda found: calibration.probability(found.signals))
+        best = yield from supported(self.check, question, best)
+        chance = calibration.probability(best.signals)
+        why = f"right with probability {chance:.2f}, {limit:.2f} is needed ({calibration.source})"
+        if chance < limit:
+            return _abstained(best, chance, f"the best answer is {why}")
+        if self.writes or asks_to_explain(question):
+            signals = best.signals
+            best = yield from written(self.answer, self.follows, inputs, readings)
+            best = replace(best, signals=signals)
+        return self._answered(best, chance, why)
+
+    def _answered(self, found: Found, chance: float | None, why: str) -> Prediction:
+        """Return an answer with its claims; an abstention where nothing of it is left."""
+        if not found.answer:
+            return _abstained(found, chance or 0.0, found.note)
+        cited = list(found.citations)
+        exact = all(verify_quote(self.index, c.document, c.start, c.end, c.quote) for c in cited)
+        stale = stale_in(self.index, [c.document for c in cited])
+        parts = [f"{document} {what} since the index was built" for document, what in stale.items()]
+        if not exact:
+            parts.append("a quote is not the text of its place")
+        if found.support < SUPPORTED:
+            parts.append(f"the quotes alone support it with probability {found.support:.2f} only")
+        if chance is None:
+            parts.append("no probability that it is right is known of a remote model")
+        result = found.written or Prediction(answer=found.answer)
+        return result.extended(
+            answer=found.answer,
+            citations=cited,
+            quotes_exact=exact,
+            support=found.support,
+            answerable=chance,
+            signals=dict(found.signals),
+            flagged=[c for c in cited if gives_orders(c.quote)],
+            verified=not parts,
             abstained=False,
-            reason=f"the quotes answer it: support {support:.2f}",
+            reason="; ".join(filter(None, [*parts, found.note, why])),
         )
 
+    def _readings(self, question: str) -> Generator[list[Call], list[Any], list[Reading]]:
+        """Search, and return what a prompt shows of the best passages that differ."""
+        writer = getattr(self, "follow_up", None)
+        found = yield from gathered(self.index, writer, question, self.k, self.hops)
+        passages = distinct(found.passages)
+        if len(passages) < self.reads < len(found.passages):  # copies stand before the others
+            more = self.index.search(question, 8 * self.k)
+            passages = distinct([*passages, *more])
+        best = passages[: self.reads]
+        whole = [self.index.text(p.document) if "|" in p.text[:200] else "" for p in best]
+        readings = [read_passage(p, text) for p, text in zip(best, whole, strict=True)]
+        return [reading for reading in readings if reading.pieces]
 
-def _nearness(passage: Passage) -> float:
-    """Return the cosine of a passage, the score of a retriever that knows none."""
-    return passage.scores.get("dense", passage.score)
 
-
-def _support(check: Prediction) -> float:
-    return shares(check, "verdict", ("Yes", "No"))["Yes"]
-
-
-def _abstained(reason: str, support: float = 0.0) -> Prediction:
+def _abstained(found: Found, chance: float, reason: str) -> Prediction:
+    """Return an abstention; ``candidate`` is what would have been answered."""
     return Prediction(
-        answer=UNKNOWN,
+        candidate=found.answer,
         citations=[],
         quotes_exact=True,
-        support=support,
-        answerable=support,
+        support=found.support,
+        answerable=chance,
+        signals=dict(found.signals),
         flagged=[],
         verified=False,
         abstained=True,
         reason=reason,
+        answer=UNKNOWN,  # metrics grade the last field
     )
-
-
-def _chunks(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[str]:
-    """Return the whole chunks that the evidence comes from, with their headings and documents."""
-    cited = {(e.citation.document, e.citation.chunk) for e in evidence}
-    chunks = [p for p in passages if (p.document, p.chunk) in cited]
-    return [f"{p.document}\n{p.heading}\n{p.text}" for p in chunks]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from promptflow.errors import StoreNotFound
 from promptflow.modules.voting import code_name
 from promptflow.retrieval import Index, Retriever
+from promptflow.retrieval.places import stale
+from promptflow.retrieval.retriever import Together
 from promptflow.storage import find_document
 
 
@@ -36,3 +39,20 @@ def index_name(index: Retriever) -> Any:
     except StoreNotFound:
         return str(recipe.path)
     return str(recipe.name if found.resolve() == Path(recipe.path).resolve() else recipe.path)
+
+
+def stale_in(index: Any, documents: Iterable[str]) -> dict[str, str]:
+    """Return the documents whose files are ``gone`` or ``changed`` since the build.
+
+    Of a retriever of one's own nothing is known.
+    """
+    found = {}
+    for document in dict.fromkeys(documents):
+        holder, name = index, document
+        if isinstance(index, Together):
+            key, name = index.owner(document)
+            holder = index.retrievers[key]
+        holder = getattr(holder, "index", holder)  # a view's
+        if isinstance(holder, Index) and (what := stale(holder, name)):
+            found[document] = what
+    return found

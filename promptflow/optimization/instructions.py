@@ -16,10 +16,10 @@ import numpy as np
 from promptflow.engine.request import Sampling, Usage
 from promptflow.errors import EngineError, PromptflowError
 from promptflow.evaluation.data import plain
-from promptflow.evaluation.normal import normalize
 from promptflow.evaluation.scoring import LASTING
 from promptflow.flow import run_many, usage_of_answer
 from promptflow.modules.predict import Predict
+from promptflow.normal import normalize
 from promptflow.optimization.study import Spent, Study
 from promptflow.signatures import read_document
 

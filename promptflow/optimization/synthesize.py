@@ -14,9 +14,9 @@ import numpy as np
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import PromptflowError
-from promptflow.evaluation.normal import normalize
 from promptflow.flow import run_many
 from promptflow.modules.predict import Predict
+from promptflow.normal import normalize
 from promptflow.signatures import read_document
 
 LONGEST = 12

@@ -14,7 +14,7 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
-from promptflow.evaluation.normal import folded
+from promptflow.normal import folded
 
 Number = Decimal | Fraction
 """A Decimal; a Fraction where no Decimal holds the value."""
@@ -60,6 +60,7 @@ _INSIDE = re.compile(
     rf"|(?:{_EUROPEAN}|(?:{_GROUPS}|{_PARTED}|\d+)(?!,\d{{3}})(?:\.\d+)?){_NAMELESS}?|(?<![\w.])\.\d+)",
     re.IGNORECASE,
 )
+_MEASURED = re.compile(rf"(?:{_INSIDE.pattern})(?:\s?(?:[%‰]|percent(?!\w)))?", re.IGNORECASE)
 _FRAC = re.compile(r"(\d|)\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")  # LaTeX's
 _HIGH = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _EN_DASH = re.compile(rf"(?<![\w.)\]])\u2013(?={_CURRENCY}?[.\d])")
@@ -121,6 +122,12 @@ def numbers_in(text: str) -> list[Number]:
     text = _NO_NUMBER.sub(lambda found: " " * len(found[0]), _plain(text))
     readings = (read_number(found[0]) for found in _INSIDE.finditer(text))
     return [reading.value for reading in readings if reading is not None]
+
+
+def number_spans(text: str) -> list[tuple[int, int]]:
+    """Return where the numbers of a text stand, each with its unit word and percent sign."""
+    found = ((m.start(), m.group()) for m in _MEASURED.finditer(text))
+    return [(start, start + len(number.rstrip())) for start, number in found]
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,176 @@
+"""Answers from readings: spans of quotes with the signals of how sure they are, and written ones.
+
+A span cannot hold a name or a number that no quote holds. Of a written answer each sentence is
+checked against the quotes that are nearest to it, and left out where they do not say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from promptflow.engine.request import Sampling
+from promptflow.errors import ParseError
+from promptflow.flow import Attempts, Call, Prediction
+from promptflow.layout import Decoding
+from promptflow.modules.abstention import logit
+from promptflow.modules.evidence import (
+    agreement,
+    best_place,
+    overlaps,
+    ranked,
+    strange_numbers,
+)
+from promptflow.modules.judge import shares
+from promptflow.modules.predict import Predict
+from promptflow.retrieval import Citation, Reading
+from promptflow.retrieval.quotes import shown
+from promptflow.retrieval.text import sentence_spans
+from promptflow.storage import find_document
+
+UNKNOWN = "unknown"
+"""The answer of a program that abstains."""
+
+SUPPORTED = 0.5
+"""The probability from which quotes are said to support what is written: the likelier verdict."""
+
+LONGEST = 64
+"""Tokens of a span at most."""
+
+NEAREST = 2
+"""Quotes that a written sentence is checked against."""
+
+SHORT = 5
+"""Words up to which a written answer is no statement without its question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer, the quotes that it rests on, and the probability that these support it.
+
+    ``signals`` are what its calibration takes. ``note`` says what was left out, or why there is no
+    answer. ``written`` is the prediction of the signature that wrote it.
+    """
+
+    answer: str = ""
+    citations: tuple[Citation, ...] = ()
+    support: float = 0.0
+    signals: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    written: Prediction | None = None
+
+
+def own(name: str, **settings: Any) -> Predict:
+    """Return a predictor of promptflow's own document, greedy, its options weighed."""
+    document = find_document("signatures", name, bundled_only=True)
+    return Predict(document, sampling=Sampling(), weigh=True, **settings)
+
+
+def spans(
+    read: Predict, check: Predict, question: str, readings: Sequence[Reading], samples: int
+) -> Generator[list[Call], list[Any], list[Found]]:
+    """Return an answer for each reading that has one: a span of it, with its signals.
+
+    All calls are one batch. The text of a reading stands before the question in each of them, so
+    that whatever is asked of it later prefills its own tokens only.
+    """
+    heated = Decoding(sampling=Sampling(temperature=1.0), until="answer")
+    calls: list[Call] = []
+    for reading in readings:
+        asked = {"passage": reading.text, "question": question}
+        sample = replace(read.call(**asked), decoding=heated, sampled=True)
+        calls += [read.call(**asked), check.call(**asked), *[sample] * samples]
+    answers = yield Attempts(calls)
+    each = samples + 2
+    groups = [answers[n : n + each] for n in range(0, len(answers), each)]
+    scores = overlaps(question, [c for reading in readings for c in reading.quotes()])
+    found = (_span(scores, *pair) for pair in zip(readings, groups, strict=True))
+    return [one for one in found if one is not None]
+
+
+def _span(
+    scores: Mapping[Citation, float], reading: Reading, answers: Sequence[Any]
+) -> Found | None:
+    """Return the answer of one reading; None where it was cut, or is of no quote."""
+    for given in answers:
+        if isinstance(given, Exception) and not isinstance(given, ParseError):
+            raise given
+    greedy, verdict, *sampled = answers
+    if isinstance(greedy, Exception) or isinstance(verdict, Exception):
+        return None
+    place = best_place(scores, reading, str(greedy.answer))
+    if place is None:
+        return None
+    fill = greedy.fills["answer"]
+    others = ["" if isinstance(one, Exception) else str(one.answer) for one in sampled]
+    cited = reading.cited(*place)
+    signals = {
+        "words": max(scores.get(c, 0.0) for c in cited),
+        "verdict": logit(yes(verdict, "verdict")),
+        "right": logit(yes(greedy, "right")),
+        "logprob": fill.logprob / max(1, fill.generated),
+        "agreement": agreement(str(greedy.answer), others),
+        **{name: score for name, score in reading.passage.scores.items() if name == "dense"},
+    }
+    return Found(reading.text[slice(*place)].strip(), tuple(cited), signals=signals)
+
+
+def supported(
+    check: Predict, question: str, found: Found
+) -> Generator[list[Call], list[Any], Found]:
+    """Return an answer with the probability that its quotes alone answer the question."""
+    quotes = "\n".join(shown(c.quote) for c in found.citations)
+    [verdict] = yield [check.call(passage=quotes, question=question)]
+    support = yes(verdict, "verdict")
+    return replace(found, support=support, signals={**found.signals, "quotes": logit(support)})
+
+
+def written(
+    write: Predict, follows: Predict, inputs: Mapping[str, Any], readings: Sequence[Reading]
+) -> Generator[list[Call], list[Any], Found]:
+    """Return a written answer without the sentences that no quotes support."""
+    texts = [reading.text for reading in readings]
+    [prediction] = yield [write.call(passages=texts, **inputs)]
+    answer = str(prediction.answer).strip()
+    if answer.rstrip(".").casefold() in ("", UNKNOWN):
+        return Found(note="the model found no answer in the passages", written=prediction)
+    question = str(inputs["question"])
+    said = [answer[start:end] for start, end in sentence_spans(answer)]
+    if len(said) == 1 and len(answer.split()) <= SHORT:
+        said = [f"{question} {answer}"]
+    nearest = [_nearest(one, readings) for one in said]
+    verdicts = yield [
+        follows.call(passage="\n".join(shown(c.quote) for c in cited), statement=one)
+        for one, cited in zip(said, nearest, strict=True)
+    ]
+    kept = []
+    left_out = []
+    for one, cited, verdict in zip(said, nearest, verdicts, strict=True):
+        strange = strange_numbers(one, [question, *(shown(c.quote) for c in cited)])
+        if strange:
+            left_out.append(f"no quote holds {', '.join(strange)}")
+        elif (share := yes(verdict, "verdict")) < SUPPORTED:
+            left_out.append(f"the quotes support it with probability {share:.2f}")
+        else:
+            kept.append((one, cited, share))
+    note = "; ".join(left_out)
+    if not kept:
+        return Found(note=f"no sentence of the answer is supported: {note}", written=prediction)
+    if left_out:
+        note = f"{len(left_out)} of {len(said)} sentences are left out: {note}"
+        answer = " ".join(one for one, _, _ in kept)
+    citations = dict.fromkeys(c for _, cited, _ in kept for c in cited)
+    support = min(share for _, _, share in kept)
+    return Found(answer, tuple(citations), support, note=note, written=prediction)
+
+
+def _nearest(sentence: str, readings: Sequence[Reading]) -> list[Citation]:
+    """Return the quotes that say most of a sentence; a second one that says half as much."""
+    best = ranked(sentence, readings)[:NEAREST]
+    return [e.citation for e in best if e.score >= best[0].score / 2]
+
+
+def yes(prediction: Prediction, field: str) -> float:
+    """Return the probability of a verdict's Yes."""
+    return shares(prediction, field, ("Yes", "No"))["Yes"]
