@@ -208,10 +208,12 @@ def test_ask_prints_what_a_script_needs(corpus: Path):
     result = json.loads(
         call("ask", "Who wrote a program?", "--index", "people", *MODEL, "--json").stdout
     )
-    assert set(result) == {"answer", "citations", "verified", "abstained", "tokens", "seconds"}
+    claims = {"quotes_exact", "support", "answerable", "verified", "abstained", "reason"}
+    assert set(result) == {"question", "answer", "citations", "tokens", "seconds", *claims}
     assert set(result["tokens"]) == {"prefilled", "reused", "generated", "forced"}
     for citation in result["citations"]:
-        assert set(citation) == {"document", "chunk", "start", "end", "quote"}
+        own = {"document", "chunk", "start", "end", "quote", "page", "heading"}
+        assert set(citation) == {*own, "index", "stale"}
         text = (corpus / "texts" / citation["document"]).read_text()
         assert text[citation["start"] : citation["end"]] == citation["quote"]
 
