@@ -9,7 +9,6 @@ from typing import Any
 from promptflow.errors import StoreNotFound
 from promptflow.modules.voting import code_name
 from promptflow.retrieval import Index, Retriever
-from promptflow.retrieval.places import stale
 from promptflow.retrieval.retriever import Together
 from promptflow.storage import find_document
 
@@ -53,6 +52,6 @@ def stale_in(index: Any, documents: Iterable[str]) -> dict[str, str]:
             key, name = index.owner(document)
             holder = index.retrievers[key]
         holder = getattr(holder, "index", holder)  # a view's
-        if isinstance(holder, Index) and (what := stale(holder, name)):
+        if isinstance(holder, Index) and (what := holder.stale(name)):
             found[document] = what
     return found
