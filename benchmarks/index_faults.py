@@ -100,42 +100,59 @@ def kills(root: Path, count: int, say: Callable[[str], object]) -> dict[str, int
     (name / "index.toml").write_text(RECIPE)
     for number in range(40):
         (docs / f"{number}.txt").write_text(text(rng, 60))
-    build_index(name, embedder=EMBEDDER, progress=False).close()
+    actions: list[Callable[[], Index]] = [
+        lambda: build_index(name, embedder=EMBEDDER, progress=False, force=True),
+        lambda: update_index(name, embedder=EMBEDDER, progress=False),
+        lambda: compact_index(name, embedder=EMBEDDER, progress=False),
+    ]
+    actions[0]().close()
     result = {"kills": 0, "ended": 0, "before": 0, "after": 0, "unreadable": 0, "wrong": 0}
-    seconds = 0.2
+    seconds = [0.5] * len(actions)
     while result["kills"] < count:
         changed(docs, rng)
         before = said(name)
-        actions: list[Callable[[], Index]] = [
-            lambda: update_index(name, embedder=EMBEDDER, progress=False),
-            lambda: build_index(name, embedder=EMBEDDER, progress=False, force=True),
-            lambda: compact_index(name, embedder=EMBEDDER, progress=False),
-        ]
-        action = rng.choice(actions)
-        started = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            action().close()
-            os._exit(0)
-        time.sleep(rng.uniform(0, seconds))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        killed = os.WIFSIGNALED(status)
+        which = rng.randrange(len(actions))
+        # Half of them in the last third of the time that it takes, where the commit is.
+        share = rng.choice((rng.uniform(0, 1), rng.uniform(0.6, 1.2)))
+        killed = kill_after(seconds[which] * share, actions[which])
         result["kills" if killed else "ended"] += 1
-        if not killed:
-            seconds = 0.9 * seconds + 0.1 * (time.monotonic() - started)
-        try:
-            now = said(name)
-        except StoreError as error:
-            result["unreadable"] += 1
-            say(f"unreadable after a kill: {error}")
-            return result
-        if now == before:
-            result["before"] += 1
-            continue
-        action().close()
-        result["after" if now == said(name) else "wrong"] += 1
+        # Longer where it was killed, shorter where it ended first: about half the time each.
+        seconds[which] *= 1.1 if killed else 0.9
+        result[outcome(name, before, actions[which], say)] += 1
     return result
+
+
+def kill_after(seconds: float, action: Callable[[], Index]) -> bool:
+    """Kill a forked child that does ``action``; tell whether it was killed before it ended."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action().close()
+            code = 0
+        finally:
+            os._exit(code)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and status:
+        raise SystemExit("the child failed without being killed")
+    return os.WIFSIGNALED(status)
+
+
+def outcome(
+    name: Path, before: list[Any], action: Callable[[], Index], say: Callable[[str], object]
+) -> str:
+    """Return what an index is after a kill: as before, as after, or broken."""
+    try:
+        now = said(name)
+    except StoreError as error:
+        say(f"unreadable after a kill: {error}")
+        return "unreadable"
+    if now == before:
+        return "before"
+    action().close()
+    return "after" if now == said(name) else "wrong"
 
 
 def mutants(root: Path, count: int, say: Callable[[str], object]) -> dict[str, int]:

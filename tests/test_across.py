@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from promptflow.retrieval import HashingEmbedder, Index, add_documents, build_index
-from promptflow.retrieval import across
+from promptflow.retrieval import HashingEmbedder, Index, across, add_documents, build_index
 
 EMBEDDER = HashingEmbedder(64)
 
@@ -118,3 +117,13 @@ def test_removed_chunks_are_passed_over_by_either_way(
         monkeypatch.setattr(across, "SKIPPED", -1)
         assert [after.search("many beam words", k, mode="dense") for k in (1, 2, 9)] == few
         assert "beam.txt" not in {passage.document for found in few for passage in found}
+
+
+def test_a_forked_child_embeds(minilm: Path) -> None:
+    from promptflow.retrieval import Embedder
+
+    embedder = Embedder(minilm)
+    texts = ["a beam keeps the best", "osmium is dense"] * 20
+    vectors, query = embedder.encode(texts), embedder.encode_query("beam")
+    assert in_child(lambda: str(abs(embedder.encode(texts) - vectors).max() < 1e-5)) == "True"
+    assert in_child(lambda: str((embedder.encode_query("beam") == query).all())) == "True"

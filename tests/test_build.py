@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
-from promptflow.errors import EmptyCorpus
+from promptflow.errors import EmptyCorpus, StoreBusy, StoreCorrupt, StoreError, StoreNotFound
 from promptflow.retrieval import (
-    HashingEmbedder,
     Index,
     add_documents,
+    build,
     build_index,
     compact_index,
     compaction,
     remove_documents,
+    segment,
     update_index,
     verify_index,
 )
+from promptflow.retrieval.store import read_manifest
+from promptflow.storage import lock
 
-EMBEDDER = HashingEmbedder(64)
 RECIPE = """\
 documents = "docs"
 chunk_size = 12
@@ -205,3 +207,269 @@ def test_any_walk_of_changes_ends_in_what_one_build_gives(
             assert said(index) == whole(tmp_path / "whole", walk.model)
         assert verify_index(name).ok
     assert segments > 1
+
+
+def report(index: Index) -> tuple[int, int, int]:
+    """What a commit did: files added, changed and removed. Closes the index."""
+    with index:
+        assert index.report is not None
+        return index.report.added, index.report.changed, index.report.removed
+
+
+def test_paths_count_from_here_or_from_the_documents(project: Path) -> None:
+    docs = project / "docs"
+    for name in ("n.txt", "b/n.txt", "b/x/n.txt"):
+        (docs / name).parent.mkdir(exist_ok=True)
+        (docs / name).write_text(f"new words of {name}")
+    assert report(add_documents("k", "docs/n.txt", progress=False)) == (1, 0, 0)
+    assert report(add_documents("k", ["b/n.txt", docs / "n.txt"], progress=False)) == (1, 0, 0)
+    assert report(add_documents("k", Path("docs/b/../b"), progress=False)) == (1, 0, 0)
+    assert report(add_documents("k", [docs], progress=False)) == (0, 0, 0)
+    (docs / "b/c.txt").write_text("other")
+    (docs / "a.txt").unlink()
+    assert report(update_index("k", ["b", "a.txt"], progress=False)) == (0, 1, 1)
+    assert report(remove_documents("k", ["b/x", "n.txt"], progress=False)) == (0, 0, 2)
+    with Index.open("k") as index:
+        assert [entry["path"] for entry in index.store.documents()] == [
+            "b/c.txt",
+            "b/n.txt",
+            "d.md",
+        ]
+    assert report(update_index("k", progress=False)) == (2, 0, 0)
+    with update_index("k", progress=False) as index:
+        assert index.report is not None
+        assert index.report.unchanged
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["nowhere.txt"], "neither a file or folder in"),
+        (["../outside.txt"], "neither a file or folder in"),
+        (["/etc/hostname"], "neither a file or folder in"),
+        (["docs/.hidden.txt"], "none of the `globs`"),
+        (["docs/photo.xyz"], "none of the `globs`"),
+        ([""], None),
+    ],
+)
+def test_paths_that_are_no_documents_are_refused_by_name(
+    project: Path, paths: list[str], message: str | None
+) -> None:
+    (project / "outside.txt").write_text("outside")
+    (project / "docs" / ".hidden.txt").write_text("hidden")
+    (project / "docs" / "photo.xyz").write_bytes(b"\0")
+    before = (project / "indexes/k/built/manifest.json").read_bytes()
+    for change in (add_documents, update_index):
+        if message is not None:
+            with pytest.raises(StoreError, match=message):
+                change("k", paths, progress=False)
+        else:
+            change("k", paths, progress=False).close()
+    assert (project / "indexes/k/built/manifest.json").read_bytes() == before
+
+
+def test_what_cannot_be_taken_out_is_refused(project: Path) -> None:
+    (project / "docs" / "new.txt").write_text("new")
+    with pytest.raises(StoreError, match=r"new\.txt: not in the index"):
+        remove_documents("k", "docs/new.txt")
+    with pytest.raises(EmptyCorpus, match="no document would be left"):
+        remove_documents("k", "docs")
+    (project / "docs" / "a.txt").unlink()
+    with pytest.raises(StoreError, match=r"promptflow index remove k a\.txt"):
+        add_documents("k", "a.txt")
+    with pytest.raises(StoreNotFound):
+        remove_documents("absent", "a.txt")
+    with Index.open("k") as index:
+        assert index.manifest.counts["documents"] == 3
+    assert sorted(p.name for p in (project / "indexes/k/built").glob("segment-*")) == [
+        "segment-000001"
+    ]
+
+
+def test_other_settings_want_a_whole_build(project: Path) -> None:
+    recipe = project / "indexes" / "k" / "index.toml"
+    recipe.write_text(recipe.read_text().replace("12", "14"))
+    for change in (update_index, add_documents):
+        with pytest.raises(StoreError, match=r"not those of the last build.*index build k"):
+            change("k", "a.txt")
+    remove_documents("k", "a.txt", progress=False).close()
+    with pytest.raises(StoreError, match="not those of the last build"):
+        compact_index("k", progress=False)
+    with update_index("k", progress=False) as index:
+        assert index.manifest.settings["chunking"]["size"] == 14
+
+
+def test_one_writer_and_the_others_are_told(project: Path) -> None:
+    (project / "docs" / "new.txt").write_text("new")
+    with lock(project / "indexes/k/built/lock"):
+        for change in (
+            lambda: add_documents("k", "new.txt"),
+            lambda: remove_documents("k", "a.txt"),
+            lambda: update_index("k"),
+            lambda: compact_index("k"),
+        ):
+            with pytest.raises(StoreBusy, match="held by process"):
+                change()
+        with Index.open("k") as index:
+            assert index.search("osmium")
+
+
+def test_a_damaged_index_is_not_built_upon(project: Path) -> None:
+    (project / "docs" / "new.txt").write_text("new")
+    [path] = (project / "indexes").rglob("texts.utf8")
+    path.write_bytes(path.read_bytes()[:-1])
+    for change in (
+        lambda: add_documents("k", "new.txt"),
+        lambda: remove_documents("k", "a.txt"),
+        lambda: compact_index("k"),
+    ):
+        with pytest.raises(StoreCorrupt, match=r"texts\.utf8.*promptflow index build k"):
+            change()
+    assert report(update_index("k", progress=False)) == (4, 0, 0)
+    assert verify_index("k").ok
+
+
+def test_equal_files_are_kept_once_with_all_their_places(project: Path) -> None:
+    docs = project / "docs"
+    for name in ("z.txt", "b/z.txt", "b/y.txt", "z.md"):
+        (docs / name).write_bytes((docs / "a.txt").read_bytes())
+    with update_index("k", progress=False) as index:
+        assert index.report is not None
+        assert (index.report.added, index.report.documents) == (4, 5)
+        [found] = [p for p in index.search("osmium gold", 5) if p.document == "a.txt"]
+        assert (found.metadata["also"], found.metadata["title"]) == (["z.txt"], "a")
+        [team] = index.search("osmium gold", 5, {"team": "b", "title": "y"})
+        assert (team.document, team.metadata["also"]) == ("b/y.txt", ["b/z.txt"])
+        # A copy of another kind is cut in another way, and is a document of its own.
+        assert index.search("osmium gold", 5, {"kind": "markdown", "title": "z"})[0].metadata
+        # Filters find a document by any of its places.
+        assert {p.document for p in index.search("gold", 5, {"document": "z.*"})} == {
+            "a.txt",
+            "z.md",
+        }
+        assert index.text("z.txt") == index.text("a.txt") == "osmium gold"
+        first = index.manifest.segments
+    # The file that has the text in its segment goes, and nothing is read again.
+    with remove_documents("k", "a.txt", progress=False) as index:
+        assert index.report is not None
+        assert (index.report.embedded, index.report.documents) == (0, 5)
+        assert [s.name for s in index.manifest.segments] == [s.name for s in first]
+        [found] = [p for p in index.search("osmium gold", 5) if p.document == "z.txt"]
+        assert ("also" in found.metadata, found.metadata["title"]) == (False, "z")
+
+
+def test_sources_that_changed_or_are_gone_are_told(project: Path) -> None:
+    docs = project / "docs"
+    (docs / "copy.txt").write_bytes((docs / "a.txt").read_bytes())
+    with update_index("k", progress=False) as index:
+        assert [index.stale(path) for path in ("a.txt", "b/c.txt", "copy.txt")] == ["", "", ""]
+        (docs / "a.txt").write_text("osmium g0ld")
+        (docs / "b" / "c.txt").unlink()
+        (docs / "d.md").unlink()
+        (docs / "d.md").mkdir()
+        assert index.stale("a.txt") == "changed"
+        assert index.stale("copy.txt") == ""
+        assert index.stale("b/c.txt") == "gone"
+        assert index.stale("d.md") == "changed"
+        with pytest.raises(StoreNotFound):
+            index.stale("absent.txt")
+        shutil.rmtree(docs)
+        assert index.stale("a.txt") == "gone"
+
+
+def test_many_commits_leave_few_segments(project: Path) -> None:
+    docs = project / "docs"
+    (docs / "large.txt").write_text(" ".join(WORDS) * 200)
+    update_index("k", progress=False).close()
+    most, written = 0, 0
+    for number in range(40):
+        (docs / f"n{number}.txt").write_text(f"new words {number}")
+        with add_documents("k", f"n{number}.txt", progress=False) as index:
+            most = max(most, len(index.manifest.segments))
+            last = int(index.manifest.segments[-1].name[-6:])
+            written = max(written, last)
+    assert most <= compaction.MOST
+    # The large segment is not written again for the sake of small ones.
+    assert index.manifest.segments[0].name in ("segment-000001", "segment-000002")
+    assert written < 60
+
+
+def test_a_compacted_index_is_what_one_build_writes_byte_for_byte(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = project / "docs"
+    for step in range(6):
+        (docs / f"n{step}.txt").write_text(f"words {step} " * step + "end")
+        (docs / "b" / f"copy{step}.txt").write_text("the same")
+        (docs / "a.txt").write_text(f"changed {step} times")
+        (docs / f"bad{step}.txt").write_bytes(b"\xff\xff")
+        update_index("k", progress=False).close()
+        if step % 2:
+            (docs / f"n{step}.txt").unlink()
+            update_index("k", progress=False).close()
+    with compact_index("k", progress=False) as index:
+        [mine] = index.manifest.segments
+        size = sum(p.stat().st_size for p in (project / "indexes/k/built").glob("segment-*/*"))
+        assert size == mine.size
+    files = {p.relative_to(docs).as_posix(): p.read_bytes() for p in docs.rglob("*") if p.is_file()}
+    made(tmp_path / "once", files)
+    with build_index(tmp_path / "once" / "indexes" / "k", progress=False) as index:
+        [theirs] = index.manifest.segments
+    assert mine.files == theirs.files
+    with compact_index("k", progress=False) as index:
+        assert index.report is not None
+        assert index.report.unchanged
+
+
+def test_a_build_is_cut_into_segments_and_says_the_same(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(3)
+    for number in range(30):
+        text = " ".join(rng.choice(WORDS) for _ in range(rng.randrange(3, 80)))
+        (project / "docs" / f"n{number}.txt").write_text(text)
+    with build_index("k", progress=False, force=True) as index:
+        once = said(index)
+    monkeypatch.setattr(segment, "CUT", 1000)
+    with build_index("k", progress=False, force=True) as index:
+        assert len(index.manifest.segments) > 5
+        assert said(index) == once
+    assert verify_index("k").ok
+    monkeypatch.setattr(segment, "CUT", 64 << 20)
+    with compact_index("k", progress=False) as index:
+        assert len(index.manifest.segments) == 1
+        assert said(index) == once
+
+
+def test_an_approximate_factory_is_used_for_many_and_not_for_few(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "APPROXIMATE_FROM", 20)
+    recipe = project / "indexes" / "k" / "index.toml"
+    recipe.write_text('factory = "IVF4,Flat"\n' + recipe.read_text())
+    for number in range(8):
+        (project / "docs" / f"n{number}.txt").write_text(" ".join(WORDS) * (3 + number))
+    factories: list[tuple[str, int]] = []
+    made_dense = build.build_dense
+
+    def spied(vectors: Any, factory: str) -> bytes:
+        factories.append((factory, len(vectors)))
+        return made_dense(vectors, factory)
+
+    monkeypatch.setattr(build, "build_dense", spied)
+    build_index("k", progress=False).close()
+    (project / "docs" / "few.txt").write_text("few words")
+    add_documents("k", "few.txt", progress=False).close()
+    (project / "docs" / "many.txt").write_text("\n\n".join(" ".join(WORDS) for _ in range(40)))
+    with add_documents("k", "many.txt", progress=False) as index:
+        assert {p.document for p in index.search("few", 1)} == {"few.txt"}
+    assert [factory for factory, _ in factories] == ["IVF4,Flat", "Flat", "IVF4,Flat"]
+
+
+def test_the_manifest_is_written_once_a_commit(project: Path) -> None:
+    with Index.open("k") as index:
+        before = index.manifest.generation
+    (project / "docs" / "new.txt").write_text("new")
+    add_documents("k", "new.txt", progress=False).close()
+    built = project / "indexes" / "k" / "built"
+    assert read_manifest(built, "").generation == before + 1

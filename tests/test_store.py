@@ -23,7 +23,9 @@ from promptflow.retrieval import (
     HashingEmbedder,
     Index,
     build_index,
+    compact_index,
     remove_documents,
+    store as store_module,
     update_index,
     verify_index,
 )
@@ -472,3 +474,95 @@ def test_an_open_index_outlives_its_generation(project: Path) -> None:
         assert not (built(project) / "segment-000001").exists()
         [found] = index.search("alpha", 1)
         assert index.text(found.document)[found.start : found.end] == found.text
+
+
+READ_ONLY = """
+import os
+from promptflow.errors import StoreError
+from promptflow.retrieval import HashingEmbedder, Index, build_index
+with Index.open("k", embedder=HashingEmbedder(64)) as index:
+    index.search("alpha beta")  # what is imported for it may be out of the other user's reach
+os.setgid(65534)
+os.setuid(65534)
+with Index.open("k", embedder=HashingEmbedder(64)) as index:
+    print(index.search("alpha beta", 1)[0].document, index.stale("a.txt"))
+try:
+    build_index("k", embedder=HashingEmbedder(64), force=True)
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user who may not write")
+def test_an_index_that_may_not_be_written_opens(project: Path) -> None:
+    for path in [project, *project.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    for parent in project.parents:
+        if parent.owner() == "root" and parent != Path("/") and parent.name != "tmp":
+            parent.chmod(parent.stat().st_mode | 0o011)
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*")}
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ONLY],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("a.txt \n"), done.stderr
+    assert "cannot be written: Permission denied" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in project.rglob("*")} == before
+
+
+def test_an_index_beside_its_recipe_is_used_though_nothing_can_be_written_there(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with Index.open("k", embedder=EMBEDDER) as index:
+        assert index.search("alpha", 1)[0].document == "a.txt"
+
+
+def test_what_is_too_large_to_hash_whole_is_checked_as_it_is_read(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "HASHED_WHOLE", 0)
+    path = file_of(project, "texts.utf8")
+    whole = path.read_bytes()
+    at = whole.index(b"zeta")
+    path.write_bytes(whole[:at] + b"Zeta" + whole[at + 4 :])
+    with Index.open("k", embedder=EMBEDDER) as index:
+        # What is whole is found, and what is damaged is never given out.
+        assert index.search("alpha beta", 1)[0].document == "a.txt"
+        assert index.text("a.txt")
+        for read in (
+            lambda: index.search("zeta", 1, mode="sparse"),
+            lambda: index.text("b.md"),
+            lambda: list(index.store.chunks()),
+            index.store.check,
+        ):
+            with pytest.raises(StoreCorrupt, match=rf"texts\.utf8.*{REBUILD}"):
+                read()
+    assert not verify_index("k", embedder=EMBEDDER).ok
+    with build_index("k", embedder=EMBEDDER) as index:
+        assert index.report is not None
+        assert not index.report.unchanged
+        assert index.search("zeta", 1, mode="sparse")[0].text == "## Part\n\nzeta"
+
+
+def test_a_closed_index_says_so(project: Path) -> None:
+    index = Index.open("k", embedder=EMBEDDER)
+    index.close()
+    with pytest.raises(StoreError, match="was closed"):
+        index.text("a.txt")
+
+
+def test_readers_of_an_old_generation_read_on_after_a_compaction(project: Path) -> None:
+    with Index.open("k", embedder=EMBEDDER) as old:
+        (project / "docs" / "a.txt").write_text("other words")
+        update_index("k", embedder=EMBEDDER).close()
+        compact_index("k", embedder=EMBEDDER).close()
+        assert not leftovers(project)
+        assert old.text("a.txt").startswith("alpha beta")
+        assert old.search("alpha beta", 1, mode="hybrid")[0].text.startswith("alpha")
+    with Index.open("k", embedder=EMBEDDER) as new:
+        assert new.text("a.txt") == "other words"

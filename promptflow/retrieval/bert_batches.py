@@ -6,6 +6,7 @@ are multiplied in bfloat16 where that is measured to be faster and near enough: 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -102,11 +103,17 @@ class Batches:
         return functional.layer_norm(state, weight.shape, weight, bias, self._shape.epsilon)
 
 
+HOME = os.getpid()
+
+
 @contextmanager
 def own_threads() -> Iterator[None]:
-    """Let torch use the cores that this process may use, and leave its own setting as it was."""
+    """Let torch use the cores that this process may use, and leave its own setting as it was.
+
+    A forked child has one thread: it would wait for ever for those that stayed in its parent.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(usable_cores() if os.getpid() == HOME else 1)
     try:
         yield
     finally:

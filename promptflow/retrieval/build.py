@@ -7,6 +7,7 @@ part of it; ``compact_index`` leaves what one build of all documents would have 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -188,6 +189,7 @@ class _Writer:
         self.done = BuildReport(0, 0, 0, (), 0, 0, 0.0, unchanged=True)
         self._embedder = embedder
         self._show = show
+        self._anew = False
         self._hashes: dict[str, str] = {}
         self._built = recipe.built
 
@@ -202,6 +204,8 @@ class _Writer:
             chunks=counts["chunks"],
             rejected=tuple(store.rejected()),
         )
+        if self._anew:
+            report = replace(report, added=len(store.places()) - len(report.rejected))
         return Index(self.recipe, store, embedder=self._embedder, report=report)
 
     def _store(self) -> Store:
@@ -277,9 +281,13 @@ class _Writer:
                 self._commit(store, Changes(out=out, gone=len(out)), vectors)
             self._merge(vectors)
 
+    @functools.cached_property
+    def _folder(self) -> Path:
+        return self.recipe.folder
+
     def _sha256(self, name: str) -> str:
         if name not in self._hashes:
-            self._hashes[name] = sha256_inside(self.recipe.folder, name)
+            self._hashes[name] = sha256_inside(self._folder, name)
         return self._hashes[name]
 
     @contextmanager
@@ -324,6 +332,7 @@ class _Writer:
                 (),
             )
             self._commit_as(manifest, segments)
+            self._anew = True
             self.done = replace(self.done, unchanged=False)
 
     def _commit(self, store: Store, changes: Changes, vectors: Vectors) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from promptflow.child import ForkLock
 from promptflow.errors import MissingDependency, ModelInvalid
 from promptflow.retrieval.bert import FIRST_POSITION, Bert, Shape, read_json_file, shape_of
 from promptflow.retrieval.prefixes import Prefixes, least_tokens, own_prefixes
@@ -111,7 +111,7 @@ class Embedder:
         self.dimension = int(config["hidden_size"])
         self.prefixes = prefixes or own_prefixes(self.path, self.name)
         self._given = prefixes
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._sha256 = ""
         self._shape = shape_of(self.path)
         self._tokens = _most_tokens(self.path, config)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptflow.child import ForkLock
 from promptflow.errors import MissingDependency, ModelInvalid, ModelNotFound
 from promptflow.retrieval.passages import Passage
 
@@ -28,7 +28,7 @@ class CrossEncoderReranker:
         """Take the model's name; it is loaded at the first call."""
         self.name = str(name)
         self._model: CrossEncoder | None = None
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross to another process by the name."""
