@@ -2,6 +2,8 @@
 # make test   from nothing to every check: ruff, mypy, pytest
 # make conformance  long suites of others: DSPy's own tests, from DSPY_SRC=/path or cloned, and
 #             llama.cpp's chat templates, from LLAMA_SRC=/path or the package index
+# make soak   what an index survives: every storage operation of every change killed and failed, 200
+#             random kills, 10,000 damaged files, 200 MB of text; an hour or so
 # make map    writes the list of files in docs/architecture.md from their first lines
 # make clean  removes what these made in this folder; fetched models stay in the user's cache
 #
@@ -20,7 +22,7 @@ QUESTIONS := "Who published self-consistency?" \
              "How does tree of thoughts search?"
 AMX_FLAGS := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 
-.PHONY: help demo test lint map clean $(STEPS) demo-models test-models
+.PHONY: help demo test lint soak map clean $(STEPS) demo-models test-models
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,6 +43,10 @@ conformance: environment torch llama project
 		-c constraints.txt --target $(VENV)/conformance pytest-asyncio pytest-mock pillow
 	@echo "[pytest] tests/conformance: a few minutes a suite"
 	@$(BIN)/python -m pytest tests/conformance
+
+soak: environment torch llama project
+	@PROMPTFLOW_SOAK=1 $(BIN)/python -m pytest tests/test_store.py tests/test_build.py
+	@$(BIN)/python benchmarks/index_faults.py
 
 lint: environment torch llama project
 	@echo "[ruff]" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
