@@ -20,6 +20,12 @@ TEXTS = st.one_of(
         ),
         max_size=40,
     ).map("".join),
+    st.lists(
+        st.sampled_from(
+            ["本社は東京。", "売上は", "3.5億円だ！", "\n", "\n\n", "「はい。」と", "あ" * 40, "a."]
+        ),
+        max_size=30,
+    ).map("".join),
 )  # fmt: skip
 
 
@@ -63,6 +69,26 @@ def test_overlap_repeats_the_end_of_the_passage_before() -> None:
     shared = chunk_text(text, 20, words, overlap=5)
     assert all(a.end <= b.start for a, b in itertools.pairwise(plain))
     assert all(a.end > b.start for a, b in itertools.pairwise(shared))
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["本社は東京にある。", "工場は大阪にある。", "売上は三億円だ！", "「行く。」と言った。"],
+        ["总部在北京。", "工厂在上海！", "增长3.5%。", "我们还有其他办公室吗？"],
+    ],
+)
+@pytest.mark.parametrize("overlap", [0, 15])
+def test_sentences_that_no_space_parts_stay_whole(sentences: list[str], overlap: int) -> None:
+    text = "".join(sentences * 6)
+    chunks = chunk_text(text, 50, len, overlap=overlap)
+    ends = {0, *itertools.accumulate(len(sentence) for sentence in sentences * 6)}
+    assert len(chunks) > 3
+    assert {edge for chunk in chunks for edge in (chunk.start, chunk.end)} <= ends
+    assert all(chunk.end - chunk.start <= 50 for chunk in chunks)
+    for one, two in itertools.pairwise(chunks):
+        assert (two.start < one.end) == bool(overlap)
+        assert one.end - two.start <= overlap
 
 
 GUIDE = """Before any heading.

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from promptflow.errors import PromptflowError
 from promptflow.retrieval import (
+    HashingEmbedder,
     Index,
     Passage,
     build_index,
 )
-from promptflow.retrieval.passages import MODES, fuse
+from promptflow.retrieval.passages import MODES, Hit, fuse, raised
 
 DOCUMENTS = {
     "metals/osmium.md": "# Osmium\n\nOsmium is the densest metal.\n",
@@ -129,7 +131,7 @@ def test_a_passage_of_a_pdf_knows_its_page(index: Index, tmp_path: Path) -> None
         assert "pages" not in again.search("alpha", 1)[0].metadata
 
 
-def test_fusion_weighs_shares_of_the_way_from_least_to_greatest() -> None:
+def test_fusion_weighs_shares_of_the_greatest() -> None:
     fused = fuse({1: 0.9, 2: 0.5, 3: 0.1}, {2: 8.0, 3: 4.0}, 0.25)
     assert [(hit.chunk, hit.score) for hit in fused] == [
         (2, pytest.approx(0.25 * 0.5 + 0.75)),
@@ -140,6 +142,16 @@ def test_fusion_weighs_shares_of_the_way_from_least_to_greatest() -> None:
         {"dense": 0.5, "sparse": 8.0},
         {"dense": 0.1, "sparse": 4.0},
         {"dense": 0.9},
+    ]
+
+
+def test_shares_raise_the_first_and_leave_the_rest_behind() -> None:
+    hits = [Hit(1, 0.9, {}), Hit(2, 0.8, {}), Hit(3, 0.8, {})]
+    made = raised(hits, [0.2, 1.0], 0.5)
+    assert [(hit.chunk, hit.score) for hit in made] == [
+        (2, pytest.approx(1.3 / 1.5)),
+        (1, pytest.approx(1.0 / 1.5)),
+        (3, pytest.approx(0.8 / 1.5)),
     ]
 
 
@@ -169,6 +181,23 @@ def test_passages_of_a_hybrid_search_know_both_scores(index: Index) -> None:
         assert passage.scores.get("sparse") == scores["sparse"].get(passage.chunk)
     [first] = index.search(query, 1, rerank=lambda query, passages: [7.0] * len(passages))
     assert first.score == first.scores["rerank"] == 7.0
+
+
+def test_words_of_one_sentence_count_more_than_scattered_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {
+        "together": "The red mill burned down in 1820. Nobody was hurt by it, and later it rained.",
+        "apart": "The red barn was sold. The old mill stood still. Later the forest burned in it.",
+    }
+    (tmp_path / "docs").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "docs" / f"{name}.txt").write_text(text)
+    with build_index(tmp_path / "k", tmp_path / "docs", embedder=HashingEmbedder(64)) as index:
+        monkeypatch.setattr(HashingEmbedder, "encode_query", lambda *_: np.zeros(64, np.float32))
+        [one, two] = index.search("when was the red mill burned")
+    assert (one.document, two.document) == ("together.txt", "apart.txt")
+    assert one.score - two.score > 0.1
 
 
 def test_a_view_searches_in_its_own_way(index: Index) -> None:

@@ -85,6 +85,13 @@ def test_what_was_removed_counts_for_nothing(
     assert not found[np.logical_not(live)].any()
 
 
+def test_rarity_is_that_of_the_rarest_term_in_all_segments() -> None:
+    sparse = Sparse([segment([["gold metal", "gold"]]), segment([["gold beam", "vote"]])])
+    asked = query_words("gold beams absent", ["en"])
+    rare = [math.log(1 + (4 - n + 0.5) / (n + 0.5)) for n in (3, 1)]
+    assert sparse.rarity(asked) == pytest.approx([*rare, 0.0])
+
+
 def test_a_long_document_is_scored_in_parts() -> None:
     filler = " ".join(f"word{n}" for n in range(PART // 2))
     long = [f"gold {filler}", *[filler] * 4, f"silver {filler}"]

@@ -81,6 +81,7 @@ class SparseAcross:
             segments.append(segment)
         self._words = Sparse(segments)
         self.languages = self._words.languages
+        self.rarity = self._words.rarity
         places = np.concatenate(ids)
         self._place = np.empty(store.manifest.counts["chunks"], np.int64)
         self._place[places[places >= 0]] = np.flatnonzero(places >= 0)

@@ -13,12 +13,18 @@ from typing import cast
 
 from semchunk.semchunk import chunk
 
+from promptflow.retrieval.text import language_of, sentence_spans
+
 BLANK = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff"
 """What no passage begins or ends with: white space and the byte order mark."""
 
 
 _PIECE = 100_000
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+UNSPACED = ("ja", "zh")
+"""Languages whose sentences no space tells apart, which semchunk goes by."""
+
+Counter = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Chunk:
 def chunk_text(
     text: str,
     size: int,
-    count: Callable[[str], int],
+    count: Counter,
     *,
     overlap: int = 0,
     markdown: bool = False,
@@ -49,9 +55,8 @@ def chunk_text(
         body = text[first:last]
         if not body.strip(BLANK):
             continue
-        cut = chunk(body, size, count, memoize=False, offsets=True, overlap=overlap or None)
-        _, spans = cast(tuple[list[str], list[tuple[int, int]]], cut)
-        for start, end in spans:
+        cut = _packed if language_of(body) in UNSPACED else _cut
+        for start, end in cut(body, size, count, overlap):
             start, end = _trimmed(body, start, end)
             if start < end:
                 chunks.append(Chunk(first + start, first + end, heading))
@@ -63,11 +68,42 @@ def _pieces(text: str, sections: Iterator[tuple[int, int, str]]) -> Iterator[tup
     for start, end, heading in sections:
         while end - start > _PIECE:
             least, most = start + _PIECE // 2, start + _PIECE
-            breaks = (text.rfind(mark, least, most) + len(mark) for mark in ("\n\n", "\n", " "))
+            breaks = (
+                text.rfind(mark, least, most) + len(mark) for mark in ("\n\n", "\n", "。", " ")
+            )
             cut = next((at for at in breaks if at > least), most)
             yield start, cut, heading
             start = cut
         yield start, end, heading
+
+
+def _cut(text: str, size: int, count: Counter, overlap: int) -> list[tuple[int, int]]:
+    cut = chunk(text, size, count, memoize=False, offsets=True, overlap=overlap or None)
+    _, spans = cast(tuple[list[str], list[tuple[int, int]]], cut)
+    return spans
+
+
+def _packed(text: str, size: int, count: Counter, overlap: int) -> list[tuple[int, int]]:
+    """Return spans of as many whole sentences as fit; a sentence that does not fit is cut."""
+    pieces: list[tuple[int, int]] = []
+    for start, end in sentence_spans(text):
+        if count(text[start:end]) <= size:
+            pieces.append((start, end))
+        else:
+            cut = _cut(text[start:end], size, count, 0)
+            pieces += [(start + first, start + last) for first, last in cut]
+    spans: list[tuple[int, int]] = []
+    at = 0
+    while at < len(pieces):
+        start, stop = pieces[at][0], at + 1
+        while stop < len(pieces) and count(text[start : pieces[stop][1]]) <= size:
+            stop += 1
+        spans.append((start, pieces[stop - 1][1]))
+        back = stop
+        while back - 1 > at and count(text[pieces[back - 1][0] : spans[-1][1]]) <= overlap:
+            back -= 1
+        at = back if stop < len(pieces) else stop
+    return spans
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

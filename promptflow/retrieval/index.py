@@ -11,6 +11,7 @@ from typing import Any
 from promptflow.child import ForkLock
 from promptflow.errors import EmptyCorpus, PromptflowError, StoreError
 from promptflow.retrieval.across import DenseAcross, SparseAcross
+from promptflow.retrieval.closeness import closeness
 from promptflow.retrieval.documents import sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, open_embedder
 from promptflow.retrieval.explain import Explanation, Found, held, ranks, written
@@ -24,6 +25,7 @@ from promptflow.retrieval.passages import (
     fuse,
     matching,
     passage_of,
+    raised,
     reranked,
     single,
 )
@@ -35,7 +37,9 @@ DEEPEST = 50
 """Passages at least that each way of searching gives to the fusion."""
 
 DENSE_WEIGHT = 0.5
-"""The share of the cosines in a hybrid search."""
+CLOSEST, CLOSENESS_WEIGHT = 20, 0.5
+"""Of a hybrid search: the share of the cosines against BM25, and among so many of the best what the
+words in one sentence weigh beside both."""
 
 
 class Index:
@@ -142,12 +146,13 @@ class Index:
         """
         _check(query, k, mode)
         allowed = self._allowed(where)
-        deep = max(100, 4 * k)
-        by = {way: self._hits(query, deep, allowed, way) for way in MODES}
-        hits = by[mode]
-        passages = [passage_of(self._store.chunk(h.chunk), h) for h in hits[: 4 * k]]
-        orders = {way: [hit.chunk for hit in by[way]] for way in ("dense", "sparse")}
-        orders["fused"] = [hit.chunk for hit in by["hybrid"]]
+        wanted = 4 * k if rerank is not None else k
+        deep = max(100, wanted)
+        by = {way: self._hits(query, deep, allowed, way) for way in ("dense", "sparse")}
+        by["fused"] = self._fused(query, wanted, allowed)
+        orders = {name: [hit.chunk for hit in hits] for name, hits in by.items()}
+        hits = by["fused" if mode == "hybrid" else mode][:wanted]
+        passages = [passage_of(self._store.chunk(hit.chunk), hit) for hit in hits]
         if rerank is not None and passages:
             passages = reranked(query, passages, rerank)
             orders["reranked"] = [passage.chunk for passage in passages]
@@ -170,16 +175,26 @@ class Index:
     def _hits(self, query: str, k: int, allowed: Sequence[int] | None, mode: Mode) -> list[Hit]:
         if mode == "sparse":
             return single("sparse", self._words().search(query, k, allowed))
-        vector = self._encoder().encode_query(normal(query))
         if mode == "dense":
+            vector = self._encoder().encode_query(normal(query))
             return single("dense", self._dense.search(vector, k, allowed))
+        return self._fused(query, k, allowed)[:k]
+
+    def _fused(self, query: str, k: int, allowed: Sequence[int] | None) -> list[Hit]:
+        """Return what both ways found, k passages at least if there are so many."""
+        vector, known = self._encoder().encode_query(normal(query)), self._words()
         deep = max(DEEPEST, k)
         near = self._dense.search(vector, deep, allowed)
-        shared = self._words().search(query, deep, allowed)
+        shared = known.search(query, deep, allowed)
         # What one way found, the other is asked about: both scores of every candidate are known.
         ids = sorted({chunk for chunk, _ in (*near, *shared)})
         near += self._dense.search(vector, len(ids), ids)
-        return fuse(dict(near), dict(self._words().search(query, len(ids), ids)), DENSE_WEIGHT)[:k]
+        hits = fuse(dict(near), dict(known.search(query, len(ids), ids)), DENSE_WEIGHT)
+        asked = query_words(query, known.languages)
+        rare = known.rarity(asked)
+        rows = [self._store.chunk(hit.chunk) for hit in hits[:CLOSEST]]
+        shares = [closeness(asked, rare, row.heading, row.text) for row in rows]
+        return raised(hits, shares, CLOSENESS_WEIGHT)
 
     def _words(self) -> SparseAcross:
         with self._lock:

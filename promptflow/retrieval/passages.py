@@ -72,19 +72,32 @@ def single(name: str, ranking: Ranking) -> list[Hit]:
 def fuse(dense: Mapping[int, float], sparse: Mapping[int, float], weight: float) -> list[Hit]:
     """Return chunks by a weighted sum of their cosine and their BM25 score, best first, ties by id.
 
-    ``weight`` is the share of the cosines. Each score is taken between the least and the greatest
-    of its kind, and is the least where it is not known (Bruch, Gai and Ingber 2023, "An Analysis of
-    Fusion Functions for Hybrid Retrieval").
+    ``weight`` is the share of the cosines, which are taken between their least and their greatest;
+    BM25 scores, whose least is 0, against their greatest. An unknown score is the least (Bruch, Gai
+    and Ingber 2023, "An Analysis of Fusion Functions for Hybrid Retrieval").
     """
     chunks = sorted({*dense, *sparse})
     least = min(dense.values(), default=0.0)
-    near = _between([dense.get(chunk, least) for chunk in chunks])
-    shared = _between([sparse.get(chunk, 0.0) for chunk in chunks])
+    near = _shares([dense.get(chunk, least) - least for chunk in chunks])
+    shared = _shares([sparse.get(chunk, 0.0) for chunk in chunks])
     hits = [
         Hit(chunk, weight * one + (1 - weight) * other, _scores(chunk, dense, sparse))
         for chunk, one, other in zip(chunks, near, shared, strict=True)
     ]
     return sorted(hits, key=lambda hit: -hit.score)
+
+
+def raised(hits: Sequence[Hit], shares: Sequence[float], weight: float) -> list[Hit]:
+    """Return ``hits`` with ``weight`` times its share added to each of the first, best first.
+
+    Scores stay between 0 and 1, ties by id.
+    """
+    gains = [*shares, *[0.0] * (len(hits) - len(shares))]
+    made = [
+        replace(hit, score=(hit.score + weight * gain) / (1 + weight))
+        for hit, gain in zip(hits, gains, strict=True)
+    ]
+    return sorted(made, key=lambda hit: (-hit.score, hit.chunk))
 
 
 def _scores(
@@ -97,11 +110,9 @@ def _scores(
     }
 
 
-def _between(scores: Sequence[float]) -> list[float]:
-    """Return scores as shares of the way from their least to their greatest."""
-    least = min(scores, default=0.0)
-    width = max(scores, default=0.0) - least
-    return [(score - least) / width if width > 0 else 0.0 for score in scores]
+def _shares(scores: Sequence[float]) -> list[float]:
+    greatest = max(scores, default=0.0)
+    return [score / greatest if greatest > 0 else 0.0 for score in scores]
 
 
 def matching(documents: Sequence[Mapping[str, Any]], where: Where) -> list[str]:

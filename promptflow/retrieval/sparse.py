@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.errors import StoreCorrupt
-from promptflow.retrieval.text import language_of, query_words, words
+from promptflow.retrieval.text import Word, language_of, query_words, words
 
 Ranking = list[tuple[int, float]]
 Floats = NDArray[np.float32]
@@ -163,6 +163,10 @@ class Segment:
         self.whole = chunks.grouped(self.parts)
 
 
+Places = Sequence[Sequence[tuple[int, int]]]
+"""For each segment, (word, its number in the segment) of the words that it holds."""
+
+
 class _Level:
     """Units of one kind over all segments, numbered through: chunks, or parts of documents."""
 
@@ -174,23 +178,18 @@ class _Level:
         self._number = int(np.count_nonzero(self._lengths))
         self._mean = float(self._lengths.sum()) / max(1, self._number)
 
-    def scores(
-        self,
-        places: Sequence[Sequence[tuple[int, int]]],
-        repeats: NDArray[Any],
-        k1: float,
-        b: float,
-    ) -> Floats:
-        """Return the BM25 score of every unit.
-
-        ``places`` has, for each segment, (word, its number there) of the words that it holds;
-        ``repeats`` says how often each word was asked for.
-        """
-        frequency = np.zeros(len(repeats))
+    def rarity(self, places: Places, number: int) -> NDArray[np.float64]:
+        """Return the weight of each of so many words: the rarer, the more; 0 if none has it."""
+        frequency = np.zeros(number)
         for postings, held in zip(self._postings, places, strict=True):
             for word, at in held:
                 frequency[word] += postings.first[at + 1] - postings.first[at]
-        rarity = repeats * np.log1p((self._number - frequency + 0.5) / (frequency + 0.5))
+        rare: NDArray[np.float64] = np.log1p((self._number - frequency + 0.5) / (frequency + 0.5))
+        return np.where(frequency > 0, rare, 0)
+
+    def scores(self, places: Places, repeats: NDArray[Any], k1: float, b: float) -> Floats:
+        """Return the BM25 score of every unit; ``repeats`` says how often a word is asked for."""
+        rarity = repeats * self.rarity(places, len(repeats))
         norm = k1 * (1 - b + b * self._lengths / max(self._mean, 1e-9))
         scores = np.zeros(len(self._lengths), np.float32)
         for postings, held, offset in zip(self._postings, places, self._offsets, strict=False):
@@ -235,15 +234,24 @@ class Sparse:
         """Return the score of every chunk, 0 for those that share no word with ``query``."""
         terms = Counter(term for word in query_words(query, self.languages) for term in word.terms)
         repeats = np.array(list(terms.values()), np.float64)
-        places = [
-            [(at, segment.vocabulary[t]) for at, t in enumerate(terms) if t in segment.vocabulary]
-            for segment in self._segments
-        ]
+        places = self._places(list(terms))
         k1, b, share = self._weights.k1, self._weights.b, self._weights.whole
         within = self._chunks.scores(places, repeats, k1, b)
         whole = self._whole.scores(places, repeats, k1, b)
         scores: Floats = np.where(within > 0, share * whole[self._parts] + (1 - share) * within, 0)
         return scores.astype(np.float32)
+
+    def rarity(self, asked: Sequence[Word]) -> list[float]:
+        """Return how rare each word is among the chunks, that of its rarest term; 0 if in none."""
+        terms = list(dict.fromkeys(term for word in asked for term in word.terms))
+        rare = dict(zip(terms, self._chunks.rarity(self._places(terms), len(terms)), strict=True))
+        return [float(max(rare[term] for term in word.terms)) for word in asked]
+
+    def _places(self, terms: Sequence[str]) -> Places:
+        return [
+            [(at, segment.vocabulary[t]) for at, t in enumerate(terms) if t in segment.vocabulary]
+            for segment in self._segments
+        ]
 
     def search(self, query: str, k: int, allowed: Sequence[int] | None = None) -> Ranking:
         """Return at most ``k`` (id, BM25 score), best first, of texts that share a word."""
