@@ -30,6 +30,7 @@ from promptflow.flow import (
     run,
     run_flows,
     run_many,
+    streamed,
     together,
 )
 from promptflow.layout import Decoding
@@ -549,3 +550,99 @@ def test_calls_to_be_continued_enter_a_few_at_a_time():
         seen.clear()
         told.clear()
     assert asked[0] == asked[1]
+
+
+def heard(steps: Any) -> tuple[list[tuple[str, str]], Any]:
+    """What a streamed program tells, and what it returns."""
+    told: list[tuple[str, str]] = []
+    while True:
+        try:
+            _, delta = next(steps)
+        except StopIteration as stop:
+            return told, stop.value
+        told.append((delta.slot, delta.text))
+
+
+class Wide(Twice):
+    """Ask twice side by side, then ask about one of the answers."""
+
+    def flow(self, question: str) -> Any:
+        drafts = yield [self.predict.call(question=f"{question} {n}") for n in range(2)]
+        [final] = yield [self.predict.call(question=drafts[1].answer)]
+        return Prediction(answer=final.answer)
+
+
+@pytest.mark.parametrize("module", [Twice(), Wide(), pf.Predict("question -> answer")])
+def test_what_is_streamed_is_what_run_returns(module: Any):
+    lm, _ = scripted(last_word)
+    plain = run(module, lm=lm, seed=3, question="count on")
+    told, streamed_one = heard(streamed(module, lm=lm, seed=3, question="count on"))
+    assert streamed_one.answer == plain.answer
+    assert streamed_one.usage == plain.usage
+    assert [p.answer for _, _, p in streamed_one.trace] == [p.answer for _, _, p in plain.trace]
+    assert told[-1] == ("answer", plain.answer)
+    assert len(told) == (2 if isinstance(module, Twice) and not isinstance(module, Wide) else 1)
+
+
+def test_sampled_tries_are_not_streamed():
+    votes = pf.SelfConsistency(pf.Predict("question -> answer"), n=3)
+    lm, _ = scripted(last_word)
+    told, result = heard(streamed(votes, lm=lm, question="a"))
+    assert (told, result.answer) == ([], "a'")
+
+
+def test_an_error_of_a_streamed_call_is_thrown_into_its_flow():
+    def answer(text: str, slot: Slot) -> str:
+        raise ContextOverflow("too long")
+
+    class Careful(Twice):
+        def flow(self, question: str) -> Any:
+            try:
+                yield [self.predict.call(question=question)]
+            except PromptflowError as error:
+                return Prediction(answer=f"caught {error}")
+
+    lm, _ = scripted(answer)
+    _, result = heard(streamed(Careful(), lm=lm, question="a"))
+    assert result.answer == "caught too long"
+    with pytest.raises(ContextOverflow):
+        heard(streamed(pf.Predict("question -> answer"), lm=lm, question="a"))
+    with pytest.raises(UnknownField):
+        heard(streamed(pf.Predict("question -> answer"), lm=lm, query="a"))
+
+
+def test_a_value_that_is_refused_is_streamed_and_asked_for_once_more():
+    answers = iter(["odd", "even"])
+    lm, _ = scripted(lambda text, slot: next(answers))
+
+    def check(text: str) -> str:
+        if text != "even":
+            raise ValueError("not even")
+        return text
+
+    even = Annotated[str, AfterValidator(check)]
+    fields = {"q": (str, dspy.InputField()), "a": (even, dspy.OutputField())}
+    program = pf.Predict(dspy.Signature(fields))
+    told, result = heard(streamed(program, lm=lm, q="?"))
+    assert result.a == "even"
+    assert told == [("a", "odd")]
+
+
+def test_closing_a_stream_cancels_its_call_and_leaves_settings_alone():
+    lm, engine = scripted(lambda text, slot: "one two three")
+    closed: list[bool] = []
+    opened = engine.stream
+
+    def stream(request: Any) -> Any:
+        made = opened(request)
+        ended = made.close
+        made.close = lambda: (closed.append(True), ended())
+        return made
+
+    engine.stream = stream  # type: ignore[method-assign]
+    before = dspy.settings.lm
+    steps = streamed(pf.Predict("question -> answer"), lm=lm, question="a")
+    next(steps)
+    assert dspy.settings.lm is before
+    steps.close()
+    assert closed == [True]
