@@ -248,7 +248,39 @@ def test_a_follow_up_is_made_to_stand_alone_from_what_was_said():
     assert talk.turns[1].usage.generated == 5
 
 
-@pytest.mark.parametrize("written", ["", "  \n "])
+class Documents:
+    """A retriever whose documents are of the sea, and one of Dracula and nothing else."""
+
+    def search(self, query: str, k: int = 5) -> list[pf.Passage]:
+        near = 9.0 if query.endswith("Dracula?") else float(query.count("sea"))
+        return [pf.Passage("a", 0, 0, 1, "x", 0.0, scores={"dense": near})]
+
+    def text(self, document: str) -> str:
+        return "x"
+
+
+def test_a_message_that_was_not_rewritten_is_read_as_the_documents_tell():
+    """A model that repeats the message: what it is about is put behind it, where that is nearer."""
+    lm = scripted(lambda text, slot: "Yes." if slot.name == "answer" else "Is it deep?")
+    program = Cited()
+    program.index = Documents()
+    talk = Conversation(program, lm=lm)
+    for message in (
+        "What is the sea?",
+        "Is it deep?",
+        "Is it old?",
+        "Who is Dracula?",
+    ):
+        talk.say(message)
+    assert program.asked == [
+        "What is the sea?",
+        "Is it deep? (What is the sea?)",
+        "Is it old? (What is the sea? Is it deep?)",
+        "Who is Dracula?",
+    ]
+
+
+@pytest.mark.parametrize("written", ["", "  \n ", "Who wrote it?", "Where was Napoleon born?"])
 def test_a_question_that_could_not_be_rewritten_is_asked_as_it_stands(written: str):
     program = Cited()
     talk = Conversation(program, lm=scripted(["Mary.", written, "London."]))

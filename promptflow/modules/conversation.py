@@ -22,7 +22,9 @@ from promptflow.errors import ProgramError, StoreError, names_options
 from promptflow.flow import Call, Prediction, request_of, streamed
 from promptflow.layout import COMPLETION, layout_for
 from promptflow.lm import lm_of, seed_of
+from promptflow.modules import standalone
 from promptflow.modules.predict import Predict
+from promptflow.retrieval import Retriever
 from promptflow.signatures import document_of, label_of
 
 QUESTION_TOKENS = 128
@@ -229,12 +231,28 @@ class Conversation:
 
         call = yield from self._fitting(ask, lm)
         rewritten = yield from _pieces(_Asking(call), "", [], lm, seed)
-        question = " ".join(rewritten.standalone.split())
-        if rewritten.cut or not question:
-            question = message
-        if question != " ".join(message.split()):
+        question = self._meant(message, " ".join(rewritten.standalone.split()))
+        if question != message:
             yield Rewritten(question)
         return question, rewritten.usage
+
+    def _meant(self, message: str, rewritten: str) -> str:
+        """Return how a message is read: alone, as it was rewritten, or beside what it is about."""
+        said = [turn.prompt_text() for turn in self.turns[self.first :]]
+        faithful = standalone.is_faithful(rewritten, message, said)
+        retriever = getattr(self.program, "index", None)
+        if not isinstance(retriever, Retriever):
+            return rewritten if faithful else message
+        beside = standalone.in_context(message, self._about())
+        return standalone.nearer(retriever, message, rewritten if faithful else beside)
+
+    def _about(self) -> tuple[str, ...]:
+        """Return what the next message may be about: the last question, after what that is about."""
+        last = len(self.turns) - 1
+        while last and self.turns[last].question.startswith(f"{self.turns[last].message} ("):
+            last -= 1
+        first, *more = self.turns[last:]
+        return (first.question, more[-1].message) if more else (first.question,)
 
     def _fitting(
         self, ask: Callable[[Sequence[Turn]], Call], lm: Any
