@@ -20,6 +20,7 @@ KING = ["한글은 누가 만들었나요?\n세종대왕이 만들었습니다."
         ("Where was Mary Shelley born?", "Where was she born?", SHELLEY, True),
         ("When was Frankenstein written?", "When was it written?", SHELLEY, True),
         ("Who wrote Dracula?", "And Dracula?", SHELLEY, True),
+        ("When did Mary Shelley write it?", "When?", SHELLEY, True),
         # The message itself, an older question, words of nowhere, another question.
         ("Where was she born?", "Where was she born?", SHELLEY, False),
         ("where was SHE born", "Where was she born?", SHELLEY, False),

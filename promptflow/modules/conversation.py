@@ -247,7 +247,7 @@ class Conversation:
         return standalone.nearer(retriever, message, rewritten if faithful else beside)
 
     def _about(self) -> tuple[str, ...]:
-        """Return what the next message may be about: the last question, after what that is about."""
+        """Return what the next message may be about: the last question, after what it is about."""
         last = len(self.turns) - 1
         while last and self.turns[last].question.startswith(f"{self.turns[last].message} ("):
             last -= 1

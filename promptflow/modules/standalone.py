@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from promptflow.retrieval import Retriever
-from promptflow.retrieval.text import content_words, language_of
+from promptflow.retrieval.text import content_words, language_of, words
 
 LOOKED_AT = 5
 """Passages of which the nearest counts."""
@@ -28,8 +28,8 @@ def is_faithful(rewritten: str, message: str, said: Sequence[str]) -> bool:
     held = _words("\n".join(said), language)
     if new == own or any(new == _words(one.partition("\n")[0], language) for one in said):
         return False
-    added = new - own
-    return 2 * len(own & new) >= len(own) and bool(added) and 2 * len(added & held) >= len(added)
+    kept, added = own & set(words(rewritten, language)), new - own
+    return 2 * len(kept) >= len(own) and bool(added) and 2 * len(added & held) >= len(added)
 
 
 def _words(text: str, language: str) -> set[str]:
