@@ -24,15 +24,17 @@ def is_faithful(rewritten: str, message: str, said: Sequence[str]) -> bool:
     none of the questions before.
     """
     language = language_of(message)
-    new, own = _words(rewritten, language), _words(message, language)
-    held = _words("\n".join(said), language)
-    if new == own or any(new == _words(one.partition("\n")[0], language) for one in said):
+    written, asked = set(words(rewritten, language)), set(words(message, language))
+    before = [set(words(one.partition("\n")[0], language)) for one in said]
+    if written == asked or written in before:
         return False
-    kept, added = own & set(words(rewritten, language)), new - own
+    own, held = _content(message, language), _content("\n".join(said), language)
+    added = _content(rewritten, language) - own
+    kept = own & written
     return 2 * len(kept) >= len(own) and bool(added) and 2 * len(added & held) >= len(added)
 
 
-def _words(text: str, language: str) -> set[str]:
+def _content(text: str, language: str) -> set[str]:
     return set(content_words(text, language))
 
 
