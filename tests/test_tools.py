@@ -125,6 +125,8 @@ def test_search_gives_passages_with_their_places():
     found = search_tool(shelf, k=1)("sea")
     assert found == [Found(Passage("a.md", 0, 0, 69, TEXTS["a.md"], 1.0))]
     assert found[0].prompt_text().startswith("a.md 0-69: Ardel lies")
+    with pytest.raises(ValueError, match="blank"):
+        search_tool(shelf)(" ")
     assert shelf.asked == ["sea"]
 
 

@@ -92,8 +92,8 @@ class Agent(Module):
     ``index``, a name, a path or any retriever) and ``calculate``. A function is refused unless it
     is marked ``read_only`` or named in ``allow``. After ``max_steps`` calls of tools, or
     ``max_tokens`` tokens written in steps, the agent has to answer; ``thought_tokens`` bounds a
-    thought, and of a result ``result_chars`` characters are shown. Raises ProgramError and
-    SignatureError.
+    thought, ``answer_tokens`` a free text of the answer, and of a result ``result_chars``
+    characters are shown. Raises ProgramError and SignatureError.
     """
 
     @names_options
@@ -107,6 +107,7 @@ class Agent(Module):
         max_steps: int = 6,
         max_tokens: int = 2_000,
         thought_tokens: int = 64,
+        answer_tokens: int = 256,
         result_chars: int = 2_000,
     ) -> None:
         super().__init__()
@@ -114,6 +115,7 @@ class Agent(Module):
             "max_steps": max_steps,
             "max_tokens": max_tokens,
             "thought_tokens": thought_tokens,
+            "answer_tokens": answer_tokens,
             "result_chars": result_chars,
         }
         for name, value in self.limits.items():
@@ -237,7 +239,8 @@ class _Run:
                 kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else None
                 signature = signature.append(name, info, kind or info.annotation)
         given = {"thought": thought, "tool": FINISH}
-        return replace(self._call(signature, given, name), continued=False)
+        tokens = self.agent.limits["answer_tokens"]
+        return replace(self._call(signature, given, name, tokens), continued=False)
 
     def act(self, choice: Prediction) -> Answered:
         """Have the model write the chosen tool's arguments, call it, and note the step."""

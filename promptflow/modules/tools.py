@@ -192,6 +192,8 @@ def search_tool(retriever: Retriever, k: int = 3) -> Callable[[str], list[Found]
     @read_only
     def search(query: Annotated[str, _Short]) -> list[Found]:
         """Search the documents; gives passages with document and place."""
+        if not query.strip():
+            raise ValueError("the query is blank: write what is looked for")
         passages = retriever.search(query, k=k)
         documents.update(passage.document for passage in passages)
         return [Found(passage) for passage in passages]
