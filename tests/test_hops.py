@@ -105,16 +105,19 @@ def test_grounded_answers_over_two_hops(tmp_path: Path, monkeypatch: pytest.Monk
     def fill(text: str, slot: pf.Slot) -> str:
         if slot.name == "query":
             return "Haldane yard lies in"
-        return "Yes" if slot.name == "verdict" else "Port Averly"
+        options = getattr(slot.constraint, "options", ("Port Averly",))
+        return "Yes" if "Yes" in options else options[0]
 
     lm = pf.load("s", engine=ScriptedEngine(fill))
     folder = tmp_path / "docs"
+    asked = "In which port was the Kestrel built?"
     with build_index("ships", folder, embedder=HashingEmbedder(), progress=False) as index:
-        program = pf.GroundedQA(index, k=2, hops=2, min_score=0.0)
-        result = pf.run(program, lm=lm, question="In which port was the Kestrel built?")
-        assert "haldane.md" in [c.document for c in result.citations]
+        program = pf.GroundedQA(index, k=2, hops=2, threshold=0.0)
+        result = pf.run(program, lm=lm, question=asked)
+        assert any(TEXTS["haldane"] in prompt for prompt in lm.text_engine.prompts)
+        assert result.reason
         pf.save_program(program, tmp_path / "saved")
         loaded = pf.load_program(tmp_path / "saved")
         assert loaded.settings() == program.settings()
         assert loaded.settings()["hops"] == 2
-        assert pf.run(loaded, lm=lm, question="In which port was the Kestrel built?").citations
+        assert pf.run(loaded, lm=lm, question=asked).answer == result.answer
