@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import tiny_encoders
 
 from promptflow.errors import ModelInvalid
+from promptflow.retrieval import bert_batches
 from promptflow.retrieval.bert import shape_of
-from promptflow.retrieval.embed import Embedder
+from promptflow.retrieval.embed import Embedder, batched
 
 TEXTS = [
     "the tree of thought is a search",
@@ -113,3 +115,71 @@ def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelInvalid, match="cannot be loaded"):
         Embedder(folder).encode(["a"])
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_faster_precision_is_taken_only_where_it_is_near_and_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_encoders.write(tmp_path, "bert", pooling="mean")
+    shape = shape_of(folder)
+    assert shape is not None
+    sample = Embedder(folder)._tokenizer().encode_batch(TEXTS[:4])
+    ids = [one.ids[:50] for one in sample]
+    exact = bert_batches.Batches(shape)
+    for near, faster, expected in [
+        (0.9, 0.0, "bfloat16"), (1.1, 0.0, "float32"), (0.9, 1e9, "float32"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(bert_batches, "NEAR", near)
+        monkeypatch.setattr(bert_batches, "FASTER", faster)
+        chosen, measured = bert_batches.faster(shape, exact, ids)
+        assert chosen.precision == expected
+        assert 0.9 < measured["cosine"] <= 1.000001
+        assert measured["speedup"] > 0
+    quick = bert_batches.Batches(shape, "bfloat16")
+    cosines = (quick.encode(ids) * exact.encode(ids)).sum(axis=1)
+    assert measured["cosine"] == pytest.approx(cosines.min(), abs=1e-5)
+
+
+def test_few_texts_are_embedded_in_float32_and_many_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bert_batches, "FASTER", 0.0)
+    embedder = Embedder(tiny_encoders.write(tmp_path, "bert", pooling="mean"))
+    embedder.encode(TEXTS * 5)
+    assert (embedder.precision, embedder.measured) == ("float32", {})
+    many = embedder.encode(TEXTS * 12)
+    assert embedder.precision == "bfloat16"
+    assert set(embedder.measured) == {"speedup", "cosine"}
+    few = Embedder(embedder.path).encode(TEXTS)
+    assert ((many[: len(TEXTS)] * few).sum(axis=1) > 0.999).all()
+
+
+def test_queries_leave_the_threads_of_numpy_as_they_were(tmp_path: Path) -> None:
+    from threadpoolctl import threadpool_info
+
+    def threads() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    embedder = Embedder(tiny_encoders.write(tmp_path, "bert", pooling="mean"))
+    np.ones((64, 64)) @ np.ones((64, 64))
+    before = threads()
+    workers = [threading.Thread(target=embedder.encode_query, args=(t,)) for t in TEXTS * 4]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert threads() == before
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([], []),
+        ([5, 3, 4], [[1, 2, 0]]),
+        ([600, 2, 600, 3], [[1, 3], [0], [2]]),
+        ([2000], [[0]]),
+        ([512, 512, 512], [[0, 1], [2]]),
+    ],
+)
+def test_texts_of_like_length_share_a_batch(lengths: list[int], expected: list[list[int]]) -> None:
+    assert list(batched(lengths)) == expected

@@ -7,9 +7,12 @@ XLM-RoBERTa with GELU and absolute positions, the mean of the tokens or the firs
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
+from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float32]
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -112,6 +116,26 @@ def plain_name(name: str) -> str:
     return name.removeprefix("bert.").removeprefix("roberta.")
 
 
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let numpy multiply in the calling thread.
+
+    Its other threads would spin for milliseconds after the last product, on the cores that the
+    search which follows waits for.
+    """
+    with _alone, _blas().limit(limits=1):
+        yield
+
+
+_alone = threading.Lock()
+"""Of two that limit the threads at once, the last to end would leave them limited."""
+
+
 class Bert:
     """A sentence encoder: one text at a time."""
 
@@ -126,10 +150,24 @@ class Bert:
                 # Half of a model, or more, of which a text needs a few rows.
                 self._words: Any = file.get_slice(name)
             elif (value := file.get_tensor(name)).dtype.kind == "f":
-                self._weights[plain_name(name)] = np.asarray(value, np.float32)
+                # A few tokens times a matrix that lies the other way take twice as long.
+                turned = value.T if plain_name(name).startswith("encoder.") else value
+                self._weights[plain_name(name)] = np.ascontiguousarray(turned, np.float32)
+        for layer in range(shape.layers):
+            self._join(f"encoder.layer.{layer}.attention.self.")
+
+    def _join(self, at: str) -> None:
+        """Make one matrix of three that have the same input."""
+        for kind in ("weight", "bias"):
+            parts = [self._weights.pop(f"{at}{n}.{kind}") for n in ("query", "key", "value")]
+            self._weights[f"{at}all.{kind}"] = np.concatenate(parts, axis=-1)
 
     def encode(self, ids: Sequence[int]) -> Array:
         """Return the unit vector (hidden size,) of a text given as token numbers, float32."""
+        with one_thread():
+            return self._encoded(ids)
+
+    def _encoded(self, ids: Sequence[int]) -> Array:
         at = "embeddings."
         first = self._shape.first_position
         state = (
@@ -150,21 +188,19 @@ class Bert:
         length, width = state.shape
         size = width // self._shape.heads
 
-        def split(name: str) -> Array:
-            full = self._linear(state, f"{at}attention.self.{name}")
-            return full.reshape(length, self._shape.heads, size).transpose(1, 0, 2)
-
-        scores = split("query") @ split("key").transpose(0, 2, 1) / np.float32(math.sqrt(size))
+        full = self._linear(state, at + "attention.self.all")
+        query, key, value = full.reshape(length, 3, self._shape.heads, size).transpose(1, 2, 0, 3)
+        scores = query @ key.transpose(0, 2, 1) / np.float32(math.sqrt(size))
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
-        mixed = (scores @ split("value")).transpose(1, 0, 2).reshape(length, width)
+        mixed = (scores @ value).transpose(1, 0, 2).reshape(length, width)
         mixed = self._linear(mixed, at + "attention.output.dense")
         state = self._norm(state + mixed, at + "attention.output.LayerNorm")
         inner = _gelu(self._linear(state, at + "intermediate.dense"))
         return self._norm(state + self._linear(inner, at + "output.dense"), at + "output.LayerNorm")
 
     def _linear(self, state: Array, name: str) -> Array:
-        product: Array = state @ self._weights[name + ".weight"].T
+        product: Array = state @ self._weights[name + ".weight"]
         return product + self._weights[name + ".bias"]
 
     def _norm(self, state: Array, name: str) -> Array:

@@ -20,7 +20,7 @@ from promptflow.progress import Show, bars
 from promptflow.retrieval.changes import Changes, Paths, Scope, compare, scope_of
 from promptflow.retrieval.chunk import chunk_text
 from promptflow.retrieval.compaction import crowded, entries_of
-from promptflow.retrieval.dense import build_dense
+from promptflow.retrieval.dense import Built, built_dense
 from promptflow.retrieval.documents import Rejected, find, load_all, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, identity, open_embedder
 from promptflow.retrieval.index import Index
@@ -330,6 +330,7 @@ class _Writer:
                 self.recipe.settings(),
                 {},
                 (),
+                vectors.measured(),
             )
             self._commit_as(manifest, segments)
             self._anew = True
@@ -389,7 +390,7 @@ class _Writer:
         return False
 
     def _rewrite(
-        self, store: Store, chosen: set[int], vectors: Vectors, dense: Callable[[Array], bytes]
+        self, store: Store, chosen: set[int], vectors: Vectors, dense: Callable[[Array], Built]
     ) -> None:
         written = self._write(entries_of(store, chosen), vectors, dense)
         kept = [s for at, s in enumerate(store.manifest.segments) if at not in chosen]
@@ -398,7 +399,7 @@ class _Writer:
         self.done = replace(self.done, unchanged=False)
 
     def _write(
-        self, entries: Iterable[Entry], vectors: Vectors, dense: Callable[[Array], bytes]
+        self, entries: Iterable[Entry], vectors: Vectors, dense: Callable[[Array], Built]
     ) -> list[Sealed]:
         """Write entries into as many segments as keep memory bounded."""
         written: list[Sealed] = []
@@ -414,12 +415,12 @@ class _Writer:
             written.append(draft.sealed)
         return written
 
-    def _dense(self, vectors: Array) -> bytes:
-        return build_dense(vectors, self.recipe.factory)
+    def _dense(self, vectors: Array) -> Built:
+        return built_dense(vectors, self.recipe.factory)
 
-    def _dense_of_few(self, vectors: Array) -> bytes:
+    def _dense_of_few(self, vectors: Array) -> Built:
         few = len(vectors) < APPROXIMATE_FROM
-        return build_dense(vectors, "Flat" if few else self.recipe.factory)
+        return built_dense(vectors, "Flat" if few else self.recipe.factory)
 
     def _next_generation(self) -> int:
         try:

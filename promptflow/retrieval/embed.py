@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 Progress = Callable[[int], object]
-BATCH_TOKENS = 4096
-"""Tokens of one batch, its padding included."""
+BATCH_TOKENS = 1024
+"""Tokens of one batch, its padding included: more of them leave the caches of a core."""
 ENOUGH = 64
 """Texts of one call from which on it is worth to measure a faster precision."""
 SAMPLE = 16

@@ -246,6 +246,7 @@ class Index:
             "counts": dict(manifest.counts),
             "embedder": dict(manifest.embedder),
             "settings": dict(manifest.settings),
+            "measured": dict(manifest.measured),
             "segments": [asdict(segment) for segment in manifest.segments],
             "documents": self._store.documents(),
             "rejected": [

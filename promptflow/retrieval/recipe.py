@@ -24,7 +24,7 @@ from promptflow.storage import (
 )
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-FACTORY = re.compile(r"Flat|SQ8|HNSW\d+(,Flat|,SQ8)?|IVF\d+,(Flat|SQ8|PQ\d+)")
+FACTORY = re.compile(r"auto|Flat|SQ8|HNSW\d+(,Flat|,SQ8)?|IVF\d+,(Flat|SQ8|PQ\d+)")
 KEYS: dict[str, type] = {
     "documents": str,
     "globs": list,
@@ -173,8 +173,8 @@ def _check(recipe: Recipe) -> None:
         )
     if not FACTORY.fullmatch(recipe.factory):
         raise StoreError(
-            f"{at}factory is {recipe.factory!r}, expected a FAISS factory string such as Flat, "
-            "SQ8, HNSW32 or IVF256,Flat"
+            f"{at}factory is {recipe.factory!r}, expected auto, or a FAISS factory string "
+            "such as Flat, SQ8, HNSW32 or IVF256,Flat"
         )
     if not recipe.globs or not all(isinstance(glob, str) for glob in recipe.globs):
         raise StoreError(f"{at}globs is {list(recipe.globs)!r}, expected patterns such as **/*.md")

@@ -50,6 +50,8 @@ HEADING_TOKENS = 50
 """Tokens kept free in the embedder for the headings above a passage."""
 CUT = 64 << 20
 """Bytes of vectors, and of texts, at which a segment ends and the next begins."""
+Built = tuple[bytes, dict[str, Any]]
+"""The bytes of a dense file, and what the manifest is to say of it."""
 BLOCK = 128
 """Chunks that are embedded at a time."""
 DIGEST = 16
@@ -238,7 +240,7 @@ class Draft:
             self._vectors.append(self._embed(self._waiting[:BLOCK]))
             del self._waiting[:BLOCK]
 
-    def seal(self, name: str, dense: Callable[[Array], bytes]) -> None:
+    def seal(self, name: str, dense: Callable[[Array], Built]) -> None:
         """Write what is left to write; ``dense`` makes a segment of all its vectors."""
         self._embed_waiting(1)
         table = {
@@ -247,18 +249,22 @@ class Draft:
             "headings": list(self._headings),
         }
         self._write(DOCUMENTS, canonical(table).encode())
+        facts: dict[str, Any] = {}
         if self._chunks:
             self._write(CHUNKS, np.concatenate(self._rows).tobytes())
             vectors = np.concatenate(self._vectors)
             self._vectors.clear()
-            self._write(DENSE, dense(vectors))
-            del vectors
+            data, facts = dense(vectors)
+            self._write(DENSE, data)
+            del vectors, data
             self._write(SPARSE, self._words.finish())
         files = {
             file: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for file in FILES
             if (path := self.folder / file).exists()
         }
+        if facts:
+            files[DENSE] |= facts
         self.sealed = Sealed(name, self._chunks, files)
 
     def _write(self, name: str, data: bytes) -> None:
@@ -280,7 +286,7 @@ def drafting(
     folder: Path,
     number: int,
     embed: Callable[[list[str]], Array],
-    dense: Callable[[Array], bytes],
+    dense: Callable[[Array], Built],
     *,
     cut: bool,
 ) -> Iterator[Draft]:

@@ -10,12 +10,13 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.errors import ModelInvalid, StoreCorrupt
+from promptflow.retrieval.calibration import PASSAGES, unrelated
 from promptflow.storage import connect, remove_folder, sqlite_errors
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Vectors:
         self._kept = kept
         self._embedder = embedder
         self.used: set[bytes] = set()
+        self._drawn: dict[bytes, tuple[str, Array]] = {}
         self.embedded = 0
         self.reused = 0
 
@@ -150,7 +152,27 @@ class Vectors:
             known |= fresh
             self.embedded += len(missing)
         self.used.update(keys)
+        self._draw(keys, texts, known)
         return np.array([known[key] for key in keys], np.float32)
+
+    def _draw(self, keys: Sequence[bytes], texts: Sequence[str], known: dict[bytes, Array]) -> None:
+        self._drawn |= {k: (text, known[k]) for k, text in zip(keys, texts, strict=True)}
+        for key in sorted(self._drawn)[PASSAGES:]:
+            del self._drawn[key]
+
+    def measured(self) -> dict[str, Any]:
+        """Return what an index says of its embedder's cosines and precision.
+
+        The passages are drawn by their keys, which are hashes: at random, and the same each time.
+        """
+        texts = [text for text, _ in self._drawn.values()]
+        vectors = np.array([vector for _, vector in self._drawn.values()], np.float32)
+        embedder = self._embedder()
+        return {
+            "unrelated": unrelated(embedder, texts, vectors),
+            "precision": getattr(embedder, "precision", "float32"),
+            **getattr(embedder, "measured", {}),
+        }
 
     def keep_only_used(self) -> None:
         """Drop the kept vectors that were not asked for."""
