@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import dspy
+from pydantic_core import to_jsonable_python
 
 from promptflow.errors import (
     ContextOverflow,
@@ -252,10 +253,8 @@ class _Run:
             except ParseError as error:  # a validator of the user's, or no room left
                 self._note(Step(choice.thought, tool.name, error=str(error)), f"error: {error}")
                 return
-            arguments = {name: getattr(given.arguments, name) for name in tool.types}
-            shown = given.arguments.model_dump(mode="json")
-        else:
-            shown = {}
+            arguments = dict(given.arguments)
+        shown = to_jsonable_python(arguments)
         step = Step(choice.thought, tool.name, shown)
         key = canonical([tool.name, shown])
         if tool.reads and key in {canonical([s.tool, s.arguments]) for s in self.steps}:

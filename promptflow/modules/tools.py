@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 import dspy
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from promptflow.errors import ProgramError, SignatureError, UnsupportedType
 from promptflow.fields import TypedField
@@ -25,7 +26,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__promptflow_read_only__"
 _FOUND = "__promptflow_found__"
-_CLOSED = ConfigDict(extra="forbid")
 _Short = Field(min_length=1, max_length=200)
 _Offset = Field(ge=0, le=100_000_000)
 _Length = Field(ge=1, le=4_000)
@@ -105,14 +105,24 @@ class Tool:
         )
         return f"{self.name}({arguments}): {self.about}".removesuffix(": ")
 
-    def arguments(self, documents: Sequence[str] = ()) -> type[BaseModel]:
-        """Return the model of its arguments; a handle is one of ``documents``."""
-        fields: dict[str, Any] = {}
-        for name, kind in self.types.items():
-            chosen = Literal[tuple(documents)] if name in self.handles else kind
-            fields[name] = (chosen, self.defaults.get(name, ...))
-        made: type[BaseModel] = create_model("Arguments", __config__=_CLOSED, **fields)
-        return made
+    def arguments(self, documents: Sequence[str] = ()) -> Any:
+        """Return the type of its arguments, a ``TypedDict``; a handle is one of ``documents``.
+
+        Its values are plain dicts, which everything can copy, hash and write.
+        """
+        kinds = {
+            name: Literal[tuple(documents)] if name in self.handles else kind
+            for name, kind in self.types.items()
+        }
+        return _typed_dict(kinds, self.defaults)
+
+
+def _typed_dict(kinds: Mapping[str, Any], optional: Collection[str]) -> Any:
+    fields = {n: NotRequired[kind] if n in optional else kind for n, kind in kinds.items()}
+    make: Any = TypedDict  # type checkers read no types that are made while a program runs
+    made = make("Arguments", fields)
+    made.__pydantic_config__ = ConfigDict(extra="forbid")
+    return made
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -147,8 +157,7 @@ def _arguments(
 
 def _check(tool: str, types: Mapping[str, Any]) -> None:
     for name, kind in types.items():
-        fields: dict[str, Any] = {name: (kind, ...)}
-        alone: type[BaseModel] = create_model("Arguments", __config__=_CLOSED, **fields)
+        alone = _typed_dict({name: kind}, ())
         try:
             # By itself too: of a picture the model would write the path, and we would open it.
             _ = TypedField(name, kind).shape, TypedField(name, alone).shape
