@@ -52,6 +52,28 @@ _ATTRIBUTE = re.compile(rb"([^\s=/>\"']+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s>
 _CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s;\"']+)", re.IGNORECASE)
 _XML = re.compile(rb"\s*<\?xml[^>]*?\sencoding\s*=\s*[\"']([^\"']+)[\"']", re.IGNORECASE)
 _HEAD = 100_000
+_WESTERN = tuple(
+    map(
+        set,
+        (
+            "\u00e0\u00e2\u00e7\u00e8\u00e9\u00ea\u00eb\u00ee\u00ef\u00f4\u0153\u00f9\u00fb\u00fc",
+            "\u00e4\u00f6\u00fc\u00df\u00e9",
+            "\u00e1\u00e9\u00ed\u00f1\u00f3\u00fa\u00fc",
+            "\u00e0\u00e1\u00e2\u00e3\u00e7\u00e9\u00ea\u00ed\u00f3\u00f4\u00f5\u00fa",
+            "\u00e5\u00e6\u00f8\u00e9",
+            "\u00e5\u00e4\u00f6\u00e9",
+            "\u00e9\u00eb\u00ef\u00f6\u00fc",
+        ),
+    )
+)
+"""The letters beyond ASCII of French, German, Spanish, Portuguese, Danish, Swedish and Dutch: words
+of other languages, misread as windows-1252, have letters of several of them."""
+_AT_ENDS = set("\u00e0\u00e8\u00e9\u00ec\u00f2\u00f9")
+"""Those of Italian, which stand at the ends of words."""
+_SIGNS = set(
+    "\u2018\u2019\u201c\u201d\u201e\u2013\u2014\u2026\u2022\u20ac\u2122"
+    "\u00a0\u00a1\u00a3\u00a7\u00a9\u00ab\u00ae\u00b0\u00b2\u00b3\u00b4\u00b7\u00bb\u00bd\u00bf\u00d7"
+)
 
 
 class Undecodable(ValueError):
@@ -152,18 +174,27 @@ def _utf8(data: bytes) -> str | None:
 
 
 def _is_western(text: str) -> bool:
-    """Say whether what windows-1252 makes of a page reads as a Western language.
+    """Say whether what windows-1252 makes of a page reads as one Western language.
 
-    Its letters beyond ASCII are few, and each stands in a word of one case.
+    Its letters beyond ASCII are few, those of one language, and in words of one case; beside them
+    stand only the usual signs.
     """
-    words = re.findall(r"[^\W\d_]+", re.sub(r"<[^>]*>", " ", text))
-    accented = [word for word in words if not word.isascii()]
-    beyond = sum(not char.isascii() for word in accented for char in word)
-    signs = re.findall(r"\w[\u00a1-\u00a9\u00ac-\u00af\u00b1\u00b4-\u00b9\u00bb-\u00bf]\w", text)
+    plain = re.sub(r"<[^>]*>", " ", text)
+    words = [word for word in re.findall(r"[^\W\d_]+", plain) if not word.isascii()]
+    letters = {char for word in words for char in word.lower() if not char.isascii()}
+    signs = {char for char in plain if not char.isascii() and not char.isalpha()}
+    beyond = sum(not char.isascii() for word in words for char in word)
     return (
-        not signs
-        and beyond * 3 <= sum(map(len, accented))
-        and all(word[1:].islower() or word.isupper() or len(word) == 1 for word in accented)
+        signs <= _SIGNS
+        and all(plain.count(opens) <= plain.count(ends) for opens, ends in ("\u00bf?", "\u00a1!"))
+        and re.search(r"[^\W\d_][\u00a1-\u00bf][^\W\d_]", plain) is None
+        and re.search(r"\u0153(?![uidst])", plain, re.IGNORECASE) is None
+        and beyond * 3 <= sum(map(len, words))
+        and all(word[1:].islower() or word.isupper() or len(word) == 1 for word in words)
+        and (
+            any(letters <= known for known in _WESTERN)
+            or (letters <= _AT_ENDS and all(word[:-1].isascii() for word in words))
+        )
     )
 
 
