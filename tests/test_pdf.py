@@ -185,6 +185,6 @@ def test_names_and_what_they_mean_stay_together() -> None:
 
 
 def test_an_order_that_may_be_another_is_said_to_be_unsafe() -> None:
-    notes = ["see 4.1", "see 4.2", "", "see 4.4"]
-    parsed = read(drawn_pdf(columns(LEFT, notes, left=(50, 400))), "a.pdf")
+    notes = ["see 4.1", "", "", "see 4.4", "", "", "see 4.7"]
+    parsed = read(drawn_pdf(columns(LEFT * 2, notes, left=(50, 400))), "a.pdf")
     assert parsed.warnings == ("the order of the text is unsafe on page 1",)

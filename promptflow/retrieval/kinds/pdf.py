@@ -29,9 +29,11 @@ from promptflow.retrieval.kinds.page import (
 _PAGES = 20_000
 _CHARS = 100_000
 """Characters of a page up to which its layout is looked at."""
+_NO_TITLES = ("untitled", "(anonymous)", "microsoft word - ")
 _WORD = re.compile(rf"[^\s{HYPHEN}]+{HYPHEN}?")
+_LINE_END = re.compile(r" +[\r\n]")
 _DIGITS = re.compile(r"\d\d")
-_ENDS = {ord("\r"): " ", 0x0B: " ", 0x0C: " ", 0x85: " ", 0x2028: " ", 0x2029: " ", 0: " "}
+_ENDS = {0x0B: " ", 0x0C: " ", 0x85: " ", 0x2028: " ", 0x2029: " ", 0: " "}
 
 
 def read(data: bytes, name: str) -> Parsed:
@@ -63,7 +65,7 @@ def read(data: bytes, name: str) -> Parsed:
 
 def _title(document: Any) -> str:
     title = document.get_metadata_value("Title") or ""
-    return "" if title.lower().startswith(("untitled", "microsoft word - ")) else title
+    return "" if title.lower().startswith(_NO_TITLES) else title
 
 
 def _page(document: Any, number: int) -> Page:
@@ -77,11 +79,11 @@ def _page(document: Any, number: int) -> Page:
         count = pdfium.FPDFText_CountChars(text)
         drawn = _drawn(text, count)
         if count > _CHARS:
-            return Page(drawn.split("\n"), unsafe=True)
+            return Page(drawn.splitlines(), unsafe=True)
         words = _words(text.raw, drawn)
         if needs_layout(words):
             return laid_out([Word(*word) for word in words])
-        return Page(_in_words(drawn, words).split("\n"))
+        return Page(_in_words(drawn, words).splitlines())
     finally:
         text.close()
         page.close()
@@ -115,6 +117,8 @@ def _words(text: Any, drawn: str) -> list[tuple[str, float, float, float, float]
             right = box.right
             if box.top - box.bottom > 0.8 * (top - bottom):
                 bottom, top = min(bottom, box.bottom), max(top, box.top)
+        if _LINE_END.match(drawn, found.end()):
+            said += " "  # the line does not end within a word
         words.append((said, left, bottom, right, top))
     return words
 
@@ -127,4 +131,4 @@ def _box(text: Any, at: int, box: Any) -> tuple[float, float, float, float]:
 def _in_words(drawn: str, words: Sequence[tuple[str, float, float, float, float]]) -> str:
     """Return a page's text as it was drawn, with the exponents that its words have."""
     said = iter(words)
-    return _WORD.sub(lambda found: next(said)[0], drawn)
+    return _WORD.sub(lambda found: next(said)[0].rstrip(), drawn)
