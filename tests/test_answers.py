@@ -28,6 +28,7 @@ def record(**changed: Any) -> dict[str, Any]:
         "end": 12,
         "quote": "Most\nchains agree.",
         "stale": "",
+        "flagged": False,
     }
     return {
         "question": "Who?",
@@ -103,11 +104,18 @@ def test_a_citation_shows_file_page_and_heading(capsys: pytest.CaptureFixture[st
 
 def test_several_indexes_are_named_and_a_changed_file_is(capsys: pytest.CaptureFixture[str]):
     [one] = record()["citations"]
-    other = {**one, "index": "notes", "page": None, "heading": "", "stale": "changed"}
-    print_answer(record(citations=[one, other]))
+    other = {
+        **one,
+        "index": "notes",
+        "page": None,
+        "heading": "",
+        "stale": "changed",
+        "flagged": True,
+    }
+    print_answer(record(citations=[one, other]), several=True)
     shown = capsys.readouterr().out
     assert "[1] papers: b\\n.pdf, page 3" in shown
-    assert "[2] notes: b\\n.pdf, CHANGED SINCE THE INDEX WAS BUILT\n" in shown
+    assert "[2] notes: b\\n.pdf, GIVES ORDERS, CHANGED SINCE THE INDEX WAS BUILT\n" in shown
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ class Citation:
 class Sources:
     """Stands for open indexes: every citation is of one file."""
 
+    several = False
+
     def record(self, citation: Any) -> dict[str, Any]:
         return {
             "index": "pages",
@@ -69,6 +71,7 @@ class Cited(pf.Module):
             answerable=0.8,
             quotes_exact=sound,
             verified=sound,
+            flagged=[],
             abstained=not sound,
             reason="all hold" if sound else "the quotes do not say it",
         )

@@ -130,6 +130,7 @@ CITED = {
     "heading": f"{HOSTILE}\n",
     "quote": HOSTILE,
     "stale": "gone",
+    "flagged": True,
 }
 ANSWER = pf.Prediction(
     answer=HOSTILE,
@@ -137,12 +138,13 @@ ANSWER = pf.Prediction(
     support=0.5,
     answerable=None,
     quotes_exact=True,
+    flagged=[],
     verified=False,
     abstained=False,
     reason=HOSTILE,
 )
 ABSTAINED = ANSWER.extended(abstained=True, citations=[CITED, {**CITED, "index": "b"}])
-SOURCES = SimpleNamespace(retriever=None, record=lambda citation: citation)
+SOURCES = SimpleNamespace(retriever=None, several=True, record=lambda citation: citation)
 LISTED = Listed(HOSTILE, "gguf", HOSTILE, 1, True, True, HOSTILE, (HOSTILE,), HOSTILE)
 INFO = {
     "name": HOSTILE,

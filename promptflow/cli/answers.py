@@ -19,11 +19,13 @@ from promptflow.cli.options import (
     Layout,
     Model,
     Passages,
+    Reranking,
     SearchMode,
     Thinking,
     Where,
+    reranker,
 )
-from promptflow.cli.sources import Sources, open_sources
+from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.errors import DataError, PromptflowError
 from promptflow.terminal import say, visible
 
@@ -53,6 +55,7 @@ def ask(
     k: Passages = 5,
     mode: SearchMode = None,
     where: Where = [],  # noqa: B006
+    rerank: Reranking = None,
     opened: Annotated[
         int | None,
         typer.Option("--open", min=1, help="Open the place of the citation of this number."),
@@ -69,7 +72,7 @@ def ask(
     if as_json and opened is not None:
         raise DataError("--open shows a place to a person, --json is for programs: give one")
     asked = questions_of(questions or [], file)
-    sources = open_sources(index, mode=mode, where=where)
+    sources = open_sources(index, mode=mode, where=where, rerank=reranker(rerank, model))
     program = GroundedQA(sources.retriever, k=k)
     chosen = Chosen(model, chat_template, layout, thinking)
     lm = chosen.configured()
@@ -85,7 +88,7 @@ def ask(
         if as_json:
             print_json_line(record)
         else:
-            print_answer(record, first=len(citations) + 1)
+            print_answer(record, first=len(citations) + 1, several=sources.several)
         citations += answer.citations
     if opened is not None:
         open_citation(sources, citations, opened, Opener())
@@ -157,24 +160,28 @@ def answer_record(
     return {
         "question": question,
         "answer": answer.answer,
-        **{name: answer.get(name) for name in judged},
-        "citations": [sources.record(citation) for citation in answer.citations],
+        **{name: answer[name] for name in judged},
+        "citations": [
+            {**sources.record(citation), "flagged": citation in answer.flagged}
+            for citation in answer.citations
+        ],
         "tokens": tokens_of(answer.usage),
         "seconds": seconds,
     }
 
 
-def print_answer(record: Mapping[str, Any], *, first: int = 1) -> None:
+def print_answer(record: Mapping[str, Any], *, first: int = 1, several: bool = False) -> None:
     """Show a question, its answer, its citations numbered from ``first``, and what was found."""
     say(f"\n{record['question']}\n  {record['answer']}")
-    print_citations(record["citations"], first=first)
+    print_citations(record["citations"], first=first, several=several)
     counts = ", ".join(f"{n} {name}" for name, n in record["tokens"].items())
     say(f"  [{verdict_of(record)}; tokens: {counts}; {record['seconds']:.1f} s]")
 
 
-def print_citations(citations: Sequence[Mapping[str, Any]], *, first: int = 1) -> None:
-    """Show where each citation stands, and its quote."""
-    several = len({c["index"] for c in citations}) > 1
+def print_citations(
+    citations: Sequence[Mapping[str, Any]], *, first: int = 1, several: bool = False
+) -> None:
+    """Show where each citation stands, in which of ``several`` indexes too, and its quote."""
     for number, citation in enumerate(citations, first):
         say(f"    [{number}] {', '.join(_place(citation, several))}")
         say(f'        "{" ".join(citation["quote"].split())}"')
@@ -187,6 +194,8 @@ def _place(citation: Mapping[str, Any], several: bool) -> Iterator[str]:
         yield f"page {citation['page']}"
     if citation["heading"]:
         yield visible(" ".join(citation["heading"].split()), in_line=True)
+    if citation["flagged"]:
+        yield "GIVES ORDERS"
     if citation["stale"]:
         yield f"{citation['stale'].upper()} SINCE THE INDEX WAS BUILT"
 

@@ -25,10 +25,12 @@ from promptflow.cli.options import (
     Chosen,
     Model,
     Passages,
+    Reranking,
     SearchMode,
     Where,
+    reranker,
 )
-from promptflow.cli.sources import Sources, open_sources
+from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.errors import DataError, PromptflowError
 from promptflow.terminal import listen, say
 
@@ -57,6 +59,7 @@ def chat(
     k: Passages = 5,
     mode: SearchMode = None,
     where: Where = [],  # noqa: B006
+    rerank: Reranking = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of a reply, where no index is.")
     ] = 512,
@@ -68,13 +71,14 @@ def chat(
     """
     from promptflow.modules import Conversation, GroundedQA
 
-    if (mode or where) and not index:
-        raise DataError("--mode and --where search an index: name one with --index")
-    sources = open_sources(index, mode=mode, where=where) if index else None
+    if (mode or where or rerank) and not index:
+        raise DataError("--mode, --where and --rerank search an index: name one with --index")
+    again = reranker(rerank, model)
+    sources = open_sources(index, mode=mode, where=where, rerank=again) if index else None
     program = None if sources is None else GroundedQA(sources.retriever, k=k)
     lm = Chosen(model, chat_template, None).configured()
     talk = Conversation(program, lm=lm, max_tokens=max_tokens)
-    session = Session(talk, sources)
+    session = Session(talk, sources, opener=Opener())
     session.run()
     if session.failed:
         raise typer.Exit(2)
@@ -148,7 +152,7 @@ class Session:
                     say(f"{command:14}{what}")
                 say(SPACE)
             case "sources":
-                print_citations(self._records())
+                self._print_sources()
             case "open":
                 self._open(rest)
             case "save":
@@ -169,10 +173,12 @@ class Session:
                 return turn
         raise DataError("nothing was cited so far")
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _print_sources(self) -> None:
         cited = self._cited()
+        assert cited.result is not None
         assert self.sources is not None
-        return [self.sources.record(citation) for citation in cited.citations]
+        record = answer_record(cited.question, cited.result, self.sources, 0.0)
+        print_citations(record["citations"], several=self.sources.several)
 
     def _open(self, rest: str) -> None:
         if not rest.isdecimal():
@@ -251,5 +257,5 @@ class _Shown:
             if self.draft:
                 say("  (withdrawn: it did not stand the checks)")
             say(f"  {turn.reply}")
-        print_citations(record["citations"])
+        print_citations(record["citations"], several=self.sources.several)
         say(f"  [{verdict_of(record)}; {seconds:.1f} s]")

@@ -11,7 +11,7 @@ import typer
 
 from promptflow.cli.console import Json, commands, print_json, print_rows
 from promptflow.cli.filters import filters_of
-from promptflow.cli.options import Where
+from promptflow.cli.options import DEFAULT_MODEL, Model, Reranking, Where, reranker
 from promptflow.errors import StoreError
 from promptflow.terminal import say, visible
 
@@ -248,18 +248,21 @@ def index_explain(
     k: Count = 5,
     mode: Annotated[str, typer.Option(help="What it is ordered by.")] = "hybrid",
     where: Where = [],  # noqa: B006
+    rerank: Reranking = None,
+    model: Model = DEFAULT_MODEL,
     as_json: Json = False,
 ) -> None:
     """Show why passages are found.
 
-    Each with its rank by meaning (dense), by words (sparse) and by both (fused), the scores, and
-    the words of the query that it holds.
+    Each with its rank by meaning (dense), by words (sparse) and by both (fused), with --rerank the
+    new one too, the scores, and the words of the query that it holds.
     """
     from promptflow.retrieval import Index
 
     with Index.open(name) as opened:
-        allowed = _allowed(opened, where)
-        explained = opened.explain(query, k, allowed, mode=cast("Mode", mode))
+        allowed, way = _allowed(opened, where), cast("Mode", mode)
+        again = reranker(rerank, model)
+        explained = opened.explain(query, k, allowed, mode=way, rerank=again)
     if as_json:
         print_json(dataclasses.asdict(explained))
         return

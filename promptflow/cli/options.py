@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from promptflow.retrieval.passages import Rerank
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b"
 
@@ -49,6 +52,28 @@ Where = Annotated[
         "another field, or another value of the same.",
     ),
 ]
+
+Reranking = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank",
+        help="What orders the best passages again: a cross-encoder's name, or 'model' for the "
+        "model itself.",
+    ),
+]
+
+
+def reranker(name: str | None, model: str) -> Rerank | None:
+    """Return what ``--rerank`` names; ``model`` is the one that the command names."""
+    if name is None:
+        return None
+    if name == "model":
+        from promptflow.modules.relevance import Relevance
+
+        return Relevance(lm=model)
+    from promptflow.retrieval.rerank import CrossEncoderReranker
+
+    return CrossEncoderReranker(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from promptflow.errors import StoreError
 if TYPE_CHECKING:
     from promptflow.retrieval import Index, Retriever
     from promptflow.retrieval.location import Location
-    from promptflow.retrieval.passages import Mode
+    from promptflow.retrieval.passages import Mode, Rerank
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,11 @@ class Sources:
 
     indexes: Mapping[str, Index]
     retriever: Retriever
+
+    @property
+    def several(self) -> bool:
+        """Whether a document's name does not tell its index."""
+        return len(self.indexes) > 1
 
     def of(self, document: str) -> tuple[Index, str]:
         """Return the index of a citation's document, and the document's own name in it."""
@@ -37,7 +42,7 @@ class Sources:
         from promptflow.retrieval.location import locate
 
         index, document = self.of(citation.document)
-        return locate(index, document, citation.start, getattr(citation, "page", None))
+        return locate(index, document, citation.start, citation.page)
 
     def record(self, citation: Any) -> dict[str, Any]:
         """Return a citation as plain data; ``stale`` says what became of its file."""
@@ -46,13 +51,17 @@ class Sources:
         return {
             "index": index.name,
             "document": document,
-            **{name: getattr(citation, name, None) for name in own},
+            **{name: getattr(citation, name) for name in own},
             "stale": index.stale(document),
         }
 
 
 def open_sources(
-    names: Sequence[str], *, mode: str | None = None, where: Sequence[str] = ()
+    names: Sequence[str],
+    *,
+    mode: str | None = None,
+    where: Sequence[str] = (),
+    rerank: Rerank | None = None,
 ) -> Sources:
     """Open indexes for a search of all of them, in a mode and with the filters of a person.
 
@@ -68,13 +77,13 @@ def open_sources(
             raise StoreError(f"--index {name}: an index called {index.name} is named twice")
         indexes[index.name] = index
     filters = filters_of(where, [index.info()["documents"] for index in indexes.values()])
+    chosen = cast("Mode | None", mode)
     views: dict[str, Retriever] = {}
     for (name, index), allowed in zip(indexes.items(), filters, strict=True):
         if allowed is not None:
+            plain = not (mode or allowed or rerank)
             views[name] = (
-                index.view(mode=cast("Mode | None", mode), where=allowed or None)
-                if mode or allowed
-                else index
+                index if plain else index.view(mode=chosen, where=allowed or None, rerank=rerank)
             )
     if len(indexes) == 1:
         [retriever] = views.values()
