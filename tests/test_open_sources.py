@@ -13,8 +13,8 @@ from test_cli import call
 import promptflow as pf
 from promptflow import lm
 from promptflow.cli import answers, chat
-from promptflow.cli.opening import Opener
 from promptflow.cli.open_sources import open_sources
+from promptflow.cli.opening import Opener
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import StoreError, StoreNotFound
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptflow.cli.console import Json, print_json_line, tokens_of
+from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.cli.opening import Opener
 from promptflow.cli.options import (
     DEFAULT_MODEL,
@@ -25,7 +26,6 @@ from promptflow.cli.options import (
     Where,
     reranker,
 )
-from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.errors import DataError, PromptflowError
 from promptflow.terminal import say, visible
 

@@ -18,6 +18,7 @@ from promptflow.cli.answers import (
     print_citations,
     verdict_of,
 )
+from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.cli.opening import Opener
 from promptflow.cli.options import (
     DEFAULT_MODEL,
@@ -30,7 +31,6 @@ from promptflow.cli.options import (
     Where,
     reranker,
 )
-from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.errors import DataError, PromptflowError
 from promptflow.terminal import listen, say
 
