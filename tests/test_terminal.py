@@ -154,6 +154,7 @@ INFO = {
     "embedder": {"name": HOSTILE},
     "counts": {HOSTILE: 1},
     "rejected": [{"path": HOSTILE, "reason": HOSTILE}],
+    "measured": {"precision": HOSTILE, "speedup": HOSTILE, "cosine": HOSTILE},
 }
 BUILT = {
     **INFO, "unchanged": False, "seconds": 1.0, "documents": 1, "chunks": 1,
