@@ -450,13 +450,13 @@ def test_an_approximate_factory_is_used_for_many_and_not_for_few(
     for number in range(8):
         (project / "docs" / f"n{number}.txt").write_text(" ".join(WORDS) * (3 + number))
     factories: list[tuple[str, int]] = []
-    made_dense = build.build_dense
+    made_dense = build.built_dense
 
-    def spied(vectors: Any, factory: str) -> bytes:
+    def spied(vectors: Any, factory: str) -> Any:
         factories.append((factory, len(vectors)))
         return made_dense(vectors, factory)
 
-    monkeypatch.setattr(build, "build_dense", spied)
+    monkeypatch.setattr(build, "built_dense", spied)
     build_index("k", progress=False).close()
     (project / "docs" / "few.txt").write_text("few words")
     add_documents("k", "few.txt", progress=False).close()
@@ -464,6 +464,23 @@ def test_an_approximate_factory_is_used_for_many_and_not_for_few(
     with add_documents("k", "many.txt", progress=False) as index:
         assert {p.document for p in index.search("few", 1)} == {"few.txt"}
     assert [factory for factory, _ in factories] == ["IVF4,Flat", "Flat", "IVF4,Flat"]
+
+
+def test_files_that_are_of_no_kind_are_counted_and_named(project: Path) -> None:
+    for name in ("p.xyz", "b/q.XYZ", "b/r.bin"):
+        (project / "docs" / name).write_bytes(b"\0")
+    for index in (build_index("k", progress=False), update_index("k", progress=False)):
+        with index:
+            assert index.report is not None
+            assert [(e.suffix, e.count) for e in index.report.left_out] == [
+                (".xyz", 2),
+                (".bin", 1),
+            ]
+    shutil.rmtree(project / "indexes" / "k" / "built")
+    for name in ("a.txt", "b/c.txt", "d.md"):
+        (project / "docs" / name).unlink()
+    with pytest.raises(EmptyCorpus, match=r"Left out:\n  2 \.xyz, as b/q\.XYZ"):
+        build_index("k", progress=False)
 
 
 def test_the_manifest_is_written_once_a_commit(project: Path) -> None:

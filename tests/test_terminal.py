@@ -159,6 +159,7 @@ INFO = {
 BUILT = {
     **INFO, "unchanged": False, "seconds": 1.0, "documents": 1, "chunks": 1,
     "added": 1, "changed": 0, "removed": 0,
+    "left_out": [{"suffix": HOSTILE, "count": 1, "example": HOSTILE, "how": HOSTILE}],
 }  # fmt: skip
 FOUND = retrieval.Verification(HOSTILE, 1, 1, 1, (HOSTILE,), (HOSTILE,))
 OPENED = contextlib.nullcontext(

@@ -21,7 +21,7 @@ from promptflow.retrieval.changes import Changes, Paths, Scope, compare, scope_o
 from promptflow.retrieval.chunk import chunk_text
 from promptflow.retrieval.compaction import crowded, entries_of
 from promptflow.retrieval.dense import Built, built_dense
-from promptflow.retrieval.documents import Rejected, find, load_all, sha256_inside
+from promptflow.retrieval.documents import Rejected, find, left_out, load_all, sha256_inside
 from promptflow.retrieval.embed import TextEmbedder, identity, open_embedder
 from promptflow.retrieval.index import Index
 from promptflow.retrieval.recipe import Recipe, find_recipe
@@ -86,6 +86,8 @@ def build_index(
             writer.write_all(names)
         else:
             writer.bring_in(names, None)
+    outside = tuple(left_out(recipe.folder, recipe.globs))
+    writer.done = replace(writer.done, left_out=outside)
     return writer.opened()
 
 
@@ -461,5 +463,8 @@ class _Writer:
         rejected = [entry.place for entry in entries if entry.place is not None]
         reasons = "".join(f"\n  {place.path}: {place.reason}" for place in rejected[:10])
         looked = f"{recipe.folder}: no readable document among {', '.join(recipe.globs)}."
-        hint = " Put some there, or change `globs`."
-        return looked + (f" Rejected:{reasons}" if rejected else hint)
+        if rejected:
+            return f"{looked} Rejected:{reasons}"
+        outside = left_out(recipe.folder, recipe.globs)
+        others = "".join(f"\n  {e.count} {e.suffix}, as {e.example}: {e.how}" for e in outside[:10])
+        return looked + (f" Left out:{others}" if others else " Put some there, or change `globs`.")

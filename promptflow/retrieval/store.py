@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from promptflow.errors import StoreCorrupt, StoreError, StoreNotFound
-from promptflow.retrieval.documents import Rejected
+from promptflow.retrieval.documents import LeftOut, Rejected
 from promptflow.retrieval.segment import (
     Content,
     Ids,
@@ -65,7 +65,8 @@ class BuildReport:
 
     ``added``, ``changed`` and ``removed`` count files; ``documents`` counts texts, of which several
     files may be copies. ``embedded`` and ``reused`` count different passages: those that went
-    through the embedder and those whose vectors an earlier build had kept.
+    through the embedder and those whose vectors an earlier build had kept. ``left_out`` counts the
+    files of the folder that are of no kind that is read, where the whole folder was looked at.
     """
 
     generation: int
@@ -79,6 +80,7 @@ class BuildReport:
     added: int = 0
     changed: int = 0
     removed: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
