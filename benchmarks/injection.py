@@ -383,6 +383,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--questions", type=int)
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--threads", type=int, help="of the engine; fewer where others compute too")
     parser.add_argument("--journal", type=Path, help="keep answers there; a killed run goes on")
     parser.add_argument("--quick", action="store_true", help="8 questions")
     parser.add_argument("--flags", action="store_true", help="score the check of cited sentences")
@@ -397,7 +398,7 @@ def main() -> None:
         return
     made = cases(options.questions or (8 if options.quick else 44))
     texts = [row["text"][:400] for row in rows()[1] if row["label"]]
-    pf.configure(options.model)
+    pf.configure(options.model, options={"threads": options.threads})
     if options.journal and options.journal.exists():
         KEPT.update(json.loads(line) for line in options.journal.read_text().splitlines())
     results = {arm: measure(arm, made, texts, options.journal) for arm in options.arms.split(",")}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,40 +112,52 @@ def by_quotes(index: Any, question: str, k: int, hops: int) -> Gathered:
     raise AssertionError("a model was asked")
 
 
+def figures(found: Gathered, row: dict[str, Any], answer: Any = None) -> dict[str, Any]:
+    """Return what one question gave with so many hops."""
+    share, every = found_titles(found.passages, row)
+    made: dict[str, Any] = {"recall": share, "both": every, "queries": found.queries[1:]}
+    if answer is not None:
+        score = f1(dspy.Example(answer=row["answer"]), answer)
+        made |= {"f1": score, "answer": str(answer.answer)}
+    return made
+
+
+def asked(options: argparse.Namespace, index: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of one question, with one hop and with two."""
+    question = row["question"]
+    if options.retrieval:
+        return {
+            str(hops): figures(by_quotes(index, question, options.k, hops), row) for hops in (1, 2)
+        }
+    flows = [Written(index, options.k, hops).flow(question=question) for hops in (1, 2)]
+    made = {}
+    for hops, answer in zip((1, 2), run_flows(flows), strict=True):
+        if isinstance(answer, Exception):
+            raise answer
+        made[str(hops)] = figures(answer.found, row, answer)
+    return made
+
+
 def arms(options: argparse.Namespace, index: Any, data: list[dict[str, Any]]) -> dict[str, Any]:
     """Return for one and two hops the figures of every question."""
-    made: dict[str, Any] = {}
-    for hops in (1, 2):
-        if options.retrieval:
-            found = [by_quotes(index, row["question"], options.k, hops) for row in data]
-            scores: list[float] = []
-        else:
-            program = Written(index, options.k, hops)
-            flows = [program.flow(question=row["question"]) for row in data]
-            with bar(f"{hops} hops", 2 * len(flows)) as advance:
-                answers = run_flows(flows, progress=lambda done, known: advance(done))
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    raise answer
-            found = [answer.found for answer in answers]
-            scores = [
-                f1(dspy.Example(answer=row["answer"]), answer)
-                for row, answer in zip(data, answers, strict=True)
-            ]
-        pairs = [found_titles(g.passages, row) for g, row in zip(found, data, strict=True)]
-        made[str(hops)] = {
-            "recall": [share for share, _ in pairs],
-            "both": [every for _, every in pairs],
-            **({"f1": scores} if scores else {}),
-            "queries": [g.queries[1:] for g in found],
-        }
-        print(json.dumps({"hops": hops, **means(made[str(hops)])}), file=sys.stderr, flush=True)
-    return made
+    kept: dict[str, dict[str, Any]] = {}
+    if options.journal and options.journal.exists():
+        kept = dict(map(json.loads, options.journal.read_text(encoding="utf-8").splitlines()))
+    with bar("questions", len(data)) as advance:
+        for number, row in enumerate(data, 1):
+            if row["id"] not in kept:
+                kept[row["id"]] = asked(options, index, row)
+                if options.journal:
+                    with options.journal.open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps([row["id"], kept[row["id"]]]) + "\n")
+            advance(number)
+    every = [kept[row["id"]] for row in data]
+    return {hops: {k: [one[hops][k] for one in every] for k in every[0][hops]} for hops in "12"}
 
 
 def means(arm: dict[str, Any]) -> dict[str, float]:
     """Return the mean of each figure."""
-    return {key: sum(v) / len(v) for key, v in arm.items() if key != "queries" and v}
+    return {key: sum(arm[key]) / len(arm[key]) for key in ("recall", "both", "f1") if key in arm}
 
 
 def report(options: argparse.Namespace, made: dict[str, Any]) -> dict[str, Any]:
@@ -192,6 +203,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--mode", default="hybrid", choices=["dense", "sparse", "hybrid"])
     parser.add_argument("--retrieval", action="store_true", help="no model")
+    parser.add_argument("--threads", type=int, help="of the engine; fewer where others compute too")
+    parser.add_argument("--journal", type=Path, help="keep answers there; a killed run goes on")
     parser.add_argument("--folder", type=Path, help="keep the index there, for another run")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -204,7 +217,7 @@ def main() -> None:
         embedder = HashingEmbedder() if options.mode == "sparse" else None
         with pf.build_index("hotpot", documents, embedder=embedder, progress=False) as index:
             if not options.retrieval:
-                pf.configure(options.model)
+                pf.configure(options.model, options={"threads": options.threads})
             made = report(options, arms(options, Titled(index, options.mode), data))
     print(json.dumps(made, indent=2) if options.json else table(made))
 
