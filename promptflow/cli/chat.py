@@ -28,6 +28,7 @@ from promptflow.cli.options import (
     Passages,
     Reranking,
     SearchMode,
+    Thinking,
     Where,
     reranker,
 )
@@ -56,6 +57,7 @@ def chat(
     ] = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
+    thinking: Thinking = None,
     k: Passages = 5,
     mode: SearchMode = None,
     where: Where = [],  # noqa: B006
@@ -76,7 +78,7 @@ def chat(
     again = reranker(rerank, model)
     sources = open_sources(index, mode=mode, where=where, rerank=again) if index else None
     program = None if sources is None else GroundedQA(sources.retriever, k=k)
-    lm = Chosen(model, chat_template, None).configured()
+    lm = Chosen(model, chat_template, None, thinking).configured()
     talk = Conversation(program, lm=lm, max_tokens=max_tokens)
     session = Session(talk, sources, opener=Opener())
     session.run()

@@ -27,6 +27,9 @@ from promptflow.modules.predict import Predict
 from promptflow.retrieval import Retriever
 from promptflow.signatures import document_of, label_of
 
+MESSAGES = "messages"
+"""The layout of a conversation where its signature's document names none: turns without labels."""
+
 QUESTION_TOKENS = 128
 """Bound of a question that is made to stand alone."""
 
@@ -116,7 +119,7 @@ class Conversation:
                 f"a conversation's signature needs the input 'message' and the output 'reply'; "
                 f"this one has no {', '.join(sorted(missing))}"
             )
-        self._layout = spoken.layout
+        self._layout = spoken.layout or MESSAGES
         with_past = spoken.signature.prepend("past", dspy.InputField(), type_=dspy.History)
         self._reply = Predict(with_past, demos=spoken.demos, max_tokens=max_tokens)
         own = storage.find_document("signatures", "rewrite_question", bundled_only=True)
@@ -182,7 +185,7 @@ class Conversation:
             chosen = COMPLETION
         label = label_of(self._reply.signature.input_fields["message"])
         stop = (f"\n{label}",) if chosen == COMPLETION and label else ()
-        self._reply.decoding = replace(self._reply.decoding, layout=chosen or None, stop=stop)
+        self._reply.decoding = replace(self._reply.decoding, layout=chosen, stop=stop)
 
         def ask(turns: Sequence[Turn]) -> Call:
             past = [{"message": turn.message, "reply": turn.reply} for turn in turns]

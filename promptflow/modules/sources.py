@@ -14,22 +14,31 @@ from promptflow.storage import find_document
 
 
 def opened(module: str, index: Any) -> Retriever:
-    """Return the retriever that a module was given; a name or path is opened.
+    """Return the retriever that a module was given; a name or path is opened, several together.
 
     Raises TypeError for what has no ``search`` and no ``text``.
     """
     if isinstance(index, str | Path):
         return Index.open(index)
+    if isinstance(index, list | tuple) and index:
+        return Together([opened(module, one) for one in index])
     if isinstance(index, type) or not isinstance(index, Retriever):
         raise TypeError(
-            f"{module}: {index!r} is no retriever: pass an index, the name of one, or an object "
-            "with the methods search(query, k) and text(document)"
+            f"{module}: {index!r} is no retriever: pass an index, the name of one, a list of them, "
+            "or an object with the methods search(query, k) and text(document)"
         )
     return index
 
 
 def index_name(index: Retriever) -> Any:
-    """Return the name that finds the index's recipe again, else its path; of others the class."""
+    """Return the name that finds the index's recipe again, else its path; of others the class.
+
+    Of indexes together, by their own names, a list.
+    """
+    if isinstance(index, Together):
+        parts = index.retrievers
+        if all(isinstance(one, Index) and one.name == name for name, one in parts.items()):
+            return [index_name(one) for one in parts.values()]
     recipe = getattr(index, "recipe", None)
     if recipe is None:
         return code_name(type(index))

@@ -201,6 +201,10 @@ def lock_of(program: Any, lm: Any = None) -> dict[str, str]:
             lock[f"{name}.layout"] = storage.sha256_of(find_layout(layout))
     for name, part in parts:
         index = getattr(part, "index", None)
+        at = f"{name}.index".lstrip(".")
         if index is not None and hasattr(index, "manifest"):
-            lock[f"{name}.index".lstrip(".")] = f"{index.name}@{index_hash(index)}"
+            lock[at] = f"{index.name}@{index_hash(index)}"
+        for own, one in getattr(index, "retrievers", {}).items():  # several together
+            if hasattr(one, "manifest"):
+                lock[f"{at} {own}"] = f"{one.name}@{index_hash(one)}"
     return lock
