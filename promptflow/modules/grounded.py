@@ -44,8 +44,8 @@ __all__ = ["UNKNOWN", "GroundedQA"]
 class GroundedQA(Module):
     """Answer from an index with citations that are checked, or abstain.
 
-    ``index`` is an index, its name, or a retriever of one's own: an object with ``search`` and
-    ``text`` (see ``Retriever``), of which a saved program keeps the class's name alone.
+    ``index`` is an index, its name, a list of them, or a retriever of one's own: an object with
+    ``search`` and ``text`` (see ``Retriever``), of which a saved program keeps the class's name.
 
     Of ``k`` passages the best ``reads`` are read, each apart: the answer is a span of one of them,
     and the quotes around it are cited. Where the question asks to explain, or ``signature`` is
@@ -60,7 +60,7 @@ class GroundedQA(Module):
     @names_options
     def __init__(
         self,
-        index: Retriever | str | Path,
+        index: Retriever | str | Path | Sequence[Retriever | str | Path],
         signature: str | Path | type[Any] = "grounded_qa",
         k: int = 5,
         *,
