@@ -52,6 +52,48 @@ def test_every_answer_is_json(project: Path) -> None:
     assert [listed()[key] for key in ("state", "generation", "chunks")] == ["built", 1, 1]
 
 
+def test_changes_are_said_in_words_and_in_json(project: Path) -> None:
+    docs = project / "docs"
+    shown("build", "k")
+    for name in ("b.txt", "c.txt", "d.xyz"):
+        (docs / name).write_text(f"words of {name}")
+    said = CliRunner().invoke(app, ["index", "add", "k", "docs/b.txt"])
+    assert said.exit_code == 0
+    assert "1 added; 2 documents, 2 chunks" in said.stdout
+    assert shown("remove", "k", "b.txt")["removed"] == 1
+    done = shown("update", "k")
+    assert (done["added"], done["changed"], done["removed"]) == (2, 0, 0)
+    assert done["left_out"] == [
+        {"suffix": ".xyz", "count": 1, "example": "d.xyz", "how": done["left_out"][0]["how"]}
+    ]
+    said = CliRunner().invoke(app, ["index", "update", "k"])
+    assert "up to date; 3 documents" in said.stdout
+    assert "left out: 1 .xyz, as d.xyz" in said.stderr
+    (docs / "b.txt").unlink()
+    assert shown("update", "k", "docs/b.txt", "c.txt")["removed"] == 1
+    assert not shown("compact", "k")["unchanged"]
+    assert shown("compact", "k")["unchanged"]
+    refused = CliRunner().invoke(app, ["index", "add", "k", "nowhere.txt"])
+    assert refused.exit_code != 0
+
+
+def test_what_is_read_with_care_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from promptflow.retrieval import build, documents
+
+    def with_warning(*given: Any) -> Any:
+        for item in documents.load_all(*given):
+            if isinstance(item, documents.Document):
+                item.metadata["warnings"] = ["two columns may be mixed"]
+            yield item
+
+    monkeypatch.setattr(build, "load_all", with_warning)
+    said = CliRunner().invoke(app, ["index", "build", "k"])
+    assert "read with care: a.md: two columns may be mixed" in said.stderr
+    assert shown("build", "k")["warnings"] == [
+        {"path": "a.md", "warning": "two columns may be mixed"}
+    ]
+
+
 def test_a_damaged_index_is_shown_as_such(project: Path) -> None:
     shown("build", "k")
     [path] = project.rglob("dense.faiss")

@@ -566,3 +566,72 @@ def test_readers_of_an_old_generation_read_on_after_a_compaction(project: Path) 
         assert old.search("alpha beta", 1, mode="hybrid")[0].text.startswith("alpha")
     with Index.open("k", embedder=EMBEDDER) as new:
         assert new.text("a.txt") == "other words"
+
+
+WRITER = """
+import sys
+from promptflow.errors import StoreBusy
+from promptflow.retrieval import HashingEmbedder, update_index
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with update_index("k", embedder=HashingEmbedder(64)) as index:
+        print("wrote" if not index.report.unchanged else "nothing to do")
+except StoreBusy as error:
+    print("busy", error)
+"""
+READER = """
+import sys
+from promptflow.retrieval import HashingEmbedder, Index
+embedder, seen = HashingEmbedder(64), []
+print("ready", flush=True)
+while True:
+    with Index.open("k", embedder=embedder) as index:
+        seen.append(index.manifest.generation)
+        for entry in index.store.documents():
+            [found] = index.search("words", 1, {"document": entry["path"]})
+            assert index.text(entry["path"])[found.start : found.end] == found.text
+    if sys.argv[1] in {entry["path"] for entry in index.store.documents()}:
+        break
+assert seen == sorted(seen), seen
+print("read", len(set(seen)))
+"""
+
+
+def started(project: Path, code: str, *arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_of_several_writers_one_writes_and_the_others_are_told(project: Path) -> None:
+    (project / "docs" / "new.txt").write_text("new words " * 3000)
+    writers = [started(project, WRITER) for _ in range(4)]
+    answers = sorted(writer.communicate("go\n", timeout=60)[0] for writer in writers)
+    assert answers.count("wrote\n") == 1
+    assert all(a.startswith(("wrote", "nothing", "busy")) for a in answers)
+    assert verify_index("k", embedder=EMBEDDER).ok
+    assert not leftovers(project)
+
+
+def test_readers_in_other_processes_see_each_commit_whole(project: Path) -> None:
+    readers = [started(project, READER, "last.txt") for _ in range(2)]
+    for number in range(12):
+        (project / "docs" / f"n{number % 5}.txt").write_text(f"words {number}\n" * (number + 1))
+        update_index("k", embedder=EMBEDDER).close()
+        if number % 5 == 4:
+            compact_index("k", embedder=EMBEDDER).close()
+            remove_documents("k", "n0.txt", embedder=EMBEDDER).close()
+    (project / "docs" / "last.txt").write_text("last words")
+    update_index("k", embedder=EMBEDDER).close()
+    answers = [reader.communicate(timeout=60)[0] for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0]
+    assert all(answer.startswith("read ") for answer in answers)

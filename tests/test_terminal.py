@@ -154,11 +154,13 @@ INFO = {
     "embedder": {"name": HOSTILE},
     "counts": {HOSTILE: 1},
     "rejected": [{"path": HOSTILE, "reason": HOSTILE}],
+    "documents": [{"path": HOSTILE, "metadata": {"warnings": [HOSTILE]}}],
     "measured": {"precision": HOSTILE, "speedup": HOSTILE, "cosine": HOSTILE},
 }
 BUILT = {
     **INFO, "unchanged": False, "seconds": 1.0, "documents": 1, "chunks": 1,
     "added": 1, "changed": 0, "removed": 0,
+    "warnings": [{"path": HOSTILE, "warning": HOSTILE}],
     "left_out": [{"suffix": HOSTILE, "count": 1, "example": HOSTILE, "how": HOSTILE}],
 }  # fmt: skip
 FOUND = retrieval.Verification(HOSTILE, 1, 1, 1, (HOSTILE,), (HOSTILE,))

@@ -164,6 +164,10 @@ def _print_built(built: Index, as_json: bool) -> None:
     if done["embedded"] and (precision := _precision(done["measured"])):
         say(f"{done['name']}: passages are embedded in {precision}")
     _print_rejected(done["rejected"])
+    _print_warnings(done["warnings"])
+    for one in done["left_out"]:
+        what = visible(f"{one['count']} {one['suffix']}, as {one['example']}", in_line=True)
+        say(f"left out: {what}: {visible(one['how'], in_line=True)}", error=True)
 
 
 def _done(built: Index) -> dict[str, Any]:
@@ -172,6 +176,7 @@ def _done(built: Index) -> dict[str, Any]:
         done = dataclasses.asdict(built.report) if built.report is not None else {}
         info = built.info()
     done["rejected"], done["measured"] = info["rejected"], info["measured"]
+    done["warnings"] = _warnings(info["documents"])
     return {"name": info["name"], **done, "folder": info["folder"], "recipe": info["recipe"]}
 
 
@@ -183,6 +188,21 @@ def _precision(measured: Mapping[str, Any]) -> str:
         f"{measured['precision']}: bfloat16 was measured {measured['speedup']} times as fast, its "
         f"vectors at a cosine of at least {measured['cosine']} to those in float32"
     )
+
+
+def _warnings(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return what readers of documents should not trust, as their kinds say."""
+    return [
+        {"path": entry["path"], "warning": warning}
+        for entry in documents
+        for warning in entry["metadata"].get("warnings", ())
+    ]
+
+
+def _print_warnings(warnings: Sequence[Mapping[str, str]]) -> None:
+    for one in warnings:
+        path, warning = (visible(one[key], in_line=True) for key in ("path", "warning"))
+        say(f"read with care: {path}: {warning}", error=True)
 
 
 def _print_rejected(rejected: Sequence[Mapping[str, str]]) -> None:
@@ -210,6 +230,7 @@ def index_info(name: Name, as_json: Json = False) -> None:
         shown.append(("cosines of unrelated texts", parts))
     print_rows(["", ""], [*shown, *counts])
     _print_rejected(info["rejected"])
+    _print_warnings(_warnings(info["documents"]))
 
 
 @index.command("search")
