@@ -9,7 +9,7 @@ that was fitted on questions with answers, see ``abstention``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
