@@ -166,7 +166,8 @@ def _print_built(built: Index, as_json: bool) -> None:
     _print_rejected(done["rejected"])
     _print_warnings(done["warnings"])
     for one in done["left_out"]:
-        what = visible(f"{one['count']} {one['suffix']}, as {one['example']}", in_line=True)
+        suffix = one["suffix"] or "without a suffix"
+        what = visible(f"{one['count']} {suffix}, as {one['example']}", in_line=True)
         say(f"left out: {what}: {visible(one['how'], in_line=True)}", error=True)
 
 

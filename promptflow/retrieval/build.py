@@ -466,5 +466,8 @@ class _Writer:
         if rejected:
             return f"{looked} Rejected:{reasons}"
         outside = left_out(recipe.folder, recipe.globs)
-        others = "".join(f"\n  {e.count} {e.suffix}, as {e.example}: {e.how}" for e in outside[:10])
+        others = "".join(
+            f"\n  {e.count} {e.suffix or 'without a suffix'}, as {e.example}: {e.how}"
+            for e in outside[:10]
+        )
         return looked + (f" Left out:{others}" if others else " Put some there, or change `globs`.")
