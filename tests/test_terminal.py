@@ -275,6 +275,14 @@ CASES: list[tuple[list[str], Patches]] = [
             (report, "write_report", gives(None)),
         ],
     ),
+    (["tune-abstention", HOSTILE, "y"], []),
+    (
+        ["tune-abstention", "x", HOSTILE],
+        [
+            (modules, "GroundedQA", gives(SimpleNamespace(named_predictors=list))),
+            (lm, "configure", gives(None)),
+        ],
+    ),
     (
         ["optimize", "x", "y", "--budget", HOSTILE],
         [*READY, (evaluation, "read_examples", gives([]))],

@@ -38,6 +38,9 @@ SUPPORTED = 0.5
 LONGEST = 64
 """Tokens of a span at most."""
 
+HEAT = 1.0
+"""The temperature of samples: the model's own probabilities."""
+
 NEAREST = 2
 """Quotes that a written sentence is checked against."""
 
@@ -50,11 +53,12 @@ class Found:
     """An answer, the quotes that it rests on, and the probability that these support it.
 
     ``signals`` are what its calibration takes. ``note`` says what was left out, or why there is no
-    answer. ``written`` is the prediction of the signature that wrote it.
+    answer. ``reading`` is what it is a span of, ``written`` the prediction that holds it otherwise.
     """
 
     answer: str = ""
     citations: tuple[Citation, ...] = ()
+    reading: Reading | None = None
     support: float = 0.0
     signals: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
@@ -68,62 +72,66 @@ def own(name: str, **settings: Any) -> Predict:
 
 
 def spans(
-    read: Predict, check: Predict, question: str, readings: Sequence[Reading], samples: int
+    read: Predict, question: str, readings: Sequence[Reading]
 ) -> Generator[list[Call], list[Any], list[Found]]:
     """Return an answer for each reading that has one: a span of it, with its signals.
 
-    All calls are one batch. The text of a reading stands before the question in each of them, so
-    that whatever is asked of it later prefills its own tokens only.
+    The text of a reading stands before the question, so that whatever is asked of it later prefills
+    its own tokens only.
     """
-    heated = Decoding(sampling=Sampling(temperature=1.0), until="answer")
-    calls: list[Call] = []
-    for reading in readings:
-        asked = {"passage": reading.text, "question": question}
-        sample = replace(read.call(**asked), decoding=heated, sampled=True)
-        calls += [read.call(**asked), check.call(**asked), *[sample] * samples]
+    calls = [read.call(passage=reading.text, question=question) for reading in readings]
     answers = yield Attempts(calls)
-    each = samples + 2
-    groups = [answers[n : n + each] for n in range(0, len(answers), each)]
     scores = overlaps(question, [c for reading in readings for c in reading.quotes()])
-    found = (_span(scores, *pair) for pair in zip(readings, groups, strict=True))
+    found = (_span(scores, *pair) for pair in zip(readings, answers, strict=True))
     return [one for one in found if one is not None]
 
 
-def _span(
-    scores: Mapping[Citation, float], reading: Reading, answers: Sequence[Any]
-) -> Found | None:
+def _span(scores: Mapping[Citation, float], reading: Reading, given: Any) -> Found | None:
     """Return the answer of one reading; None where it was cut, or is of no quote."""
-    for given in answers:
-        if isinstance(given, Exception) and not isinstance(given, ParseError):
-            raise given
-    greedy, verdict, *sampled = answers
-    if isinstance(greedy, Exception) or isinstance(verdict, Exception):
+    if isinstance(given, ParseError):
         return None
-    place = best_place(scores, reading, str(greedy.answer))
+    if isinstance(given, Exception):
+        raise given
+    place = best_place(scores, reading, str(given.answer))
     if place is None:
         return None
-    fill = greedy.fills["answer"]
-    others = ["" if isinstance(one, Exception) else str(one.answer) for one in sampled]
+    fill = given.fills["answer"]
     cited = reading.cited(*place)
     signals = {
         "words": max(scores.get(c, 0.0) for c in cited),
-        "verdict": logit(yes(verdict, "verdict")),
-        "right": logit(yes(greedy, "right")),
+        "right": logit(yes(given, "right")),
         "logprob": fill.logprob / max(1, fill.generated),
-        "agreement": agreement(str(greedy.answer), others),
         **{name: score for name, score in reading.passage.scores.items() if name == "dense"},
     }
-    return Found(reading.text[slice(*place)].strip(), tuple(cited), signals=signals)
+    return Found(reading.text[slice(*place)].strip(), tuple(cited), reading, signals=signals)
 
 
-def supported(
-    check: Predict, question: str, found: Found
+def weighed(
+    read: Predict, check: Predict, question: str, found: Found, samples: int
 ) -> Generator[list[Call], list[Any], Found]:
-    """Return an answer with the probability that its quotes alone answer the question."""
+    """Return a span with the probability that its quotes alone say so, and how sure it is.
+
+    One batch: the check of the quotes, and samples of the answer, which share the text that was
+    read.
+    """
     quotes = "\n".join(shown(c.quote) for c in found.citations)
-    [verdict] = yield [check.call(passage=quotes, question=question)]
+    assert found.reading is not None
+    sampled = replace(
+        read.call(passage=found.reading.text, question=question),
+        decoding=Decoding(sampling=Sampling(temperature=HEAT), until="answer"),
+        sampled=True,
+    )
+    checked = check.call(passage=quotes, question=question, answer=found.answer)
+    verdict, *others = yield Attempts([checked, *[sampled] * samples])
+    for given in (verdict, *others):
+        if isinstance(given, Exception) and not isinstance(given, ParseError):
+            raise given
+    if isinstance(verdict, Exception):
+        raise verdict
+    said = ["" if isinstance(one, Exception) else str(one.answer) for one in others]
     support = yes(verdict, "verdict")
-    return replace(found, support=support, signals={**found.signals, "quotes": logit(support)})
+    signals = {"quotes": logit(support), "agreement": agreement(found.answer, said)}
+    return replace(found, support=support, signals={**found.signals, **signals})
 
 
 def written(
@@ -162,7 +170,7 @@ def written(
         answer = " ".join(one for one, _, _ in kept)
     citations = dict.fromkeys(c for _, cited, _ in kept for c in cited)
     support = min(share for _, _, share in kept)
-    return Found(answer, tuple(citations), support, note=note, written=prediction)
+    return Found(answer, tuple(citations), support=support, note=note, written=prediction)
 
 
 def _nearest(sentence: str, readings: Sequence[Reading]) -> list[Citation]:

@@ -28,7 +28,7 @@ from promptflow.modules.answers import (
     Found,
     own,
     spans,
-    supported,
+    weighed,
     written,
 )
 from promptflow.modules.evidence import asks_to_explain
@@ -127,11 +127,11 @@ class GroundedQA(Module):
         if not is_local(lm):  # a provider's model is held to no span, and tells no probabilities
             found = yield from written(self.answer, self.follows, inputs, readings)
             return self._answered(found, None, "")
-        found_spans = yield from spans(self.read, self.check, question, readings, self.samples)
+        found_spans = yield from spans(self.read, question, readings)
         if not found_spans:
             return _abstained(Found(), 0.0, "no passage that was read holds an answer as a span")
         best = max(found_spans, key=lambda found: calibration.probability(found.signals))
-        best = yield from supported(self.check, question, best)
+        best = yield from weighed(self.read, self.check, question, best, self.samples)
         chance = calibration.probability(best.signals)
         why = f"right with probability {chance:.2f}, {limit:.2f} is needed ({calibration.source})"
         if chance < limit:

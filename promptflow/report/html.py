@@ -26,7 +26,7 @@ RACE_HEIGHT = 260
 SHOWN = 500
 """Examples in the table; the rest is counted."""
 
-_environment = jinja2.Environment(
+environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     finalize=lambda value: visible(value) if type(value) is str else value,
@@ -47,7 +47,7 @@ def render(result: Evaluation | Optimization) -> str:
         view = _evaluation_view(result)
     else:
         view = _optimization_view(result)
-    return _environment.get_template("report.html.j2").render(**view)
+    return environment.get_template("report.html.j2").render(**view)
 
 
 def _evaluation_view(result: Evaluation) -> dict[str, Any]:
