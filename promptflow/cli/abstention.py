@@ -9,7 +9,7 @@ import typer
 
 from promptflow.cli.console import Json, print_json, print_rows
 from promptflow.cli.options import DEFAULT_MODEL, ChatTemplate, Chosen, Model, Passages
-from promptflow.cli.programs import Column, Encoding, Key, Seed, reading_of
+from promptflow.cli.programs import Column, Encoding, Key, Seed, reading
 from promptflow.terminal import say
 
 SHOWN = 12
@@ -55,7 +55,7 @@ def tune_abstention(
 
     scored_by = is_right if metric is None else find_metric(metric)
     program = GroundedQA(index, k=k)
-    examples = read_examples(data, program, **reading_of(column, encoding, key))
+    examples = read_examples(data, program, **reading(column, encoding, key))
     lm = Chosen(model, chat_template, None, None).configured()
     tuned = tune(
         program,

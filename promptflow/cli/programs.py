@@ -184,10 +184,7 @@ def evaluate(
     from promptflow.evaluation import find_metric, read_examples
     from promptflow.evaluation.evaluate import evaluate
 
-    how, scored_by = (
-        reading_of(column, encoding, key),
-        find_metric(metric),
-    )  # before a model is read
+    how, scored_by = reading(column, encoding, key), find_metric(metric)  # before a model is read
     lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
@@ -209,7 +206,7 @@ def evaluate(
         say(f"{left_out}, {result.seconds:.1f} s, tokens: {tokens_of(result.usage)}")
 
 
-def reading_of(column: Sequence[str], encoding: str | None, key: str | None) -> dict[str, Any]:
+def reading(column: Sequence[str], encoding: str | None, key: str | None) -> dict[str, Any]:
     """Return how data is read, from the options that say so."""
     columns = {}
     for pair in column:
@@ -280,10 +277,7 @@ def optimize(
     from promptflow.report import write_report
     from promptflow.storage import write_json
 
-    how, scored_by = (
-        reading_of(column, encoding, key),
-        find_metric(metric),
-    )  # before a model is read
+    how, scored_by = reading(column, encoding, key), find_metric(metric)  # before a model is read
     limits = _budget(budget)
     lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports)
     check_savable(resolved, out / "program")
