@@ -46,8 +46,8 @@ OTHERS = """
 - `test_walks.py`: random walks on tiny models of 30 architectures, and attention in chunks. What
   shares a cache with others, is preempted, evicted, cut or forked equals what was decoded alone.
 - `test_real_models.py`: a typed program, a vote, options weighed and a score on each small model
-  that `make test-models` fetches, together and alone to the last bit. A model that is not there is
-  skipped by name.
+  that `make test-models` fetches, together and alone to the last bit; and `dspy.ReAct` asking for
+  10,000 tokens. A model that is not there is skipped by name.
 """
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+from conftest import SMOLLM
 
 import promptflow as pf
 from promptflow import catalog
@@ -147,3 +148,39 @@ def test_a_score(lm: Any):
     assert len({sum(token.logprob for token in tokens) for tokens in together}) == 3
     for boat, tokens in zip(boats, together, strict=True):
         assert [tokens] == lm.text_engine.score(before, [boat])
+
+
+def test_dspys_agent_asks_for_ten_thousand_tokens():
+    """``dspy.ReAct`` to its end, with the ``max_tokens`` that DSPy's agents give an LM.
+
+    The small model's thoughts have no end of their own: a sentence is one.
+    """
+
+    def look_up(boat: str) -> str:
+        """Look up in the harbour's log when a boat left."""
+        return f"{boat} left at six."
+
+    lm = pf.load(
+        SMOLLM,
+        options=pf.EngineOptions(context=2048, threads=1),
+        max_tokens=10_000,
+        stop=[".", "?", "!", "\n"],
+    )
+    try:
+        with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+            agent = dspy.ReAct("question -> answer", tools=[look_up], max_iters=3)
+            prediction = agent(question="When did the Alba leave the harbour?")
+    finally:
+        lm.text_engine.close()
+    steps = prediction.trajectory
+    names = [steps[f"tool_name_{n}"] for n in range(3) if f"tool_name_{n}" in steps]
+    assert len(names) == 3 or names[-1] == "finish"
+    assert set(names) <= {"look_up", "finish"}
+    for number, name in enumerate(names):
+        said = steps[f"observation_{number}"]
+        if name == "finish":
+            assert said == "Completed."
+        else:  # its arguments are any JSON to DSPy, and the tool tells the model what is wrong
+            assert said.endswith("left at six.") or said.startswith("Execution error in look_up")
+    assert prediction.answer
+    assert lm.history[-1]["kwargs"]["max_tokens"] == 10_000
