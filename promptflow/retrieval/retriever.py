@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
@@ -29,9 +30,9 @@ class Together:
     """Several retrievers searched as one; a document is called ``NAME:DOCUMENT`` here.
 
     They are given by name, or called by their own: by ``name`` as an index has it, else by their
-    number from 1. Passages are ordered by what a reranker said, else by reciprocal ranks: that of
-    their own search, and that of their cosine among all, where one embedder made all cosines.
-    Raises StoreError for names that repeat, and for none.
+    number from 1. Each search keeps its own order. Whose passage comes next is told by what a
+    reranker said, else by cosines where one embedder made all of them, else by ranks. Raises
+    StoreError for names that repeat, and for none.
     """
 
     def __init__(self, retrievers: Mapping[str, Retriever] | Sequence[Retriever]) -> None:
@@ -49,17 +50,20 @@ class Together:
 
     def search(self, query: str, k: int = 5) -> list[Passage]:
         """Return the ``k`` best passages of all."""
-        found = [
-            replace(passage, document=f"{name}:{passage.document}", score=_share(rank))
+        searches = [
+            [replace(p, document=f"{name}:{p.document}") for p in retriever.search(query, k)]
             for name, retriever in self.retrievers.items()
-            for rank, passage in enumerate(retriever.search(query, k), 1)
         ]
+        found = [passage for search in searches for passage in search]
         if all("rerank" in passage.scores for passage in found):
-            found = [replace(passage, score=passage.scores["rerank"]) for passage in found]
+            kind = "rerank"
         elif self._is_alike() and all("dense" in passage.scores for passage in found):
-            found.sort(key=lambda passage: -passage.scores["dense"])
-            found = [replace(p, score=p.score + _share(n)) for n, p in enumerate(found, 1)]
-        return sorted(found, key=lambda passage: -passage.score)[:k]
+            kind = "dense"
+        else:
+            kind = ""
+        ordered = [passage for search in searches for passage in _scored(search, kind)]
+        # A stable sort: each search's own order stays, whatever is told of its passages alone.
+        return sorted(ordered, key=lambda passage: -passage.score)[:k]
 
     def _is_alike(self) -> bool:
         """Say whether all passages have cosines of one embedder, which can be compared."""
@@ -88,8 +92,20 @@ class Together:
         return name, own
 
 
-def _share(rank: int) -> float:
-    return 1.0 / (RANK_CONSTANT + rank)
+def _scored(search: Sequence[Passage], kind: str) -> list[Passage]:
+    """Return passages with scores that fall as their order does: of a kind, else of the rank.
+
+    A passage has the best score of those from it on, so that what its own search puts first is not
+    put behind what follows it.
+    """
+    if not kind:
+        return [replace(p, score=1.0 / (RANK_CONSTANT + n)) for n, p in enumerate(search, 1)]
+    scored: list[Passage] = []
+    best = -math.inf
+    for passage in reversed(search):
+        best = max(best, passage.scores[kind])
+        scored.append(replace(passage, score=best))
+    return scored[::-1]
 
 
 def _name(retriever: Retriever, number: int) -> str:
