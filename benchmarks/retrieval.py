@@ -8,7 +8,9 @@
 The weights in promptflow/retrieval were chosen with --tune, which asks other questions: SciFact's
 train claims and SQuAD's articles between. Korean questions have no others: nothing was chosen on
 them. ``hybrid`` is compared with the better of ``dense`` and ``sparse``, question by question, and
-``ask`` is the mode that ``Index.search`` and ``promptflow ask`` use.
+``ask`` is the mode that ``Index.search`` and ``promptflow ask`` use. With --rerank the best
+--candidates of a seeded sample of --rerank-questions are reranked, by the weighed verdicts of a
+local model (a GGUF) or by a cross-encoder, and compared with the same search without.
 Indexes stay in --folder, so that vectors are computed once. Data: evaluation_sets.py.
 """
 
@@ -33,6 +35,7 @@ from typing import Any
 from evaluation_sets import SEED, file
 
 import promptflow as pf
+from promptflow.catalog import locate
 from promptflow.evaluation.stats import paired_interval
 from promptflow.progress import bar
 
@@ -171,6 +174,55 @@ def measured(data: Retrieval, index: pf.Index) -> dict[str, Any]:
     return made
 
 
+def reranked(data: Retrieval, index: pf.Index, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a reranker changes on a sample of the questions."""
+    rerank = reranker(arguments.rerank)
+    sample = random.Random(SEED).sample(
+        data.cases, min(arguments.rerank_questions, len(data.cases))
+    )
+    scores: dict[str, list[list[float]]] = {measure: [] for measure in data.measures}
+    begun = time.perf_counter()
+    with bar(f"{data.name} reranked", len(sample)) as advance:
+        for done, case in enumerate(sample, 1):
+            found = index.search(case.question, arguments.candidates)
+            # Alone it takes the place of the search; by half it shares the decision.
+            values = rerank(case.question, found)
+            blend = [(p.score + value) / 2 for p, value in zip(found, values, strict=True)]
+            orders = {"search": [p.score for p in found], "alone": values, "half": blend}
+            names = [passage.document.removesuffix(".txt") for passage in found]
+            for measure in data.measures:
+                scores[measure].append(
+                    [score(measure, ordered(names, by), case.gold) for by in orders.values()]
+                )
+            advance(done)
+    made: dict[str, Any] = {"model": arguments.rerank, "n": len(sample)}
+    made["seconds_per_query"] = round((time.perf_counter() - begun) / len(sample), 2)
+    for measure, rows in scores.items():
+        before, alone, half = (list(column) for column in zip(*rows, strict=True))
+        made[measure] = {"search": mean(before)}
+        for name, after in (("alone", alone), ("half", half)):
+            gap = paired_interval(after, before, seed=SEED)
+            made[measure][name] = [mean(after), gap.low, gap.high]
+    return made
+
+
+def ordered(names: Sequence[str], by: Sequence[float]) -> list[str]:
+    """Return the documents of passages by a score of each, best first."""
+    order = sorted(range(len(names)), key=lambda at: -by[at])
+    return list(dict.fromkeys(names[at] for at in order))
+
+
+def reranker(name: str) -> Any:
+    """Return the reranker of a model's name: scores from 0 to 1."""
+    try:
+        path = locate(name)
+    except pf.errors.PromptflowError:
+        path = Path(name)
+    if path.suffix == ".gguf":
+        return pf.Relevance(lm=pf.load(name))
+    return pf.CrossEncoderReranker(name)
+
+
 def compared(scores: dict[str, dict[str, list[float]]], measure: str) -> dict[str, Any]:
     """Return hybrid against the better single mode: the paired difference and its interval."""
     single = max(("dense", "sparse"), key=lambda mode: mean(scores[mode][measure]))
@@ -211,6 +263,16 @@ def table(made: dict[str, Any]) -> str:
                 f"  hybrid - {gap['mode']}, {measure}: {gap['difference']:+.3f} "
                 f"[{gap['low']:+.3f}, {gap['high']:+.3f}]"
             )
+        if rerank := result.get("rerank"):
+            lines.append(f"  reranked by {rerank['model']}: {rerank['n']} questions, "
+                         f"{rerank['seconds_per_query']:.1f} s a query")  # fmt: skip
+            for measure in (name for name in rerank if "@" in name):
+                shown = rerank[measure]
+                lines += [
+                    f"    {measure} {shown['search']:.3f}, {name} {shown[name][0]:.3f} "
+                    f"[{shown[name][1]:+.3f}, {shown[name][2]:+.3f}]"
+                    for name in ("alone", "half")
+                ]
     return "\n".join(lines)
 
 
@@ -222,6 +284,9 @@ def main() -> None:
     parser.add_argument("--embedder", default="all-minilm-l6-v2")
     parser.add_argument("--korean-embedder", default="multilingual-e5-small-q4")
     parser.add_argument("--folder", type=Path, help="of the indexes; default: a temporary one")
+    parser.add_argument("--rerank", help="a GGUF or a cross-encoder, by name")
+    parser.add_argument("--rerank-questions", type=int, default=50)
+    parser.add_argument("--candidates", type=int, default=10)
     parser.add_argument("--tune", action="store_true", help="ask the questions that tune")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -232,6 +297,8 @@ def main() -> None:
         embedder = arguments.korean_embedder if name == "korean_rag" else arguments.embedder
         with built(data, embedder, folder) as index:
             made["sets"][name] = {"embedder": embedder, **measured(data, index)}
+            if arguments.rerank:
+                made["sets"][name]["rerank"] = reranked(data, index, arguments)
     made = {**flat(made), **made["sets"], **made}
     print(json.dumps(made, indent=1) if arguments.json else table(made))
 

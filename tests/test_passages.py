@@ -16,6 +16,7 @@ from promptflow.retrieval import (
     Passage,
     build_index,
 )
+from promptflow.retrieval.index import DENSE_WEIGHT, LEAST_WEIGHT, dense_weight
 from promptflow.retrieval.passages import MODES, Hit, fuse, raised
 
 DOCUMENTS = {
@@ -198,6 +199,19 @@ def test_words_of_one_sentence_count_more_than_scattered_ones(
         [one, two] = index.search("when was the red mill burned")
     assert (one.document, two.document) == ("together.txt", "apart.txt")
     assert one.score - two.score > 0.1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "known"),
+    [("wie hoch ist der ofen", True), ("본 사 는 어 디", False), ("[UNK]", False), ("", False)],
+)
+def test_cosines_weigh_little_where_the_embedder_reads_letters(tokens: str, known: bool) -> None:
+    class Reads(HashingEmbedder):
+        def count(self, text: str) -> int:
+            return len(tokens.split())
+
+    query = tokens.replace(" ", "") if tokens != "[UNK]" else "สำนักงานใหญ่"
+    assert dense_weight(Reads(8), query) == (DENSE_WEIGHT if known or not query else LEAST_WEIGHT)
 
 
 def test_a_view_searches_in_its_own_way(index: Index) -> None:
