@@ -7,21 +7,20 @@ part of it; ``compact_index`` leaves what one build of all documents would have 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from promptflow.errors import EmptyCorpus, ModelError, StoreError, names_options
 from promptflow.progress import Show, bars
-from promptflow.retrieval.changes import Changes, Paths, Scope, compare, scope_of
+from promptflow.retrieval.changes import Changes, Hashes, Paths, Scope, compare, scope_of
 from promptflow.retrieval.chunk import chunk_text
 from promptflow.retrieval.compaction import crowded, entries_of
 from promptflow.retrieval.dense import Built, built_dense
-from promptflow.retrieval.documents import Rejected, find, left_out, load_all, sha256_inside
+from promptflow.retrieval.documents import Rejected, find, left_out, load_all
 from promptflow.retrieval.embed import TextEmbedder, identity, open_embedder
 from promptflow.retrieval.index import Index
 from promptflow.retrieval.recipe import Recipe, find_recipe
@@ -179,7 +178,11 @@ def _writer(recipe: Recipe, embedder: TextEmbedder | None, progress: bool) -> It
     started = time.monotonic()
     with bars(progress) as show:
         writer = _Writer(recipe, embedder, show)
-        yield writer
+        try:
+            yield writer
+        except BaseException:
+            writer.close()
+            raise
     writer.done = replace(writer.done, seconds=time.monotonic() - started)
 
 
@@ -192,12 +195,13 @@ class _Writer:
         self._embedder = embedder
         self._show = show
         self._anew = False
-        self._hashes: dict[str, str] = {}
         self._built = recipe.built
+        self._open: Store | None = None
 
     def opened(self) -> Index:
         """Return the index as it is now, with the report of what was done."""
-        store = self._store()
+        store = self._latest()
+        self._open = None
         counts = store.manifest.counts
         report = replace(
             self.done,
@@ -210,8 +214,21 @@ class _Writer:
             report = replace(report, added=len(store.places()) - len(report.rejected))
         return Index(self.recipe, store, embedder=self._embedder, report=report)
 
-    def _store(self) -> Store:
-        return Store.open(self._built, self.recipe.rebuild)
+    def _latest(self) -> Store:
+        """Return the last committed generation, opened again only where there is a newer one."""
+        if self._open is not None:
+            manifest = read_manifest(self._built, self.recipe.rebuild)
+            if manifest == self._open.manifest:
+                return self._open
+            self.close()
+        self._open = Store.open(self._built, self.recipe.rebuild)
+        return self._open
+
+    def close(self) -> None:
+        """Close what is open for the writer's own reading."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     def embedder(self) -> TextEmbedder:
         """Return the embedder, opened on first use."""
@@ -222,10 +239,11 @@ class _Writer:
     def has_intact(self) -> bool:
         """Return whether there is an index of these settings and every file of it is whole."""
         try:
-            with closing(self._store()) as store:
-                store.check()
-                return self._same_settings(store.manifest)
+            store = self._latest()
+            store.check()
+            return self._same_settings(store.manifest)
         except StoreError:
+            self.close()
             return False
 
     def _same_settings(self, manifest: Manifest) -> bool:
@@ -241,9 +259,9 @@ class _Writer:
 
     def named(self, paths: Paths) -> tuple[list[str | Rejected], Scope]:
         """Return the documents on disk that ``paths`` name, and their ids. Raises StoreError."""
-        with closing(self._store()) as store:
-            self._check_settings(store.manifest)
-            known = store.places()
+        store = self._latest()
+        self._check_settings(store.manifest)
+        known = store.places()
         scope = scope_of(self.recipe.folder, paths, known)
         names = [n for n in find(self.recipe.folder, self.recipe.globs) if _path(n) in scope]
         here = {*map(_path, names), *known}
@@ -257,40 +275,33 @@ class _Writer:
 
     def bring_in(self, names: Sequence[str | Rejected], within: Scope | None) -> None:
         """Commit what makes the index that of ``names``, which lie ``within`` a scope."""
-        with closing(self._store()) as store:
-            if not compare(store.places(), names, self._sha256, within):
-                return
-        with self._writing() as vectors:
-            with closing(self._store()) as store:
-                if not (changes := compare(store.places(), names, self._sha256, within)):
-                    return
-                self._commit(store, changes, vectors)
-            self._merge(vectors)
+        hashes = self._hashes(names)
+        if compare(self._latest().places(), names, hashes.of, within):
+            with self._writing() as vectors:
+                store = self._latest()
+                if changes := compare(store.places(), names, hashes.of, within):
+                    self._commit(store, changes, vectors)
+                    self._merge(vectors)
+        hashes.save()
 
     def take_out(self, paths: Paths) -> None:
         """Commit the removal of what ``paths`` name. Raises StoreError, EmptyCorpus."""
         with self._writing() as vectors:
-            with closing(self._store()) as store:
-                places = store.places()
-                scope = scope_of(Path(store.manifest.documents), paths, places)
-                for at in scope.ids:
-                    if not any(path in Scope((at,)) for path in places):
-                        raise StoreError(
-                            f"{at}: not in the index. What is: "
-                            f"promptflow index info {self.recipe.name}"
-                        )
-                out = tuple(path for path in places if path in scope)
-                self._commit(store, Changes(out=out, gone=len(out)), vectors)
+            store = self._latest()
+            places = store.places()
+            scope = scope_of(Path(store.manifest.documents), paths, places)
+            for at in scope.ids:
+                if not any(path in Scope((at,)) for path in places):
+                    raise StoreError(
+                        f"{at}: not in the index. What is: promptflow index info {self.recipe.name}"
+                    )
+            out = tuple(path for path in places if path in scope)
+            self._commit(store, Changes(out=out, gone=len(out)), vectors)
             self._merge(vectors)
 
-    @functools.cached_property
-    def _folder(self) -> Path:
-        return self.recipe.folder
-
-    def _sha256(self, name: str) -> str:
-        if name not in self._hashes:
-            self._hashes[name] = sha256_inside(self._folder, name)
-        return self._hashes[name]
+    def _hashes(self, names: Sequence[str | Rejected]) -> Hashes:
+        files = (name for name in names if not isinstance(name, Rejected))
+        return Hashes(self.recipe.folder, self._built / "embeddings" / "files.json", files)
 
     @contextmanager
     def _writing(self) -> Iterator[Vectors]:
@@ -309,7 +320,8 @@ class _Writer:
 
     def write_all(self, names: Sequence[str | Rejected]) -> None:
         """Commit an index of ``names`` alone, written anew. Raises EmptyCorpus."""
-        entries = self._entries(names, set())
+        hashes = self._hashes(names)
+        entries = self._entries(names, set(), hashes.learn)
         # Nothing is written before there is something to write.
         before: list[Entry] = []
         for entry in entries:
@@ -337,6 +349,7 @@ class _Writer:
             self._commit_as(manifest, segments)
             self._anew = True
             self.done = replace(self.done, unchanged=False)
+        hashes.save()
 
     def _commit(self, store: Store, changes: Changes, vectors: Vectors) -> None:
         known = {content.key for segment in store.segments for content in segment.contents}
@@ -350,7 +363,7 @@ class _Writer:
             for stated, gone in zip(store.manifest.segments, removed, strict=True)
         ]
         manifest = replace(store.manifest, generation=store.manifest.generation + 1)
-        self._commit_as(manifest, [*kept, *written])
+        self._commit_as(manifest, [*kept, *written], store)
         self.done = replace(
             self.done,
             unchanged=False,
@@ -359,8 +372,11 @@ class _Writer:
             removed=changes.gone,
         )
 
-    def _commit_as(self, manifest: Manifest, segments: Sequence[Sealed]) -> None:
-        counts = counted(self._built, segments, self.recipe.rebuild)
+    def _commit_as(
+        self, manifest: Manifest, segments: Sequence[Sealed], store: Store | None = None
+    ) -> None:
+        """Commit segments, of which ``store`` has some open already. Raises EmptyCorpus."""
+        counts = counted(self._built, segments, self.recipe.rebuild, store)
         if not counts["documents"]:
             raise EmptyCorpus(
                 f"{self._built}: no document would be left in the index {self.recipe.name!r}, and "
@@ -371,19 +387,19 @@ class _Writer:
     def compact(self) -> None:
         """Commit all segments written again as one build would, unless they are that."""
         with self._writing() as vectors:
-            with closing(self._store()) as store:
-                segments = store.manifest.segments
-                if len(segments) == 1 and not segments[0].removed:
-                    remove_leftovers(self._built, segments)
-                    return
-                self._check_settings(store.manifest)
-                self._rewrite(store, set(range(len(segments))), vectors, self._dense)
+            store = self._latest()
+            segments = store.manifest.segments
+            if len(segments) == 1 and not segments[0].removed:
+                remove_leftovers(self._built, segments)
+                return
+            self._check_settings(store.manifest)
+            self._rewrite(store, set(range(len(segments))), vectors, self._dense)
             vectors.keep_only_used()
 
     def _merge(self, vectors: Vectors) -> None:
-        with closing(self._store()) as store:
-            if (chosen := crowded(store)) and self._can_embed(store.manifest):
-                self._rewrite(store, chosen, vectors, self._dense_of_few)
+        store = self._latest()
+        if (chosen := crowded(store)) and self._can_embed(store.manifest):
+            self._rewrite(store, chosen, vectors, self._dense_of_few)
 
     def _can_embed(self, manifest: Manifest) -> bool:
         """Return whether the embedder of the index is here: taking out needs none."""
@@ -397,7 +413,7 @@ class _Writer:
         written = self._write(entries_of(store, chosen), vectors, dense)
         kept = [s for at, s in enumerate(store.manifest.segments) if at not in chosen]
         manifest = replace(store.manifest, generation=store.manifest.generation + 1)
-        self._commit_as(manifest, [*kept, *written])
+        self._commit_as(manifest, [*kept, *written], store)
         self.done = replace(self.done, unchanged=False)
 
     def _write(
@@ -431,11 +447,18 @@ class _Writer:
             # Above any that a reader of the damaged index may hold.
             return next_segment(self._built)
 
-    def _entries(self, names: Sequence[str | Rejected], known: set[str]) -> Iterator[Entry]:
-        """Read files; a text whose key is ``known`` comes as a place of it."""
+    def _entries(
+        self,
+        names: Sequence[str | Rejected],
+        known: set[str],
+        learn: Callable[[str, str], object] = lambda name, sha256: None,
+    ) -> Iterator[Entry]:
+        """Read files, telling their hashes; one whose key is ``known`` comes as a place of it."""
         recipe, embedder = self.recipe, None
         for done, item in enumerate(load_all(recipe.folder, names), 1):
             self._show("reading", done, len(names))
+            if item.sha256:
+                learn(item.path, item.sha256)
             if isinstance(item, Rejected):
                 yield Entry(Place(item.path, item.sha256, reason=item.reason))
                 continue

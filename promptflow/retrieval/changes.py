@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from promptflow.errors import StoreError
-from promptflow.retrieval.documents import Rejected
+from promptflow.retrieval.documents import Rejected, sha256_inside
 from promptflow.retrieval.segment import Place
+from promptflow.storage import read_json, write_json
 
 Paths = str | Path | Iterable[str | Path]
+GRAIN = 2_000_000_000
+"""Nanoseconds within which two changes of a file may have the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,59 @@ class Scope:
         """Return whether a document's path is one of the ids or lies below one."""
         name = str(path)
         return any(not at or name == at or name.startswith(f"{at}/") for at in self.ids)
+
+
+class Hashes:
+    """The SHA-256 of the files of a folder, each read again only when something about it changed.
+
+    What is remembered of a file is its size, its times and its number on the disk. A change sets
+    the time of change, whoever sets the other times back; of a file that was changed less than
+    ``GRAIN`` ago nothing is remembered, since the next change may have the same time.
+    """
+
+    def __init__(self, folder: Path, path: Path, names: Iterable[str]) -> None:
+        """Look at ``names`` now; ``path`` is where an earlier writer has left what it knew."""
+        self._folder = folder
+        self._path = path
+        self._until = time.time_ns() - GRAIN
+        self._states = {name: state for name in names if (state := _state(folder / name))}
+        self._read: dict[str, str] = {}
+        self._known: dict[str, list[object]] = {}
+        with suppress(StoreError, AttributeError, TypeError):
+            self._known = dict(read_json(path).items())
+
+    def of(self, name: str) -> str:
+        """Return the hash of a file, or nothing if it cannot be read."""
+        if name not in self._read:
+            state = self._states.get(name)
+            known = self._known.get(name)
+            if state and isinstance(known, list) and known[:-1] == state:
+                return str(known[-1])
+            self.learn(name, sha256_inside(self._folder, name))
+        return self._read[name]
+
+    def learn(self, name: str, sha256: str) -> None:
+        """Take in a hash that was computed after this was made."""
+        self._read[name] = sha256
+
+    def save(self) -> None:
+        """Leave what is known to the next writer; if that cannot be, it reads the files again."""
+        learned = {
+            name: [*state, sha256]
+            for name, sha256 in self._read.items()
+            if (state := self._states.get(name)) and max(state[1:3]) < self._until
+        }
+        if learned:
+            with suppress(StoreError):
+                write_json(self._path, {**self._known, **learned})
+
+
+def _state(path: Path) -> list[int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return []
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def scope_of(folder: Path, paths: Paths, known: Iterable[str]) -> Scope:

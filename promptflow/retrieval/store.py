@@ -348,13 +348,17 @@ def next_segment(folder: Path) -> int:
     return max(taken, default=0) + 1
 
 
-def counted(folder: Path, segments: Sequence[Sealed], rebuild: str) -> dict[str, int]:
-    """Return the counts that a manifest with these segments states."""
-    opened = [Segment(folder, stated, rebuild) for stated in segments]
+def counted(
+    folder: Path, segments: Sequence[Sealed], rebuild: str, store: Store | None = None
+) -> dict[str, int]:
+    """Return the counts that a manifest with these segments states; ``store`` has some open."""
+    ready = {} if store is None else {one.stated.name: one for one in store.segments}
+    fresh = {s.name: Segment(folder, s, rebuild) for s in segments if s.name not in ready}
     try:
+        opened = [{**ready, **fresh}[stated.name] for stated in segments]
         return Live(opened, [stated.removed for stated in segments]).counts()
     finally:
-        for segment in opened:
+        for segment in fresh.values():
             segment.close()
 
 
