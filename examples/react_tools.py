@@ -2,7 +2,8 @@
 
     python examples/react_tools.py [--model NAME] [--steps 3]
 
-The adapter confines tool names and arguments, so that DSPy's agent cannot fail to parse either.
+The adapter confines the names of tools and writes arguments as a JSON object; which ones a tool
+takes DSPy's agent only checks afterwards. `agent_tools.py` confines those too.
 """
 
 import argparse
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--steps", type=int, default=3)
     given = parser.parse_args(arguments)
-    pf.configure(given.model)
+    pf.configure(given.model, max_tokens=200)  # small models ramble
     index = pf.build_index("ships", SHIPS)
     search = pf.search_tool(index, k=2)
     tools = [search, pf.read_tool(search), pf.calculate]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def test_an_agent_calls_tools_and_answers():
     assert result.steps[1].result == TEXTS["towns/brunow.md"]
     assert [passage.document for passage in result.passages] == list(TEXTS)
     assert list(result)[-1] == "answer"
+
+
+def test_a_passage_that_two_searches_score_differently_is_there_once():
+    class Scored(Shelf):
+        def search(self, query: str, k: int = 5) -> list[Passage]:
+            return [replace(p, score=len(query)) for p in super().search(query, k)]
+
+    play: Play = [("search", {"query": "mayor"}), ("search", {"query": "mayor of Ardel"})]
+    result = pf.run(Agent("question -> answer", index=Scored()), lm=scripted(play), question="?")
+    assert [passage.document for passage in result.passages] == list(TEXTS)
 
 
 def test_the_steps_can_be_read():

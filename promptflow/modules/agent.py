@@ -270,8 +270,10 @@ class _Run:
             told = f"{type(error).__name__}: {error}"
             self._note(replace(step, error=told), f"error: {told}")
             return
+        known = {(passage.document, passage.chunk) for passage in self.passages}
         for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, Found) and one.passage not in self.passages:
+            # Another query gives the same passage another score.
+            if isinstance(one, Found) and (one.passage.document, one.passage.chunk) not in known:
                 self.passages.append(one.passage)
         self._note(step, "done" if value is None else to_text(value) or "nothing")
 
