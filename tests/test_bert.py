@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_encoders
+import torch
+from safetensors.torch import save_file
 
 from promptflow.errors import ModelInvalid
 from promptflow.retrieval import bert_batches
@@ -66,6 +68,32 @@ def test_what_is_not_known_is_left_to_sentence_transformers(
     expected = theirs(folder, TEXTS)
     assert np.abs(embedder.encode(TEXTS) - expected).max() < 1e-5
     assert np.abs(embedder.encode_query(TEXTS[0]) - expected[0]).max() < 1e-5
+
+
+def test_the_length_of_vectors_is_that_of_the_last_module(tmp_path: Path) -> None:
+    folder = tiny_encoders.write(tmp_path / "dense", "bert", pooling="mean")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "2_Dense").mkdir()
+    kind = "sentence_transformers.models.Dense"
+    modules[2] = {"idx": 2, "name": "2", "path": "2_Dense", "type": kind}
+    settings = {"in_features": 32, "out_features": 20, "bias": True,
+                "activation_function": "torch.nn.modules.activation.Tanh"}  # fmt: skip
+    (folder / "2_Dense/config.json").write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    weights = {"linear.weight": torch.randn(20, 32), "linear.bias": torch.randn(20)}
+    save_file(weights, folder / "2_Dense/model.safetensors")
+    (folder / "modules.json").write_text(json.dumps(modules))
+    both = tiny_encoders.write(tmp_path / "both", "bert", pooling="mean")
+    changed = json.loads((both / "1_Pooling/config.json").read_text())
+    changed |= {"pooling_mode_cls_token": True}
+    (both / "1_Pooling/config.json").write_text(json.dumps(changed))
+    cut = tiny_encoders.write(tmp_path / "cut", "bert", pooling="mean", prompts={})
+    (cut / "config_sentence_transformers.json").write_text('{"truncate_dim": 8, "prompts": {}}')
+    for place, length in [(folder, 20), (both, 64), (cut, 8)]:
+        embedder = Embedder(place)
+        assert embedder.dimension == length
+        assert np.abs(embedder.encode(TEXTS) - theirs(place, TEXTS)).max() < 1e-5
+        assert embedder.encode_query(TEXTS[0]).shape == (length,)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +197,18 @@ def test_queries_leave_the_threads_of_numpy_as_they_were(tmp_path: Path) -> None
     for worker in workers:
         worker.join()
     assert threads() == before
+
+
+def test_batches_on_several_cores_are_put_in_their_places(tmp_path: Path) -> None:
+    embedder = Embedder(tiny_encoders.write(tmp_path, "bert", pooling="mean"))
+    texts = [f"{word} {'the water ' * (at % 9)}" for at, word in enumerate(TEXTS * 40)]
+    threads = torch.get_num_threads()
+    together = embedder.encode(texts[:60]), embedder.encode(texts)
+    assert torch.get_num_threads() == threads
+    for found in together:
+        for at in (0, 7, 30, 59):
+            alone = Embedder(embedder.path).encode([texts[at]])[0]
+            assert float(found[at] @ alone) > 0.999
 
 
 @pytest.mark.parametrize(

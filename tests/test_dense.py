@@ -87,7 +87,7 @@ def clustered(rng: np.random.Generator, number: int, dimension: int) -> np.ndarr
 
 @pytest.mark.parametrize(
     ("few", "many", "factory"),
-    [(5000, 9000, "Flat"), (1000, 9000, "HNSW32"), (1000, 2000, "IVF256,PQ4,RFlat")],
+    [(5000, 9000, "Flat"), (1000, 9000, "HNSW32"), (1000, 2000, "IVF256,PQ8,RFlat")],
 )
 def test_auto_goes_by_the_number_of_vectors(
     monkeypatch: pytest.MonkeyPatch, few: int, many: int, factory: str

@@ -579,6 +579,14 @@ def test_an_encoder_in_the_cache_that_is_not_whole_is_fetched(hub, encoder, gone
     assert catalog.locate("hf:org/e") == place
 
 
+@pytest.mark.parametrize("gone", ["tokenizer.json", "config.json"])
+def test_an_encoder_that_lacks_a_file_on_the_hub_is_refused_by_it(hub, encoder, gone):
+    files = {name: data for name, data in encoder.items() if name != gone}
+    hub.repositories["org/e"] = Repository({"main": files})
+    with pytest.raises(ModelNotFound, match=f"is an encoder without {gone}"):
+        catalog.fetch("hf:org/e", progress=False)
+
+
 def test_a_gguf_file_comes_before_an_encoder_beside_it(hub, encoder):
     hub.repositories["org/both"] = Repository({"main": {**encoder, "m-Q8_0.gguf": SMALL}})
     assert catalog.fetch("hf:org/both", progress=False).name == "m-Q8_0.gguf"

@@ -37,6 +37,13 @@ def encoder_files(files: Iterable[str]) -> tuple[str, ...]:
     return (MODULES, *needed, *beside, *modules, *weights)
 
 
+def missing_of(files: Iterable[str]) -> list[str]:
+    """Return what an encoder among these files lacks."""
+    there = set(files)
+    lacks = [name for name in NEEDED if name not in there]
+    return lacks if _weights(there) else [*lacks, SAFE]
+
+
 def _weights(files: set[str]) -> list[str]:
     if SAFE in files:
         return [SAFE]

@@ -21,7 +21,7 @@ from promptflow.catalog.candidates import (
     listed,
     part_files,
 )
-from promptflow.catalog.encoders import MODULES, encoder_files, encoder_in
+from promptflow.catalog.encoders import MODULES, encoder_files, encoder_in, missing_of
 from promptflow.catalog.hashing import Hash, hashed_file, known_sha256
 from promptflow.download import (
     SHA256,
@@ -295,6 +295,12 @@ def _wanted(name: HubName) -> Iterator[HubFile]:
         revision, every = hub_files(name.repository, name.revision)
         models = candidates(every)
         files = () if models or name.quant else encoder_files(every)
+        if not models and not name.quant and not files and MODULES in every:
+            raise ModelNotFound(
+                f"{name.place}{name.at} is an encoder without "
+                f"{listed(missing_of(every))}, which is needed to read it. Ask its publisher, or "
+                "take another, such as multilingual-e5-small."
+            )
         if not files:
             chosen = choose(models, name.quant, name.place, name.at)
             _need_parts(name, chosen)

@@ -84,6 +84,7 @@ def shape_of(folder: Path) -> Shape | None:
         and kinds[:2] == ["Transformer", "Pooling"]
         and kinds[2:] in ([], ["Normalize"])
         and not text.get("do_lower_case")
+        and not read_json_file(folder / "config_sentence_transformers.json").get("truncate_dim")
         and (folder / "tokenizer.json").is_file()
     )
     if not known or not pooling or weights is None:
@@ -102,13 +103,19 @@ def _pooling(config: dict[str, Any]) -> str:
     """Return how the tokens' vectors become one, empty for a way that is not known here."""
     if config.get("include_prompt") is False:
         return ""
+    modes = pooling_modes(config)
+    return modes[0] if len(modes) == 1 and modes[0] in POOLINGS.values() else ""
+
+
+def pooling_modes(config: dict[str, Any]) -> list[str]:
+    """Return the ways of pooling whose vectors a model joins, mean and cls among them."""
     if "pooling_mode" in config:  # as sentence-transformers writes it since version 6
         mode = config["pooling_mode"]
-        return mode if mode in POOLINGS.values() else ""
+        return [mode] if isinstance(mode, str) else list(mode)
     start = "pooling_mode_"
     used = [name.removeprefix(start) for name, value in config.items()
             if name.startswith(start) and value is True]  # fmt: skip
-    return POOLINGS.get(used[0], "") if len(used) == 1 else ""
+    return [POOLINGS.get(name, name) for name in used]
 
 
 def plain_name(name: str) -> str:

@@ -17,8 +17,12 @@ from promptflow.retrieval.passages import Ranking
 Array = NDArray[np.float32]
 HOME = os.getpid()
 THREADS = faiss.omp_get_max_threads()
-ALONE = 1 << 22
-"""Numbers in an index below which one thread searches it."""
+ALONE = 1 << 26
+"""Numbers in an index below which one thread searches it.
+
+Two that divide it wait for each other, and where anything else runs, for a turn of the scheduler:
+measured 16 ms where one takes 1 ms.
+"""
 SPARE = 16
 """Rows that are found beyond those asked for, so that ties are seen."""
 NOISE = 1e-5
@@ -117,9 +121,9 @@ def _chosen(vectors: Array) -> tuple[Any, dict[str, Any]]:
 
 
 def _listed(number: int, dimension: int) -> str:
-    """Return the factory of about 4 sqrt(n) lists, with codes of one byte for eight numbers."""
+    """Return the factory of about 4 sqrt(n) lists, with codes of a byte for four numbers."""
     lists = 1 << round(math.log2(4 * math.sqrt(number)))
-    codes = next(size for size in (8, 6, 4, 3, 2, 1) if dimension % size == 0)
+    codes = next(size for size in (4, 3, 2, 1) if dimension % size == 0)
     return f"IVF{lists},PQ{dimension // codes},RFlat"
 
 
@@ -189,9 +193,11 @@ class Dense:
         most = self._index.ntotal if allowed is None else len(allowed)
         if min(k, most) < 1:
             return []
-        # Few rows cost less than waking threads. In a forked child there are none to wake: those of
-        # OpenMP stay behind in the parent, and a search would wait for them for ever.
-        alone = os.getpid() != HOME or self._index.ntotal * self._index.d < ALONE
+        # In a forked child there are no threads to wake: those of OpenMP stay behind in the parent,
+        # and a search would wait for them for ever.
+        reads_all = isinstance(self._inner, (faiss.IndexFlat, faiss.IndexScalarQuantizer))
+        few = self._index.ntotal * self._index.d < ALONE
+        alone = os.getpid() != HOME or few or not reads_all
         faiss.omp_set_num_threads(1 if alone else THREADS)
         if self._flat is not None and self._flat is not self._inner:
             return self._near(vector, k, allowed)

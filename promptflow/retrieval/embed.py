@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from promptflow.child import ForkLock
 from promptflow.errors import MissingDependency, ModelInvalid
-from promptflow.retrieval.bert import FIRST_POSITION, Bert, Shape, read_json_file, shape_of
+from promptflow.retrieval.bert import (
+    FIRST_POSITION,
+    Bert,
+    Shape,
+    pooling_modes,
+    read_json_file,
+    shape_of,
+)
 from promptflow.retrieval.prefixes import Prefixes, least_tokens, own_prefixes
 from promptflow.storage import sha256_cached
 
@@ -37,7 +44,7 @@ BATCH_TOKENS = 1024
 """Tokens of one batch, its padding included: more of them leave the caches of a core."""
 ENOUGH = 64
 """Texts of one call from which on it is worth to measure a faster precision."""
-SAMPLE = 16
+SAMPLE = 8
 DECIDING = (
     "config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json",
     "model*.safetensors", "pytorch_model*.bin",
@@ -103,12 +110,12 @@ class Embedder:
         self.precision = "float32"
         self.measured: dict[str, float] = {}
         config = read_json_file(self.path / "config.json")
-        if "hidden_size" not in config or not (self.path / "modules.json").is_file():
+        self.dimension = _dimension(self.path)
+        if not config or not self.dimension:
             raise ModelInvalid(
                 f"{self.path}: not a sentence-transformers folder (it needs config.json, "
                 "modules.json and the weights). Get one: promptflow models get all-minilm-l6-v2"
             )
-        self.dimension = int(config["hidden_size"])
         self.prefixes = prefixes or own_prefixes(self.path, self.name)
         self._given = prefixes
         self._lock = ForkLock()
@@ -181,24 +188,22 @@ class Embedder:
             yield from _by_sentence_transformers(self._transformer(), texts)
             return
         ids = [self._cut(one.ids) for one in self._tokenizer().encode_batch(list(texts))]
-        from promptflow.retrieval.bert_batches import own_threads
+        from promptflow.retrieval.bert_batches import each
 
-        batches = self._measured(self._shape, ids)
-        with own_threads():
-            for places in batched([len(one) for one in ids]):
-                yield places, batches.encode([ids[place] for place in places])
+        encoder = self._measured(self._shape, ids)
+        batches = [(at, [ids[place] for place in at]) for at in batched([len(one) for one in ids])]
+        yield from each(encoder, batches)
 
     def _measured(self, shape: Shape, ids: Sequence[Sequence[int]]) -> Batches:
         """Return the encoder, in the faster precision once there were enough texts to measure."""
-        from promptflow.retrieval.bert_batches import Batches, faster, own_threads
+        from promptflow.retrieval.bert_batches import Batches, faster
 
         if self._batches is None:
             with _loading(self.path):
                 self._batches = Batches(shape)
         if not self.measured and len(ids) >= ENOUGH:
             sample = sorted(ids[:: len(ids) // SAMPLE], key=len)
-            with own_threads():
-                self._batches, self.measured = faster(shape, self._batches, sample)
+            self._batches, self.measured = faster(shape, self._batches, sample)
             self.precision = self._batches.precision
         return self._batches
 
@@ -224,6 +229,20 @@ class Embedder:
         if self._model is None:
             self._model = _load(self.path, self._tokens)
         return self._model
+
+
+def _dimension(folder: Path) -> int:
+    """Return the length of a model's vectors as its modules say; 0 for what is no such model."""
+    length = 0
+    for module in read_json_file(folder / "modules.json"):
+        said = read_json_file(folder / str(module.get("path", "")) / "config.json")
+        width = said.get("word_embedding_dimension") or said.get("embedding_dimension")
+        if str(module.get("type", "")).endswith(".Pooling") and width:
+            length = int(width) * max(1, len(pooling_modes(said)))
+        elif said.get("out_features"):
+            length = int(said["out_features"])
+    cut = read_json_file(folder / "config_sentence_transformers.json").get("truncate_dim")
+    return min(length, int(cut)) if cut else length
 
 
 def _most_tokens(folder: Path, config: dict[str, Any]) -> int:
