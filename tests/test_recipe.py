@@ -56,7 +56,7 @@ def test_a_recipe_outside_indexes_is_relative_to_itself(project: Path) -> None:
         ("chunk_size = 4", "chunk_size is 4, expected at least 8 tokens"),
         ("chunk_overlap = 200", "chunk_overlap is 200, expected 0 to 199"),
         ("chunk_overlap = -1", "chunk_overlap is -1"),
-        ('factory = "Flatt"', "factory is 'Flatt', expected a FAISS factory"),
+        ('factory = "Flatt"', "factory is 'Flatt', expected auto, or a FAISS factory"),
         ("globs = []", r"globs is \[\], expected patterns"),
         ("globs = [1]", r"globs is \[1\]"),
         ("sizes = 3", "unknown key 'sizes'. Known: documents, globs"),
