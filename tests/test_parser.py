@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import ModuleType
 
@@ -54,9 +55,19 @@ def test_an_encoding_in_doubt_comes_with_what_to_type(kind: ModuleType) -> None:
 
 
 def test_a_text_much_longer_than_its_file_is_refused(kind: ModuleType) -> None:
-    kind.read = lambda data, name: Parsed("x" * (1 << 20) + "x" * data.count(b"x"))
+    kind.read = lambda data, name: Parsed("xxx " * (1 << 18) + "x" * data.count(b"x"))
     assert len(reading(b"", expansion=2).text) == 1 << 20
     with pytest.raises(Unreadable, match="1048577 characters, more than the 1048576 allowed"):
         reading(b"x", expansion=2)
     with pytest.raises(Unreadable, match="more than the 100 allowed"):
         reading(b"", text=100)
+
+
+def test_a_child_counts_its_own_memory_and_not_its_parents() -> None:
+    """Linux starts the greatest memory of a child at its parent's: each file would get a child."""
+    script = (
+        "import subprocess, sys; held = b'x' * (400 << 20); print(int(subprocess.check_output("
+        "[sys.executable, '-c', 'from promptflow.retrieval.parser import _peak; print(_peak())'])))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert 0 < int(done.stdout) < 200 << 20, done.stderr

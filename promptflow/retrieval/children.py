@@ -43,6 +43,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._done = 0
+        self._ended = False
+        self._starting = threading.Lock()
 
     def parse(self, request: Request, descriptor: int, gate: Gate) -> tuple[Parsed, str]:
         """Return what an open file says and its SHA-256; ``gate`` is asked before text comes.
@@ -99,6 +101,13 @@ class Child:
         return receive(self._connection, size)
 
     def _start(self) -> None:
+        with self._starting:
+            if self._ended:
+                raise DocumentRejected("its reading was given up")
+            self._spawn()
+        self._receive(len(READY), time.monotonic() + _READY)
+
+    def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -109,7 +118,6 @@ class Child:
                 env=child.environment(),
             )
         self._connection, self._done = ours, 0
-        self._receive(len(READY), time.monotonic() + _READY)
 
     def _death(self, request: Request) -> str:
         """End what is left of a child that has gone, and say why it went."""
@@ -120,6 +128,17 @@ class Child:
             return f"took more than {request.cpu} s of processor time to read"
         named = signal.Signals(-status).name if status < 0 else f"status {status}"
         return f"its parser died ({named})"
+
+    def end(self) -> None:
+        """Stop what another thread has it read, for good; ``close`` is that thread's, or later."""
+        with self._starting:
+            self._ended = True
+            connection, process = self._connection, self._process
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        if process is not None:
+            process.kill()
 
     def close(self, patience: float = 0.0) -> None:
         """End the child, after ``patience`` seconds in which it may end itself."""
@@ -204,6 +223,7 @@ def in_children(
         gate.close()
         pool.shutdown(wait=False, cancel_futures=True)
         for one in all_children:
-            with suppress(OSError):
-                one.close()
+            one.end()
         pool.shutdown(wait=True)
+        for one in all_children:
+            one.close()

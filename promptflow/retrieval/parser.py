@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from promptflow.encodings import Undecodable
@@ -143,6 +144,16 @@ def receive(connection: socket.socket, size: int) -> bytearray:
     return data
 
 
+def _peak() -> int:
+    """Return the most bytes that this process ever held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which Linux begins at what the parent held when it forked.
+        [held] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(held.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main() -> None:
     """Answer requests from the socket that is standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -157,9 +168,8 @@ def main() -> None:
         size = HEAD.unpack(start + receive(connection, HEAD.size - len(start)))[0]
         message = json.loads(receive(connection, size))
         head, body = _answer(message, descriptors[0])
-        # The largest that it ever was; what libraries keep of a hostile file goes with it.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        head["last"] = peak * (1 if sys.platform == "darwin" else 1024) > _WORN
+        # What libraries keep of a hostile file goes with the child.
+        head["last"] = _peak() > _WORN
         packed = json.dumps(head).encode()
         if len(packed) > HEAD_LIMIT:
             packed = json.dumps({"error": "more pages than can be told"}).encode()
