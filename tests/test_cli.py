@@ -213,7 +213,7 @@ def test_ask_prints_what_a_script_needs(corpus: Path):
     assert set(result["tokens"]) == {"prefilled", "reused", "generated", "forced"}
     for citation in result["citations"]:
         own = {"document", "chunk", "start", "end", "quote", "page", "heading"}
-        assert set(citation) == {*own, "index", "stale"}
+        assert set(citation) == {*own, "index", "stale", "flagged"}
         text = (corpus / "texts" / citation["document"]).read_text()
         assert text[citation["start"] : citation["end"]] == citation["quote"]
 

@@ -17,7 +17,7 @@ RUNS = {
     "agent_tools.py": (*MODEL, "--steps", "2"),
     "cited_answers.py": (*MODEL, "--question", "How does tree of thoughts search?"),
     "game_of_24.py": (*MODEL, "--puzzles", "1"),
-    "grounded_qa.py": (*MODEL, "--calls", "8"),
+    "grounded_qa.py": (*MODEL, "--calls", "16"),
     "multi_hop.py": MODEL,
     "react_tools.py": (*MODEL, "--steps", "1"),
     "techniques.py": (*MODEL, "--n", "1", "--samples", "2", "--tokens", "48"),

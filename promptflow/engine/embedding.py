@@ -52,7 +52,7 @@ class EmbeddingEngine:
             "load": {
                 "context": longest,
                 "batch": min(BATCH, longest),
-                "sequences": SEQUENCES,
+                "sequences": min(SEQUENCES, longest),
                 "threads": usable_cores(),
             },
         }
