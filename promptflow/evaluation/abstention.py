@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import dspy
 
 from promptflow.errors import DataError, PromptflowError, names_options
+from promptflow.evaluation.evaluate import opened_journal
 from promptflow.evaluation.identity import data_hash, language_model
 from promptflow.evaluation.metrics import Metric, contains, f1, find_metric
 from promptflow.flow import run_many
@@ -166,7 +166,10 @@ def tune_abstention(
     )
     arms = [_answering(program, source) for source in (program.index, hidden)]
     asked: list[Asked] = []
-    with _opened(journal) as kept, bar("tune abstention", 2 * len(examples), progress) as advance:
+    with (
+        opened_journal(journal) as kept,
+        bar("tune abstention", 2 * len(examples), progress) as advance,
+    ):
         about = [hash_of(lm), data_hash(examples), *map(program_identity, arms), seed]
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
@@ -287,12 +290,3 @@ def _usable(data: Sequence[dspy.Example]) -> list[dspy.Example]:
 def _golds(example: dspy.Example) -> tuple[str, ...]:
     given = example.get("answer") or example.get("answers") or ()
     return tuple(str(gold) for gold in (given if isinstance(given, list | tuple) else [given]))
-
-
-@contextmanager
-def _opened(journal: Journal | str | Path | None) -> Iterator[Journal | None]:
-    if journal is None or isinstance(journal, Journal):
-        yield journal
-        return
-    with Journal(journal) as opened:
-        yield opened

@@ -150,7 +150,7 @@ def evaluate(
     outcomes: list[Outcome] = []
     seconds = 0.0
     exact = Exact(program, metric, language_model(lm, program))
-    with _opened(journal) as kept, exact, bar("evaluate", len(data), progress) as advance:
+    with opened_journal(journal) as kept, exact, bar("evaluate", len(data), progress) as advance:
         begin = None if kept is None else exact.begin
         for start in range(0, len(data), CHUNK):
             chunk = list(enumerate(data))[start : start + CHUNK]
@@ -224,7 +224,8 @@ def _remedy(journal: Journal | None) -> str:
 
 
 @contextmanager
-def _opened(journal: Journal | str | Path | None) -> Iterator[Journal | None]:
+def opened_journal(journal: Journal | str | Path | None) -> Iterator[Journal | None]:
+    """Give an open journal, or none; one that is given as a path is closed afterwards."""
     if journal is None or isinstance(journal, Journal):
         yield journal
         return
