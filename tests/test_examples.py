@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMOLLM
+
+import promptflow as pf
 
 FOLDER = ROOT / "examples"
 MODEL = ("--model", SMOLLM)
@@ -43,6 +46,16 @@ def test_example_says_how_it_is_called(name: str):
     assert f"python examples/{name}" in text
 
 
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The guide's index, built by one of the processes that test: the others wait for it."""
+    shared = tmp_path_factory.getbasetemp().parent / "guide.lock"
+    with open(shared, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pf.build_index("guide", progress=False)
+
+
+@pytest.mark.usefixtures("guide")
 @pytest.mark.parametrize("name", RUNS)
 def test_example_runs(name: str, tmp_path: Path):
     """In a folder of its own: an example finds its documents by name and leaves nothing behind."""

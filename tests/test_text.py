@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from promptflow.retrieval.text import (
-    comparable,
     content_words,
     language_of,
     normal,
@@ -195,41 +194,7 @@ def test_a_query_has_the_terms_of_the_same_text(text: str, language: str) -> Non
 def test_normal_forms_are_stable(text: str) -> None:
     decomposed = unicodedata.normalize("NFD", text)
     assert normal(decomposed) == normal(text)
-    assert comparable(decomposed).text == comparable(text).text
-    assert comparable(comparable(text).text).text == comparable(text).text
-
-
-@given(ANYTHING, st.data())
-def test_a_span_of_a_comparable_text_leads_back(text: str, data: st.DataObject) -> None:
-    changed = comparable(text)
-    assert changed.span(0, len(changed.text))[0] == 0 or not changed.text
-    end = data.draw(st.integers(0, len(changed.text)))
-    start = data.draw(st.integers(0, end))
-    first, last = changed.span(start, end)
-    assert 0 <= first <= last <= len(text)
-    # A span may cut a letter from its mark, and leads to the whole of what they were made of.
-    assert changed.text[start:end] in comparable(text[first:last]).text
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("the  “first”\nstep", 'The "first" step'),
-        ("1914–1918", "1914-1918"),
-        ("ＡＢＣ　１２３", "abc 123"),
-        ("ﾊﾟﾝ", "パン"),
-        ("ﬁnal", "final"),
-        ("wait…", "wait..."),
-        ("soft\u00adhyphen", "softhyphen"),
-    ],
-)
-def test_writings_of_one_text_compare_equal(one: str, other: str) -> None:
-    assert comparable(one).text == comparable(other).text
-
-
-@pytest.mark.parametrize(("one", "other"), [("10²", "102"), ("1½", "11⁄2"), ("ab", "a b")])
-def test_different_texts_do_not(one: str, other: str) -> None:
-    assert comparable(one).text != comparable(other).text
+    assert normal(normal(text)) == normal(text)
 
 
 def test_threads_share_no_stemmer() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -75,9 +75,6 @@ _CLUSTER = regex.compile(r"\s+|(?s:.)[\p{M}\u1160-\u11ff\uff9e-\uffdc]*")
 """What normal forms compose at most, or a run of blanks."""
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
-_TYPOGRAPHY = str.maketrans(
-    dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″", '"') | dict.fromkeys("‐‑‒–—―−", "-")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +98,6 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def comparable(text: str) -> Normal:
-    """Return ``text`` as two writings of one sentence are equal: for comparing quotes.
-
-    NFC, letters of one case and one width, straight quotes and dashes, one space for blanks.
-    """
-    return _changed(text, _comparable)
-
-
-@lru_cache(4096)
-def _comparable(cluster: str) -> str:
-    if cluster.isspace():
-        return " "
-    widths = "".join(map(_one_width, cluster))
-    plain = widths.translate(_INVISIBLE).translate(_TYPOGRAPHY)
-    return normal(normal(plain).casefold())
-
-
-def _one_width(letter: str) -> str:
-    """Return a letter without its width, a ligature as its letters; marks on blanks stay."""
-    if not unicodedata.decomposition(letter).startswith(("<wide>", "<narrow>", "<compat>")):
-        return letter
-    folded = unicodedata.normalize("NFKC", letter)
-    return letter if " " in folded else folded
-
-
 @lru_cache(4096)
 def _searchable(cluster: str) -> str:
     return " " if cluster.isspace() else _folded(cluster)
@@ -136,12 +108,12 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
 
 
-def _changed(text: str, change: Callable[[str], str]) -> Normal:
+def _searchable_text(text: str) -> Normal:
     parts: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     for cluster in _CLUSTER.finditer(text):
-        made = change(cluster.group())
+        made = _searchable(cluster.group())
         parts.append(made)
         starts += [cluster.start()] * len(made)
         ends += [cluster.end()] * len(made)
@@ -242,7 +214,7 @@ def query_words(query: str, languages: Collection[str], language: str | None = N
     are written as an acronym.
     """
     own = function_words(language or language_of(query))
-    changed = _changed(query, _searchable)
+    changed = _searchable_text(query)
     shouted = not any(c.islower() for c in query)
     found: list[Word] = []
     weak: list[Word] = []
