@@ -39,7 +39,8 @@ from evaluation_sets import SEED, file
 import promptflow as pf
 from promptflow.evaluation.abstention import Asked, Bounds, Hidden, ask, fitted, is_right
 from promptflow.modules.abstention import risk_coverage
-from promptflow.modules.answers import own, yes
+from promptflow.modules.answers import own
+from promptflow.modules.judge import yes
 from promptflow.retrieval import Index, build_index
 from promptflow.retrieval.embed import open_embedder
 from promptflow.storage import Journal

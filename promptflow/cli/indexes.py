@@ -259,7 +259,7 @@ def index_search(
 
 def _allowed(opened: Index, where: Sequence[str]) -> dict[str, Any] | None:
     """Return what ``--where`` allows, None where it is not given."""
-    [allowed] = filters_of(where, [opened.info()["documents"]]) if where else [None]
+    [allowed] = filters_of(where, [opened.store.documents()]) if where else [None]
     return allowed
 
 

@@ -76,7 +76,9 @@ def open_sources(
         if index.name in indexes:
             raise StoreError(f"--index {name}: an index called {index.name} is named twice")
         indexes[index.name] = index
-    filters = filters_of(where, [index.info()["documents"] for index in indexes.values()])
+    filters: list[dict[str, list[Any]] | None] = [{} for _ in indexes]
+    if where:
+        filters = filters_of(where, [index.store.documents() for index in indexes.values()])
     chosen = cast("Mode | None", mode)
     views: dict[str, Retriever] = {}
     for (name, index), allowed in zip(indexes.items(), filters, strict=True):

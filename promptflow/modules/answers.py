@@ -22,7 +22,7 @@ from promptflow.modules.evidence import (
     ranked,
     strange_numbers,
 )
-from promptflow.modules.judge import shares
+from promptflow.modules.judge import yes
 from promptflow.modules.predict import Predict
 from promptflow.retrieval import Citation, Reading
 from promptflow.retrieval.quotes import shown
@@ -177,8 +177,3 @@ def _nearest(sentence: str, readings: Sequence[Reading]) -> list[Citation]:
     """Return the quotes that say most of a sentence; a second one that says half as much."""
     best = ranked(sentence, readings)[:NEAREST]
     return [e.citation for e in best if e.score >= best[0].score / 2]
-
-
-def yes(prediction: Prediction, field: str) -> float:
-    """Return the probability of a verdict's Yes."""
-    return shares(prediction, field, ("Yes", "No"))["Yes"]

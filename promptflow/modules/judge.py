@@ -161,6 +161,11 @@ def consistency(predictions: Iterable[Prediction | PromptflowError]) -> Consiste
     )
 
 
+def yes(prediction: Prediction, field: str) -> float:
+    """Return the probability of a verdict's Yes."""
+    return shares(prediction, field, ("Yes", "No"))["Yes"]
+
+
 def _own(name: str) -> Path:
     """Return promptflow's own document, which no document of the project's replaces."""
     return find_document("signatures", name, bundled_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from promptflow.engine.request import Sampling
 from promptflow.errors import PromptflowError
 from promptflow.flow import run_many
-from promptflow.modules.judge import shares
+from promptflow.modules.judge import yes
 from promptflow.modules.predict import Predict
 from promptflow.retrieval import Passage
 from promptflow.storage import find_document
@@ -44,6 +44,6 @@ class Relevance:
         for passage, answer in zip(passages, answers, strict=True):
             if isinstance(answer, PromptflowError):
                 raise answer
-            verdict = shares(answer, "verdict", ("Yes", "No"))["Yes"]
+            verdict = yes(answer, "verdict")
             scores.append(self.weight * verdict + (1 - self.weight) * passage.score)
         return scores

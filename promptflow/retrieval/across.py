@@ -14,7 +14,7 @@ from promptflow.errors import StoreCorrupt
 from promptflow.retrieval.dense import Dense
 from promptflow.retrieval.passages import Ranking
 from promptflow.retrieval.segment import DENSE, SPARSE, Array, Ids, Segment as Files
-from promptflow.retrieval.sparse import Segment, Sparse, ranked
+from promptflow.retrieval.sparse import Floats, Segment, Sparse, ranked
 from promptflow.retrieval.store import Store
 
 T = TypeVar("T")
@@ -86,9 +86,13 @@ class SparseAcross:
         self._place = np.empty(store.manifest.counts["chunks"], np.int64)
         self._place[places[places >= 0]] = np.flatnonzero(places >= 0)
 
+    def scores(self, query: str) -> Floats:
+        """Return the BM25 score of every chunk by its id, 0 for those that share no word."""
+        return self._words.scores(query)[self._place]
+
     def search(self, query: str, k: int, allowed: Sequence[int] | None = None) -> Ranking:
         """Return at most ``k`` (id, BM25 score), best first, of texts that share a word."""
-        return ranked(self._words.scores(query)[self._place], k, allowed)
+        return ranked(self.scores(query), k, allowed)
 
 
 def loaded(files: Files, name: str, load: Callable[[bytes], T]) -> T:

@@ -273,23 +273,31 @@ def batched(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _load(path: Path, tokens: int) -> SentenceTransformer:
+    with sentence_transformers_for("embedding passages") as library, _loading(path):
+        model: SentenceTransformer = library.SentenceTransformer(
+            str(path), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
+        )
+        model.max_seq_length = tokens
+        return model
+
+
+@contextmanager
+def sentence_transformers_for(what: str) -> Iterator[Any]:
+    """Give the library sentence-transformers, which shows no bars of its own while it loads.
+
+    Raises MissingDependency that says ``what`` needs it.
+    """
     try:
-        from sentence_transformers import SentenceTransformer
+        import sentence_transformers
         from transformers.utils import logging
     except ImportError as error:
         raise MissingDependency(
-            f"embedding passages needs sentence-transformers ({error}): "
-            "pip install sentence-transformers"
+            f"{what} needs sentence-transformers ({error}): pip install sentence-transformers"
         ) from error
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with _loading(path):
-            model = SentenceTransformer(
-                str(path), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
-            )
-            model.max_seq_length = tokens
-            return model
+        yield sentence_transformers
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -30,6 +30,7 @@ from promptflow.retrieval.passages import (
     single,
 )
 from promptflow.retrieval.recipe import Recipe, find_recipe
+from promptflow.retrieval.sparse import ranked
 from promptflow.retrieval.store import BuildReport, Manifest, Store
 from promptflow.retrieval.text import language_of, normal, query_words
 
@@ -122,10 +123,7 @@ class Index:
         if allowed == []:
             return []
         hits = self._hits(query, 4 * k if rerank is not None else k, allowed, mode)
-        passages = [passage_of(self._store.chunk(hit.chunk), hit) for hit in hits]
-        if rerank is not None and passages:
-            passages = reranked(query, passages, rerank)
-        return passages[:k]
+        return self._passages(query, hits, rerank)[:k]
 
     def view(
         self, *, mode: Mode | None = None, where: Where | None = None, rerank: Rerank | None = None
@@ -159,9 +157,8 @@ class Index:
         by["fused"] = self._fused(query, wanted, allowed)
         orders = {name: [hit.chunk for hit in hits] for name, hits in by.items()}
         hits = by["fused" if mode == "hybrid" else mode][:wanted]
-        passages = [passage_of(self._store.chunk(hit.chunk), hit) for hit in hits]
-        if rerank is not None and passages:
-            passages = reranked(query, passages, rerank)
+        passages = self._passages(query, hits, rerank)
+        if rerank is not None:
             orders["reranked"] = [passage.chunk for passage in passages]
         places = ranks(orders)
         languages = self._words().languages
@@ -187,17 +184,25 @@ class Index:
             return single("dense", self._dense.search(vector, k, allowed))
         return self._fused(query, k, allowed)[:k]
 
+    def _passages(self, query: str, hits: Sequence[Hit], rerank: Rerank | None) -> list[Passage]:
+        """Return hits as passages, in the order of a reranker where there is one."""
+        passages = [passage_of(self._store.chunk(hit.chunk), hit) for hit in hits]
+        if rerank is None or not passages:
+            return passages
+        return reranked(query, passages, rerank)
+
     def _fused(self, query: str, k: int, allowed: Sequence[int] | None) -> list[Hit]:
         """Return what both ways found, k passages at least if there are so many."""
         vector, known = self._encoder().encode_query(normal(query)), self._words()
         deep = max(DEEPEST, k)
-        near = self._dense.search(vector, deep, allowed)
-        shared = known.search(query, deep, allowed)
+        near = dict(self._dense.search(vector, deep, allowed))
+        scores = known.scores(query)
+        shared = dict(ranked(scores, deep, allowed))
         # What one way found, the other is asked about: both scores of every candidate are known.
-        ids = sorted({chunk for chunk, _ in (*near, *shared)})
-        near += self._dense.search(vector, len(ids), ids)
-        both = dict(near), dict(known.search(query, len(ids), ids))
-        hits = fuse(*both, dense_weight(self._encoder(), query))
+        missing = sorted(shared.keys() - near.keys())
+        shared |= {chunk: float(scores[chunk]) for chunk in near if scores[chunk] > 0}
+        near |= dict(self._dense.search(vector, len(missing), missing))
+        hits = fuse(near, shared, dense_weight(self._encoder(), query))
         asked = query_words(query, known.languages)
         rare = known.rarity(asked)
         rows = [self._store.chunk(hit.chunk) for hit in hits[:CLOSEST]]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptflow.child import ForkLock
-from promptflow.errors import MissingDependency, ModelInvalid, ModelNotFound
+from promptflow.errors import ModelInvalid, ModelNotFound
+from promptflow.retrieval.embed import sentence_transformers_for
 from promptflow.retrieval.passages import Passage
 
 if TYPE_CHECKING:
@@ -54,26 +55,17 @@ class CrossEncoderReranker:
 
 
 def _load(name: str) -> CrossEncoder:
-    try:
-        from sentence_transformers import CrossEncoder
-        from transformers.utils import logging
-    except ImportError as error:
-        raise MissingDependency(
-            f"a cross-encoder needs sentence-transformers ({error}): "
-            "pip install sentence-transformers"
-        ) from error
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return CrossEncoder(name, device="cpu", local_files_only=True)
-    except Exception as error:
-        # Each loader has exceptions of its own for what is missing or broken.
-        if Path(name).exists():
-            raise ModelInvalid(f"{name}: cannot be loaded as a cross-encoder ({error})") from error
-        raise ModelNotFound(
-            f"{name}: no such folder, and not in the cache of the Hugging Face hub. Fetch it: "
-            f"hf download {name}"
-        ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    with sentence_transformers_for("a cross-encoder") as library:
+        try:
+            model: CrossEncoder = library.CrossEncoder(name, device="cpu", local_files_only=True)
+            return model
+        except Exception as error:
+            # Each loader has exceptions of its own for what is missing or broken.
+            if Path(name).exists():
+                raise ModelInvalid(
+                    f"{name}: cannot be loaded as a cross-encoder ({error})"
+                ) from error
+            raise ModelNotFound(
+                f"{name}: no such folder, and not in the cache of the Hugging Face hub. Fetch it: "
+                f"hf download {name}"
+            ) from error

@@ -8,13 +8,41 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class Merged(str):
     """What a cell says in the columns that it reaches beyond its first."""
 
     __slots__ = ()
+
+
+class Spanning:
+    """Rows that come one after another, of cells that reach over columns and rows."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[int, str]] = {}
+
+    def row(self, cells: Iterable[tuple[str, int, int]]) -> list[str]:
+        """Return the next row; cells are (text, columns, rows that it reaches further down)."""
+        line: list[str] = []
+        for text, columns, down in cells:
+            self._fill(line)
+            for place in range(columns):
+                if down > 0:
+                    self._held[len(line)] = (down, text)
+                line.append(Merged(text) if place else text)
+        self._fill(line)
+        return line
+
+    def _fill(self, line: list[str]) -> None:
+        """Add the cells that reach down into a row from above, at the places that come next."""
+        while len(line) in self._held:
+            place = len(line)
+            left, text = self._held.pop(place)
+            if left > 1:
+                self._held[place] = (left - 1, text)
+            line.append(text)
 
 
 Grid = Sequence[Sequence[str]]

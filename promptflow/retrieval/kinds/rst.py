@@ -18,7 +18,7 @@ from docutils.utils import new_document
 from promptflow.encodings import decoded
 from promptflow.retrieval.kinds import Parsed
 from promptflow.retrieval.kinds.blocks import Blocks, counted, flat, lowered, raised
-from promptflow.retrieval.kinds.rows import Merged
+from promptflow.retrieval.kinds.rows import Spanning
 
 _DIRECTIVE = re.compile(r"^[ \t]*\.\.[ ]+(?:\|[^|\n]+\|[ ]+)?([A-Za-z][\w:.+-]*)::", re.MULTILINE)
 _ROLE = re.compile(r":([A-Za-z][\w:.+-]*):`|`:([A-Za-z][\w:.+-]*):")
@@ -183,21 +183,12 @@ class _Reader:
     def _table(self, table: nodes.Node) -> None:
         grid: list[list[str]] = []
         heads = 0
-        held: dict[int, tuple[int, str]] = {}
+        spanning = Spanning()
         for title in table.findall(nodes.title):
             self._blocks.paragraph(_line(title))
         for row in table.findall(nodes.row):
-            line: list[str] = []
-            for entry in row.children:
-                _fill(line, held)
-                text = flat(" ".join(_line(child) for child in entry.children))
-                for place in range(1 + int(entry.get("morecols", 0))):
-                    if down := int(entry.get("morerows", 0)):
-                        held[len(line)] = (down, text)
-                    line.append(Merged(text) if place else text)
-            _fill(line, held)
             heads += isinstance(row.parent, nodes.thead)
-            grid.append(line)
+            grid.append(spanning.row(map(_cell, row.children)))
         self._blocks.rows(grid, heads or None, named=True)
 
 
@@ -211,14 +202,10 @@ def _is_body(node: nodes.Node) -> bool:
     return isinstance(node, nodes.definition | nodes.field_body | nodes.description)
 
 
-def _fill(line: list[str], held: dict[int, tuple[int, str]]) -> None:
-    """Add the cells that reach down into a row from above, at the places that come next."""
-    while len(line) in held:
-        place = len(line)
-        left, text = held.pop(place)
-        if left > 1:
-            held[place] = (left - 1, text)
-        line.append(text)
+def _cell(entry: nodes.Node) -> tuple[str, int, int]:
+    """Return the text of a cell, its columns, and the rows that it reaches further down."""
+    text = flat(" ".join(_line(child) for child in entry.children))
+    return text, 1 + int(entry.get("morecols", 0)), int(entry.get("morerows", 0))
 
 
 def _said(node: nodes.Node) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from promptflow.encodings import decoded_page
 from promptflow.retrieval.kinds import Parsed, Unreadable
 from promptflow.retrieval.kinds.blocks import Blocks, counted, flat, lowered, raised
-from promptflow.retrieval.kinds.rows import Merged
+from promptflow.retrieval.kinds.rows import Spanning
 
 UNSEEN = {
     "head", "script", "style", "template", "noscript", "svg", "iframe", "object", "audio", "video",
@@ -248,25 +248,20 @@ class _Reader:
             self._blocks.paragraph(self._apart(caption))
         grid: list[list[str]] = []
         leading, any_head = 0, False
-        held: dict[int, tuple[int, str]] = {}
+        spanning = Spanning()
         cells = 0
         for in_head, row in rows:
-            line: list[str] = []
+            line_cells: list[tuple[str, int, int]] = []
             heads = others = 0
             for cell in _children(row, "td", "th"):
                 if _hidden(cell.tag, cell.attributes):
                     continue
-                _fill(line, held)
                 text = self._apart(cell)
-                width, height = _span(cell, "colspan"), _span(cell, "rowspan")
-                for place in range(width):
-                    if height > 1:
-                        held[len(line)] = (height - 1, text)
-                    line.append(Merged(text) if place else text)
+                line_cells.append((text, _span(cell, "colspan"), _span(cell, "rowspan") - 1))
                 heads += cell.tag == "th" and bool(text)
                 others += cell.tag == "td" and bool(text)
                 any_head = any_head or cell.tag == "th"
-            _fill(line, held)
+            line = spanning.row(line_cells)
             cells += len(line)
             if cells > _CELLS:
                 raise Unreadable(f"a table of more than {_CELLS} cells")
@@ -329,16 +324,6 @@ def _rows(table: Node) -> Iterator[tuple[bool, Node]]:
                 for row in rows:
                     if not _hidden("tr", row.attributes):
                         yield part.tag == "thead", row
-
-
-def _fill(line: list[str], held: dict[int, tuple[int, str]]) -> None:
-    """Add the cells that reach down into a row from above, at the places that come next."""
-    while len(line) in held:
-        place = len(line)
-        left, text = held.pop(place)
-        if left > 1:
-            held[place] = (left - 1, text)
-        line.append(text)
 
 
 def _span(cell: Node, name: str) -> int:
