@@ -7,9 +7,10 @@ from promptflow.modules.judge import Judge, PairJudge
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
 from promptflow.modules.relevance import Relevance
+from promptflow.modules.rewards import BestOf
 from promptflow.modules.tools import calculate, read_only, read_tool, search_tool
 from promptflow.modules.tree import Problem, TreeOfThoughts
-from promptflow.modules.voting import BestOf, SelfConsistency
+from promptflow.modules.voting import SelfConsistency
 
 __all__ = [
     "Agent",

@@ -32,9 +32,9 @@ from promptflow.flow import Attempts, Call, Flow, Module, Prediction, usage_of_a
 from promptflow.layout import Decoding, data_note
 from promptflow.lm import is_local
 from promptflow.modules.predict import Predict
+from promptflow.modules.settings import code_name
 from promptflow.modules.sources import index_name, opened
 from promptflow.modules.tools import Found, Tool, calculate, offered, read_tool, search_tool
-from promptflow.modules.voting import code_name
 from promptflow.retrieval import Passage
 from promptflow.signatures import Document, document_of, own_instructions, read_document
 from promptflow.storage import canonical

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptflow.errors import StoreNotFound
-from promptflow.modules.voting import code_name
+from promptflow.modules.settings import code_name
 from promptflow.retrieval import Index, Retriever
 from promptflow.retrieval.retriever import Together
 from promptflow.storage import find_document

@@ -20,7 +20,8 @@ from promptflow.errors import PromptflowError, names_options
 from promptflow.flow import Call, Flow, Module, Prediction, together
 from promptflow.modules.options import confined
 from promptflow.modules.predict import Predict
-from promptflow.modules.voting import code_name, sample_of
+from promptflow.modules.rounds import sample_of
+from promptflow.modules.settings import code_name
 from promptflow.storage import canonical, find_document
 
 VERDICTS = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
