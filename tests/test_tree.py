@@ -11,7 +11,8 @@ from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost
 from promptflow.flow import Prediction, run, run_many
 from promptflow.modules.predict import Predict
-from promptflow.modules.tree import Problem, TreeOfThoughts
+from promptflow.modules.thoughts import TreeOfThoughts
+from promptflow.modules.tree import Problem
 
 SPELL = Problem(
     start=lambda inputs: "",

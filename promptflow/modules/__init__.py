@@ -8,8 +8,9 @@ from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
 from promptflow.modules.relevance import Relevance
 from promptflow.modules.rewards import BestOf
+from promptflow.modules.thoughts import TreeOfThoughts
 from promptflow.modules.tools import calculate, read_only, read_tool, search_tool
-from promptflow.modules.tree import Problem, TreeOfThoughts
+from promptflow.modules.tree import Problem
 from promptflow.modules.voting import SelfConsistency
 
 __all__ = [

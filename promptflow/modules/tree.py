@@ -1,9 +1,8 @@
-"""Tree of thoughts: propose next steps, value the states they lead to, keep the best, go deeper.
+"""A tree of thoughts and how it grows: next steps are proposed, the states they lead to valued.
 
-Breadth-first as in Yao et al. 2023. A level is two lists of calls: all proposals for all kept
-states, then all valuations of all new states; each list is one engine batch behind shared prefixes.
-What a state is and where a thought leads is a ``Problem``: functions of text, no model. The tree is
-a record that a report can draw.
+What a state is and where a thought leads is a ``Problem``: functions of text, no model. A step of
+growth is one list of calls: all proposals for several states, or all valuations of new ones. Which
+states grow is a search's affair. The tree is a record that a report can draw.
 """
 
 from __future__ import annotations
@@ -11,18 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
-from promptflow.errors import PromptflowError, names_options
-from promptflow.flow import Call, Flow, Module, Prediction, together
+from promptflow.errors import PromptflowError
+from promptflow.flow import Call, Prediction, together
 from promptflow.modules.options import confined
-from promptflow.modules.predict import Predict
 from promptflow.modules.rounds import sample_of
-from promptflow.modules.settings import code_name
-from promptflow.storage import canonical, find_document
+from promptflow.storage import canonical
 
 VERDICTS = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
 """What a verdict on a state is worth (Yao et al. 2023, Game of 24)."""
@@ -118,198 +115,147 @@ class Tree:
         return [dataclasses.asdict(thought) for thought in self.thoughts]
 
 
+ROOT = 0
+"""The number of a tree's first thought."""
+
 _COUNTS = ("proposed", "merged", "illegal", "failed")
 
 
-@dataclass(slots=True)
-class _Growth:
-    """The tree while it grows; ``values`` remembers what equal valuations gave."""
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """How a tree grows: who proposes and who values, of what, how often, how warm, how far."""
 
-    thoughts: list[Thought]
-    seen: set[str]
-    values: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
-    error: PromptflowError | None = None
-
-    def add(self, parent: Thought, text: str, problem: Problem) -> Thought | None:
-        """Add the state that a thought leads to; None where it is illegal or already there."""
-        self.counts["proposed"] += 1
-        state = problem.step(parent.state, text)
-        if state is None:
-            self.counts["illegal"] += 1
-            return None
-        if state in self.seen:
-            self.counts["merged"] += 1
-            return None
-        self.seen.add(state)
-        node = Thought(
-            len(self.thoughts),
-            parent.number,
-            parent.depth + 1,
-            text,
-            state,
-            terminal=problem.done(state),
-        )
-        self.thoughts.append(node)
-        return node
-
-    def succeeded(self, result: Prediction | PromptflowError) -> Prediction | None:
-        """Return a prediction as it is; count an error and keep the first."""
-        if isinstance(result, Prediction):
-            return result
-        self.counts["failed"] += 1
-        self.error = self.error or result
-        return None
-
-    def keep(self, numbers: Sequence[int], breadth: int) -> list[int]:
-        """Mark the ``breadth`` most valuable of ``numbers`` as kept and return them, best first."""
-        best = sorted(numbers, key=lambda n: (-_worth(self.thoughts[n]), n))[:breadth]
-        for number in best:
-            self.thoughts[number] = dataclasses.replace(self.thoughts[number], kept=True)
-        return best
+    propose: Any
+    value: Any
+    problem: Problem
+    depth: int
+    breadth: int
+    proposals: int
+    samples: int
+    temperature: float
 
 
-def _worth(thought: Thought) -> float:
-    return -math.inf if thought.value is None else thought.value
+class Growth:
+    """A tree while it grows, as a search sees it.
 
-
-class TreeOfThoughts(Module):
-    """Search over thoughts, breadth-first, with a proposer and a valuer.
-
-    ``propose`` and ``value`` are modules, signatures or document names; left out, the bundled
-    ``propose_step`` and ``value_state`` for a ``problem`` in words. Each is given ``state`` and
-    those of the flow's inputs that its signature has. ``proposals`` calls for a kept state and
-    ``samples`` calls for a new one are sampled at ``temperature``.
+    ``thoughts`` are those so far, the root first; ``depth`` is how deep the tree may be, and
+    ``breadth`` how many states a search keeps at a time.
     """
 
-    @names_options
-    def __init__(
-        self,
-        propose: Any = None,
-        value: Any = None,
-        *,
-        problem: Problem = Problem(),
-        depth: int = 3,
-        breadth: int = 5,
-        proposals: int = 5,
-        samples: int = 3,
-        temperature: float = 0.7,
-    ) -> None:
-        """Refuse a search without a level, a kept state, a proposal or a valuation."""
-        super().__init__()
-        for name, number in (
-            ("depth", depth),
-            ("breadth", breadth),
-            ("proposals", proposals),
-            ("samples", samples),
-        ):
-            if number < 1:
-                raise ValueError(f"TreeOfThoughts: {name}={number} is below 1")
-        self.propose = _module(propose, "propose_step")
-        self.value = _module(value, "value_state")
-        self.problem = problem
-        self.depth = depth
-        self.breadth = breadth
-        self.proposals = proposals
-        self.samples = samples
-        self.temperature = temperature
+    def __init__(self, how: Growing, inputs: Mapping[str, Any]) -> None:
+        """Begin with the problem's first state."""
+        root = Thought(ROOT, None, 0, "", how.problem.start(inputs), kept=True)
+        self.how = how
+        self.inputs = inputs
+        self.thoughts = [root]
+        self.depth, self.breadth = how.depth, how.breadth
+        self._seen = {root.state}
+        self._values: dict[str, float] = {}
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._error: PromptflowError | None = None
 
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's numbers, and the names of the problem's own functions."""
-        names = ("depth", "breadth", "proposals", "samples", "temperature")
-        numbers = {name: getattr(self, name) for name in names}
-        own = [
-            code_name(function)["code"]
-            for f in dataclasses.fields(Problem)
-            if (function := getattr(self.problem, f.name)) is not f.default
-        ]
-        return {**numbers, "problem": {"code": ", ".join(own)}} if own else numbers
-
-    def flow(self, **inputs: Any) -> Flow:
-        """Return ``answer`` (the thoughts), ``state``, ``value``, ``solved`` and ``tree``.
-
-        The search ends at the first state that is done; failing that, the best of the deepest level
-        is the answer and ``solved`` is false. An error of every call of a step is raised.
-        """
-        root = Thought(0, None, 0, "", self.problem.start(inputs), kept=True)
-        growth = _Growth([root], {root.state})
-        kept, best = [0], 0
-        for _ in range(self.depth):
-            fresh = yield from self._grow(growth, kept, inputs)
-            if not fresh:
-                break
-            solved = [n for n in fresh if growth.thoughts[n].terminal]
-            if solved:
-                best = growth.keep(solved, 1)[0]
-                break
-            yield from self._judge(growth, fresh, inputs)
-            kept = growth.keep(fresh, self.breadth)
-            best = kept[0]
-        tree = Tree(tuple(growth.thoughts), best, **growth.counts)
-        found = tree.thoughts[best]
-        return Prediction(
-            answer="\n".join(thought.text for thought in tree.path()),
-            state=found.state,
-            value=found.value,
-            solved=found.terminal,
-            tree=tree,
-        )
-
-    def _grow(self, growth: _Growth, kept: Sequence[int], inputs: Mapping[str, Any]) -> Steps:
-        """Propose from every kept state in one list of calls; return the numbers of new states."""
+    def expand(self, numbers: Sequence[int]) -> Steps:
+        """Propose from every state in one list of calls; return the numbers of the new states."""
+        how = self.how
         parents, flows = [], []
-        for number in kept:
-            parent = growth.thoughts[number]
-            given = _known_inputs(self.propose, {**inputs, "state": parent.state})
-            if self.problem.options is not None:
-                options = tuple(self.problem.options(parent.state))
+        for number in numbers:
+            parent = self.thoughts[number]
+            given = _known_inputs(how.propose, {**self.inputs, "state": parent.state})
+            if how.problem.options is not None:
+                options = tuple(how.problem.options(parent.state))
                 if not options:
                     continue
-                given |= _confined(self.propose, options)
-            for k in range(self.proposals):
+                given |= _confined(how.propose, options)
+            for k in range(how.proposals):
                 parents.append(parent)
-                flows.append(sample_of(self.propose, given, k, self.temperature))
+                flows.append(sample_of(how.propose, given, k, how.temperature))
         results = yield from together(flows)
-        predictions = [growth.succeeded(result) for result in results]
-        if growth.error is not None and not any(predictions):
-            raise growth.error
+        predictions = [self._succeeded(result) for result in results]
+        if self._error is not None and not any(predictions):
+            raise self._error
         fresh = []
         for parent, prediction in zip(parents, predictions, strict=True):
-            for text in self.problem.thoughts(prediction) if prediction else ():
-                node = growth.add(parent, text, self.problem)
+            for text in how.problem.thoughts(prediction) if prediction else ():
+                node = self._add(parent, text)
                 if node is not None:
                     fresh.append(node.number)
         return fresh
 
-    def _judge(self, growth: _Growth, fresh: Sequence[int], inputs: Mapping[str, Any]) -> Steps:
-        """Value every new state in one list of calls; equal questions are asked once."""
+    def value(self, numbers: Sequence[int]) -> Steps:
+        """Value every state in one list of calls; equal questions are asked once."""
+        how = self.how
         asked: dict[str, dict[str, Any]] = {}
         keys = {}
-        for number in fresh:
-            state = growth.thoughts[number].state
-            known = self.problem.worth(state) if self.problem.worth else None
+        for number in numbers:
+            state = self.thoughts[number].state
+            known = how.problem.worth(state) if how.problem.worth else None
             keys[number] = state
             if known is not None:
-                growth.values[state] = known
-            elif state not in growth.values:
-                given = _known_inputs(self.value, {**inputs, "state": state})
+                self._values[state] = known
+            elif state not in self._values:
+                given = _known_inputs(how.value, {**self.inputs, "state": state})
                 keys[number] = canonical(given)
-                if keys[number] not in growth.values:
+                if keys[number] not in self._values:
                     asked[keys[number]] = given
         flows = [
-            sample_of(self.value, given, k, self.temperature)
+            sample_of(how.value, given, k, how.temperature)
             for given in asked.values()
-            for k in range(self.samples)
+            for k in range(how.samples)
         ]
         results = yield from together(flows)
         for place, key in enumerate(asked):
-            share = results[place * self.samples : (place + 1) * self.samples]
-            values = [self.problem.value(p) for p in map(growth.succeeded, share) if p is not None]
+            share = results[place * how.samples : (place + 1) * how.samples]
+            values = [how.problem.value(p) for p in map(self._succeeded, share) if p is not None]
             if values:
-                growth.values[key] = math.fsum(values) / len(values)
-        for number in fresh:
-            value = growth.values.get(keys[number])
-            growth.thoughts[number] = dataclasses.replace(growth.thoughts[number], value=value)
+                self._values[key] = math.fsum(values) / len(values)
+        for number in numbers:
+            value = self._values.get(keys[number])
+            self.thoughts[number] = dataclasses.replace(self.thoughts[number], value=value)
+
+    def solved(self, numbers: Sequence[int]) -> list[int]:
+        """Return those of ``numbers`` whose states solve the problem."""
+        return [n for n in numbers if self.thoughts[n].terminal]
+
+    def keep(self, numbers: Sequence[int], breadth: int) -> list[int]:
+        """Mark the ``breadth`` most valuable of ``numbers`` as kept and return them, best first."""
+        best = sorted(numbers, key=lambda n: (-self.worth(n), n))[:breadth]
+        for number in best:
+            self.thoughts[number] = dataclasses.replace(self.thoughts[number], kept=True)
+        return best
+
+    def worth(self, number: int) -> float:
+        """Return the value of a state; of one that has none, less than any."""
+        value = self.thoughts[number].value
+        return -math.inf if value is None else value
+
+    def finished(self, best: int) -> Tree:
+        """Return the record of a search that ended with the thought ``best``."""
+        return Tree(tuple(self.thoughts), best, **self._counts)
+
+    def _add(self, parent: Thought, text: str) -> Thought | None:
+        """Add the state that a thought leads to; None where it is illegal or already there."""
+        self._counts["proposed"] += 1
+        state = self.how.problem.step(parent.state, text)
+        if state is None:
+            self._counts["illegal"] += 1
+            return None
+        if state in self._seen:
+            self._counts["merged"] += 1
+            return None
+        self._seen.add(state)
+        number, depth = len(self.thoughts), parent.depth + 1
+        done = self.how.problem.done(state)
+        node = Thought(number, parent.number, depth, text, state, terminal=done)
+        self.thoughts.append(node)
+        return node
+
+    def _succeeded(self, result: Prediction | PromptflowError) -> Prediction | None:
+        """Return a prediction as it is; count an error and keep the first."""
+        if isinstance(result, Prediction):
+            return result
+        self._counts["failed"] += 1
+        self._error = self._error or result
+        return None
 
 
 def _known_inputs(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,9 +274,3 @@ def _confined(module: Any, options: tuple[str, ...]) -> dict[str, Any]:
         return {"options": list(options)}
     last = list(module.signature.output_fields)[-1]
     return {"signature": confined(module.signature, last, options)}
-
-
-def _module(given: Any, own: str) -> Any:
-    if isinstance(given, dspy.Module):
-        return given
-    return Predict(given or find_document("signatures", own, bundled_only=True))
