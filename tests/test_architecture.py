@@ -54,6 +54,7 @@ OWNERS = {
     "webencodings": {"encodings.py"},
     "tomli_w": {"storage/toml.py"},
     "charset_normalizer": {"encodings.py"},
+    "greenlet": {"lm/waiting.py"},
     "lazy_loader": {"__init__.py"},
     "huggingface_hub": {"download.py"},
     "jinja2": {"sandbox.py", "report/html.py"},

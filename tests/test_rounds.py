@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dspy
 import pytest
 from scripted_samples import sample, scripted
 
@@ -99,13 +98,6 @@ def test_twenty_chains_under_the_widest_limit_run_side_by_side() -> None:
     assert engine.stats().requests == 20
     assert engine.stats().decodes < longest + 30
     assert sum(p.usage.generated for _, _, p in prediction.trace) > 3 * longest
-
-
-def test_a_module_without_a_flow_is_refused() -> None:
-
-    lm, _ = scripted(["1"])
-    with pytest.raises(ProgramError, match=r"write it as a promptflow\.Module"):
-        run(SelfConsistency(dspy.Predict("q -> answer"), n=2), lm=lm, q="?")
 
 
 def test_a_remote_model_without_probabilities_has_no_weighed_vote() -> None:

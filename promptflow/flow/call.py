@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
@@ -21,6 +21,8 @@ from promptflow.errors import EngineLost, PromptflowError, ValueRefused
 from promptflow.lm import (
     AGAIN,
     TOOL_OPTIONS,
+    Audience,
+    Posted,
     Shown,
     Told,
     Turns,
@@ -104,14 +106,23 @@ def _wants_another(defaults: Mapping[str, Any], predictor: Any) -> bool:
     return again and own is not None and own.temperature == 0
 
 
-class Attempts(list[Call]):
+class Attempts(list[Any]):
     """Calls whose failures are sent back as values in their places, not thrown into the flow."""
+
+
+class Taken(list[Any]):
+    """No calls: what a plain program did by itself, for the records of the flows around it."""
+
+    def __init__(self, steps: Sequence[tuple[Any, Mapping[str, Any], Any]], usage: Usage) -> None:
+        """Take its steps as ``Prediction.trace`` has them, and its tokens."""
+        super().__init__()
+        self.steps, self.usage = steps, usage
 
 
 _BESIDE = frozenset({"cut", "fills", "trace", "usage", "weighed"})
 
 
-class Chosen(list[Call]):
+class Chosen(list[Any]):
     """No calls: the sample that a flow returns is told to whoever listens, now that it is known."""
 
     def __init__(self, sample: Prediction) -> None:
@@ -219,11 +230,12 @@ def _prompted(call: Call) -> tuple[Request, list[dict[str, str]], Shown]:
 
 
 def answer(
-    calls: Sequence[Call], on_done: Callable[[int], None] | None = None
-) -> list[Prediction | PromptflowError]:
+    calls: Sequence[Call | Posted], on_done: Callable[[int], None] | None = None
+) -> list[Any]:
     """Answer complete calls in one batch an engine; what failed is an error in its place.
 
-    Where a validator of a type refuses a value, the call is made once more, from another seed.
+    A program's request is answered by its completion. Where a validator of a type refuses a value,
+    the call is made once more, from another seed.
     """
     return _with_second_tries(calls, _answered(calls, on_done))
 
@@ -235,7 +247,8 @@ def told(call: Call) -> Generator[tuple[Call, Delta], None, Prediction | Promptf
     """
     engine = getattr(call.lm, "text_engine", None)
     if engine is None or not answers_by_engine(call.lm):
-        return answer([call])[0]
+        [given] = answer([call])
+        return cast(Prediction | PromptflowError, given)
     try:
         asked = _Asked.of(0, call)
     except PromptflowError as error:
@@ -251,12 +264,11 @@ def told(call: Call) -> Generator[tuple[Call, Delta], None, Prediction | Promptf
     except BaseException as error:
         asked.told.ended(error)
         raise
-    return _with_second_tries([call], [asked.answered(completion)])[0]
+    [given] = _with_second_tries([call], [asked.answered(completion)])
+    return cast(Prediction | PromptflowError, given)
 
 
-def _with_second_tries(
-    calls: Sequence[Call], answers: list[Prediction | PromptflowError]
-) -> list[Prediction | PromptflowError]:
+def _with_second_tries(calls: Sequence[Any], answers: list[Any]) -> list[Any]:
     refused = {n: error for n, error in enumerate(answers) if isinstance(error, ValueRefused)}
     again = _answered([_again(calls[n]) for n in refused], None) if refused else ()
     for (place, error), second in zip(refused.items(), again, strict=True):
@@ -270,8 +282,10 @@ def _with_second_tries(
     return answers
 
 
-def usage_of_answer(given: Prediction | PromptflowError) -> Usage:
+def usage_of_answer(given: Prediction | Completion | PromptflowError) -> Usage:
     """Return the tokens of an answer, of a failed one too where they are known."""
+    if isinstance(given, Completion):
+        return given.usage
     return given._usage if isinstance(given, Prediction) else given.usage or Usage()
 
 
@@ -284,17 +298,19 @@ def _again(call: Call) -> Call:
     return replace(call, seed=seed_of(call.seed, "again"), decoding=decoding, sampled=True)
 
 
-def _answered(
-    calls: Sequence[Call], on_done: Callable[[int], None] | None
-) -> list[Prediction | PromptflowError]:
+def _answered(calls: Sequence[Call | Posted], on_done: Callable[[int], None] | None) -> list[Any]:
     answers: list[Any] = [None] * len(calls)
-    batches: dict[int, tuple[TextEngine, list[_Asked]]] = {}
-    remote: dict[int, Question] = {}
+    batches: dict[int, tuple[TextEngine, list[_Asked | _Passed]]] = {}
+    remote: dict[int, tuple[Call, Question]] = {}
     for place, call in enumerate(calls):
+        if isinstance(call, Posted):
+            passed = _Passed(place, call)
+            batches.setdefault(id(call.engine), (call.engine, []))[1].append(passed)
+            continue
         engine = getattr(call.lm, "text_engine", None)
         try:
             if engine is None or not answers_by_engine(call.lm):
-                remote[place] = Question.of(call)
+                remote[place] = call, Question.of(call)
             else:
                 asked = _Asked.of(place, call)
                 batches.setdefault(id(engine), (engine, []))[1].append(asked)
@@ -304,39 +320,69 @@ def _answered(
         if on_done is not None:
             on_done(place)
     for engine, batch in batches.values():
-        model = batch[0].call.lm.model
-        loud = [n for n, asked in enumerate(batch) if not asked.call.sampled]
-        asking = [(batch[n].call.predictor, batch[n].request) for n in loud]
-        heard = {loud[n]: audience for n, audience in audiences(asking, model).items()}
+        heard = _heard(batch)
         completions = generate(engine, [asked.request for asked in batch], heard, on_done)
         _ask_lost(engine, batch, completions, heard)
-        for asked, completion in zip(batch, completions, strict=True):
-            answers[asked.place] = asked.answered(completion)
-    for place, given in zip(remote, ask(list(remote.values()), on_done), strict=True):
-        answers[place] = _told(calls[place], given)
+        for item, completion in zip(batch, completions, strict=True):
+            answers[item.place] = item.answered(completion)
+    given = ask([question for _, question in remote.values()], on_done)
+    for (place, (call, _)), one in zip(remote.items(), given, strict=True):
+        answers[place] = _told(call, one)
     return answers
 
 
+def _heard(batch: Sequence[_Asked | _Passed]) -> dict[int, Audience]:
+    """Return who hears which of a batch, by place: of several tries nobody hears any."""
+    loud = [
+        (n, asked)
+        for n, asked in enumerate(batch)
+        if isinstance(asked, _Asked) and not asked.call.sampled
+    ]
+    if not loud:
+        return {}
+    asking = [(asked.call.predictor, asked.request) for _, asked in loud]
+    found = audiences(asking, loud[0][1].call.lm.model)
+    return {loud[n][0]: audience for n, audience in found.items()}
+
+
 def _ask_lost(
-    engine: TextEngine, batch: Sequence[_Asked], completions: list[Completion], heard: Any
+    engine: TextEngine, batch: Sequence[_Asked | _Passed], completions: list[Completion], heard: Any
 ) -> None:
     """Ask again what was lost with the engine's process, as often as the LM's ``num_retries``.
 
     Once all together; then each alone, so that one that kills the process takes no other with it.
     What somebody heard is not said again.
     """
-    for attempt in range(max(asked.call.lm.num_retries for asked in batch)):
+    for attempt in range(max(asked.retries for asked in batch)):
         lost = [
             n
             for n, asked in enumerate(batch)
             if isinstance(completions[n].error, EngineLost)
             and n not in heard
-            and attempt < asked.call.lm.num_retries
+            and attempt < asked.retries
         ]
         for places in [lost] if attempt == 0 else [[n] for n in lost]:
             again = engine.generate([batch[n].request for n in places]) if places else []
             for n, completion in zip(places, again, strict=True):
                 completions[n] = completion
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A program's request on its way to the engine: the program reads the completion itself."""
+
+    place: int
+    posted: Posted
+    retries: int = 0  # DSPy asks again
+
+    @property
+    def request(self) -> Request:
+        """Return the request."""
+        return self.posted.request
+
+    def answered(self, completion: Completion) -> Completion:
+        """Return the completion, with its error if it has one."""
+        return completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +417,11 @@ class _Asked:
             told.ended(error)
             raise
         return cls(place, call, request, shown, told)
+
+    @property
+    def retries(self) -> int:
+        """Return how often it is asked again where the engine's process was lost."""
+        return int(self.call.lm.num_retries)
 
     def answered(self, completion: Completion) -> Prediction | PromptflowError:
         """Return the prediction, or what went wrong."""

@@ -10,13 +10,25 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import DSPyError
 
-from promptflow.engine.request import Usage
+from promptflow.engine.request import Completion, Usage
 from promptflow.engine.stream import Delta
 from promptflow.errors import ProgramError, PromptflowError, UnsupportedOption, names_options
-from promptflow.flow.call import Attempts, Call, Chosen, Prediction, answer, told, usage_of_answer
-from promptflow.lm import Seen, fault_of, lm_of, usage_of
+from promptflow.flow.call import (
+    Attempts,
+    Call,
+    Chosen,
+    Prediction,
+    Taken,
+    answer,
+    told,
+    usage_of_answer,
+)
+from promptflow.flow.programs import plain_flow
+from promptflow.lm import Posted, fault_of, lm_of
 
-Flow = Generator[list[Call], list[Any], Any]
+Flow = Generator[list[Any], list[Any], Any]
+NOTES = (Chosen, Taken)
+"""Lists without calls, that flows yield to tell something."""
 
 
 class Module(dspy.Module):
@@ -85,13 +97,11 @@ def streamed(
     while waits:
         path = (seed, 0, running.step)
         calls = [_complete(call, lm, (*path, n)) for n, call in enumerate(running.calls or ())]
-        good = [call for call in calls if isinstance(call, Call)]
-        if len(calls) == len(good) == 1 and not good[0].sampled:
-            answers: list[Any] = [(yield from told(good[0]))]
+        if len(calls) == 1 and isinstance(calls[0], Call) and not calls[0].sampled:
+            answers: list[Any] = [(yield from told(calls[0]))]
         else:
             with dspy.context(lm=lm):
-                given = iter(answer(good))
-            answers = [next(given) if isinstance(call, Call) else call for call in calls]
+                answers = _answers(calls, None)
         with dspy.context(lm=lm):
             running.answer(answers)
             waits = _waits(running)
@@ -133,15 +143,21 @@ def run_flows(
     return [_as_value(result) for result in _results(flows, lm, seed, progress)]
 
 
-def flow_of(module: Any, inputs: Mapping[str, Any]) -> Flow:
-    """Return the flow of a module; of a module without one, a flow that calls it."""
+def flow_of(
+    module: Any, inputs: Mapping[str, Any], *, sample: tuple[int, float] | None = None
+) -> Flow:
+    """Return the flow of a module; of a module without one, a flow that calls it.
+
+    ``sample`` is the number and temperature of one of several samples of such a module, whose
+    requests the caller heats: it is another rollout to DSPy's caches and to other models.
+    """
     if hasattr(module, "flow"):
         flow: Flow = module.flow(**inputs)
         return flow
-    return _plain(module, inputs)
+    return plain_flow(module, inputs, sample=sample)
 
 
-def changed(flow: Flow, change: Callable[[Call, int, int], Call], *, quiet: bool = False) -> Flow:
+def changed(flow: Flow, change: Callable[[Any, int, int], Any], *, quiet: bool = False) -> Flow:
     """Pass a flow through with each call replaced by ``change(call, step, position)``.
 
     ``step`` counts the flow's lists of calls from 0, ``position`` the calls of a list. Nobody is
@@ -152,8 +168,8 @@ def changed(flow: Flow, change: Callable[[Call, int, int], Call], *, quiet: bool
     for step in itertools.count():
         try:
             calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
-            while isinstance(calls, Chosen):  # a step that asks nothing: the seeds stay as they are
-                if not quiet:
+            while isinstance(calls, NOTES):  # a step that asks nothing: the seeds stay as they are
+                if not (quiet and isinstance(calls, Chosen)):
                     yield calls
                 calls = flow.send([])
         except StopIteration as stop:
@@ -165,7 +181,7 @@ def changed(flow: Flow, change: Callable[[Call, int, int], Call], *, quiet: bool
             error = caught
 
 
-def together(flows: Iterable[Flow]) -> Generator[list[Call], list[Any], list[Any]]:
+def together(flows: Iterable[Flow]) -> Generator[list[Any], list[Any], list[Any]]:
     """Advance several flows in lockstep inside a flow: ``results = yield from together(flows)``.
 
     Returns the flows' predictions in order; a flow that ended in a PromptflowError has it there.
@@ -173,7 +189,7 @@ def together(flows: Iterable[Flow]) -> Generator[list[Call], list[Any], list[Any
     running = [_Running(flow) for flow in flows]
     while waiting := [r for r in running if r.calls is not None]:
         for r in waiting:
-            while isinstance(r.calls, Chosen):
+            while isinstance(r.calls, NOTES):
                 yield r.calls
                 r.answer([])
         if asking := [r for r in waiting if r.calls is not None]:
@@ -190,7 +206,7 @@ class _Running:
     """A flow in progress: what it waits for, and what it ended in."""
 
     flow: Flow
-    calls: list[Call] | None = None
+    calls: list[Any] | None = None
     result: Any = None
     asked: bool = False
     step: int = 0  # lists of calls that were answered
@@ -202,10 +218,15 @@ class _Running:
 
     def answer(self, answers: list[Any]) -> None:
         """Hand over the answers to the calls it waits for, and run to its next list."""
-        calls = self.calls or []
+        calls = [] if self.calls is None else self.calls
         self.asked = True
-        self.step += not isinstance(calls, Chosen)
+        self.step += not isinstance(calls, NOTES)
+        if isinstance(calls, Taken):
+            self.usage += calls.usage
+            self.trace += calls.steps
         for call, given in zip(calls, answers, strict=True):
+            if isinstance(given, Completion):
+                continue  # its program tells, once it has ended
             self.usage += usage_of_answer(given)
             if isinstance(given, Prediction):
                 self.trace.append((call.predictor, call.inputs, given))
@@ -232,7 +253,7 @@ class _Running:
             shown = type(value).__name__
             return ProgramError(f"a flow returned {shown}; it must return a Prediction(field=...)")
         value = Prediction.of(value)
-        if self.asked:  # else a module without a flow, which has both
+        if self.asked:
             value._usage, value._trace = self.usage, tuple(self.trace)
         return value
 
@@ -243,26 +264,6 @@ def _hand_out(waiting: Sequence[_Running], answers: Sequence[Any]) -> None:
         end = start + len(r.calls or ())
         r.answer(list(answers[start:end]))
         start = end
-
-
-def _plain(module: Any, inputs: Mapping[str, Any]) -> Flow:
-    """Call a module without a flow; its calls and tokens are those that DSPy saw."""
-    outer, seen = dspy.settings.trace, Seen()
-    callers = [*(dspy.settings.caller_modules or []), seen]
-    with dspy.context(trace=[], caller_modules=callers), dspy.track_usage() as tracker:
-        try:
-            value = module(**inputs)
-        except Exception as error:
-            error.usage = usage_of(tracker)  # type: ignore[attr-defined]
-            raise
-        steps = tuple(dspy.settings.trace)
-    if outer is not None:
-        outer.extend(steps)
-    if isinstance(value, dspy.Prediction):
-        value = Prediction.of(value)
-        value._usage, value._trace, value._cut = usage_of(tracker), steps, seen.cut
-    return value
-    yield  # what makes this a generator
 
 
 def _as_value(result: Any) -> Prediction | PromptflowError:
@@ -288,7 +289,7 @@ def _results(
     lm = lm and lm_of(lm)
     with dspy.context(lm=lm):
         running = _begun(list(flows), progress)
-        done, ends = 0, _Ends()
+        done, ends = sum(r.calls is None for r in running), _Ends()
         while waiting := [(n, r) for n, r in enumerate(running) if _waits(r)]:
             known = done + sum(len(r.calls or ()) for _, r in waiting)
             waiting = ends.admitted(waiting)
@@ -298,8 +299,7 @@ def _results(
                 for position, call in enumerate(r.calls or ())
             ]
             counter = _counter(progress, done, known)
-            good = iter(answer([call for call in calls if isinstance(call, Call)], counter))
-            answers = [next(good) if isinstance(call, Call) else call for call in calls]
+            answers = _answers(calls, counter)
             ends.learn(calls, answers)
             _hand_out([r for _, r in waiting], answers)
             done += len(calls)
@@ -335,7 +335,8 @@ class _Ends:
     def learn(self, calls: Sequence[Any], answers: Sequence[Any]) -> None:
         """Note how many tokens the ends of answered calls take that nothing else holds."""
         for call, given in zip(calls, answers, strict=True):
-            engine = getattr(getattr(call, "lm", None), "text_engine", None)
+            owner = call if isinstance(call, Posted) else getattr(call, "lm", None)
+            engine = getattr(owner, "engine" if owner is call else "text_engine", None)
             if engine is not None and call.continued:
                 usage = usage_of_answer(given)
                 fresh = usage.prefilled + usage.generated + usage.forced
@@ -346,13 +347,27 @@ class _Ends:
 
 def _waits(r: _Running) -> bool:
     """Say whether a flow waits for answers, after telling of the samples that it chose."""
-    while isinstance(r.calls, Chosen):
-        r.calls.tell()
+    while isinstance(r.calls, NOTES):
+        if isinstance(r.calls, Chosen):
+            r.calls.tell()
         r.answer([])
     return r.calls is not None
 
 
-def _complete(call: Call, lm: Any, path: tuple[int, ...]) -> Call | PromptflowError:
+def _answers(
+    calls: Sequence[Call | Posted | PromptflowError], counter: Callable[[int], None] | None
+) -> list[Any]:
+    """Return the answers to those that could be asked, and the errors of the others."""
+    good = [call for call in calls if not isinstance(call, PromptflowError)]
+    given = iter(answer(good, counter))
+    return [call if isinstance(call, PromptflowError) else next(given) for call in calls]
+
+
+def _complete(
+    call: Call | Posted, lm: Any, path: tuple[int, ...]
+) -> Call | Posted | PromptflowError:
+    if isinstance(call, Posted):
+        return call
     try:
         return call.complete(lm, *path)
     except PromptflowError as error:
@@ -369,7 +384,7 @@ def _begun(flows: list[Flow], progress: Callable[[int, int], None] | None) -> li
     ended = 0
     for flow in flows:
         running.append(_Running(flow))
-        if running[-1].calls is None:
+        if not _waits(running[-1]):
             ended += 1
             if progress is not None:
                 progress(ended, len(flows))

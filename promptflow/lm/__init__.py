@@ -3,7 +3,7 @@
 from promptflow.lm.adapter import SlotAdapter, as_adapted, configure
 from promptflow.lm.callbacks import Told
 from promptflow.lm.faults import as_dspys
-from promptflow.lm.listeners import audiences, generate, tell
+from promptflow.lm.listeners import Audience, audiences, generate, tell
 from promptflow.lm.local import LocalLM, answers_by_engine, is_local, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import (
@@ -20,16 +20,20 @@ from promptflow.lm.record import (
 )
 from promptflow.lm.remote import fault_of
 from promptflow.lm.shown import Shown
+from promptflow.lm.waiting import Posted, Waiting
 
 __all__ = [
     "AGAIN",
     "TOOL_OPTIONS",
+    "Audience",
     "LocalLM",
+    "Posted",
     "Seen",
     "Shown",
     "SlotAdapter",
     "Told",
     "Turns",
+    "Waiting",
     "answers_by_engine",
     "as_adapted",
     "as_dspys",

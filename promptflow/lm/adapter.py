@@ -272,7 +272,8 @@ def _options(lm: LocalLM, lm_kwargs: Mapping[str, Any], signature: Any) -> dict[
     """Return a call's options; refuse what the slots cannot honour."""
     taken = TOOL_OPTIONS if calls_tools(signature) else ()
     refuse_unknown({**lm.kwargs, **lm_kwargs}, lm.model, beside=taken, typed=True)
-    return {name: value for name, value in lm_kwargs.items() if name not in taken}
+    given = {name: value for name, value in lm_kwargs.items() if name not in taken}
+    return {**given, "cache": False}  # a text of DSPy's cache has no slots
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from promptflow.engine.interface import TextEngine
 from promptflow.engine.request import Completion, Request, Text
 from promptflow.engine.stream import Delta
 from promptflow.fields import to_text
+from promptflow.lm.waiting import complete
 from promptflow.signatures import label_of
 
 
@@ -167,7 +168,7 @@ def generate(
     ``send`` is the stream; without it the one in DSPy's settings.
     """
     if not heard:
-        return engine.generate(requests, on_done)
+        return complete(engine, requests, on_done)
     done: dict[int, Completion] = {}
     send = send or dspy.settings.send_stream
     with contextlib.ExitStack() as whatever_happens:

@@ -74,6 +74,10 @@ class Seen:
     def __init__(self) -> None:
         self.history: list[dict[str, Any]] = []
 
+    def predictors(self) -> list[Any]:
+        """Return none: whoever looks through calling modules for a predictor goes on."""
+        return []
+
     @property
     def is_void(self) -> bool:
         """Say whether the last response holds neither text nor tokens: no model wrote it."""

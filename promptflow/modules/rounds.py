@@ -11,8 +11,8 @@ from typing import Any
 import dspy
 
 from promptflow.errors import ProgramError, PromptflowError
-from promptflow.flow import Call, Chosen, Flow, Prediction, changed, together
-from promptflow.lm import is_local, seed_of
+from promptflow.flow import Call, Chosen, Flow, Prediction, changed, flow_of, together
+from promptflow.lm import Posted, is_local, seed_of
 from promptflow.lm.remote import WHOLE
 
 
@@ -83,15 +83,12 @@ def sample_of(
     """Return the flow of ``module`` for sample ``number``, every call at ``temperature``.
 
     ``weighed`` asks for the log-probabilities that ``mean_logprob`` needs. Raises ProgramError
-    where the module has no flow.
+    where a module without a flow has models or temperatures that samples cannot have apart.
     """
-    if not hasattr(module, "flow"):
-        raise ProgramError(
-            f"{type(module).__name__} has no flow, so its samples cannot share a batch; "
-            "write it as a promptflow.Module with flow(self, **inputs)"
-        )
 
-    def heated(call: Call, step: int, position: int) -> Call:
+    def heated(call: Call | Posted, step: int, position: int) -> Call | Posted:
+        if isinstance(call, Posted):
+            return call.heated(temperature, number)
         config = {**call.config, "temperature": temperature}
         if weighed and not is_local(call.lm or call.predictor.lm or dspy.settings.lm):
             config["logprobs"] = True  # what our own engine tells in any case
@@ -99,7 +96,7 @@ def sample_of(
         seed = None if call.seed is None else seed_of(call.seed, number)
         return dataclasses.replace(call, config=config, seed=seed, sampled=True)
 
-    return changed(module.flow(**inputs), heated, quiet=True)
+    return changed(flow_of(module, inputs, sample=(number, temperature)), heated, quiet=True)
 
 
 def mean_logprob(prediction: Prediction) -> float:
