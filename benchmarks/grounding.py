@@ -2,7 +2,7 @@
 
     python benchmarks/grounding.py squad [--questions N] [--dev N] [--out DIR] [--seconds S]
     python benchmarks/grounding.py korean [--embedder NAME] ...
-    python benchmarks/grounding.py nli [--questions N] ...
+    python benchmarks/grounding.py nli [--questions N] [--tune] ...
     python benchmarks/grounding.py sts [--embedder NAME] ...
 
 squad   questions of SQuAD 1.1 over an index of its 2,067 paragraphs, each asked twice: of the
@@ -41,6 +41,7 @@ from promptflow.evaluation.abstention import Asked, Bounds, Hidden, ask, fitted,
 from promptflow.modules.abstention import risk_coverage
 from promptflow.modules.answers import own
 from promptflow.modules.judge import yes
+from promptflow.program.identity import program_identity
 from promptflow.retrieval import Index, build_index
 from promptflow.retrieval.embed import open_embedder
 from promptflow.storage import Journal
@@ -207,15 +208,26 @@ def to_read(asked: Sequence[Asked]) -> str:
 def nli(lm: Any, how: argparse.Namespace) -> dict[str, Any]:
     """Return how well the weighed verdict tells entailment from neutral and contradiction."""
     with gzip.open(file("klue_nli/dev.json.gz"), "rt", encoding="utf-8") as data:
-        rows = random.Random(SEED).sample(json.load(data), how.questions)
+        rows = json.load(data)
+    random.Random(SEED).shuffle(rows)
+    # Wording is chosen on rows of the second half, and judged on those of the first.
+    half = len(rows) // 2
+    rows = (rows[half:] if how.tune else rows[:half])[: how.questions]
     follows = own("follows")
     shares: list[float] = []
-    for start in range(0, len(rows), 16):
-        if time.perf_counter() - how.begun > how.seconds:
-            break
-        some = rows[start : start + 16]
-        inputs = [{"passage": r["premise"], "statement": r["hypothesis"]} for r in some]
-        shares += [yes(given, "verdict") for given in pf.run_many(follows, inputs, lm=lm)]
+    with Journal(how.out / "journal.sqlite") as journal:
+        for start in range(0, len(rows), 16):
+            some = rows[start : start + 16]
+            inputs = [{"passage": r["premise"], "statement": r["hypothesis"]} for r in some]
+            key = json.dumps([how.model, program_identity(follows), inputs])
+            known = journal.get(key)
+            if known is None:
+                if time.perf_counter() - how.begun > how.seconds:
+                    break
+                given = pf.run_many(follows, inputs, lm=lm)
+                known = {"shares": [yes(one, "verdict") for one in given]}
+                journal.append(key, known)
+            shares += known["shares"]
     entailed = np.array([row["gold_label"] == "entailment" for row in rows[: len(shares)]])
     scores = np.array(shares)
     return {
@@ -241,13 +253,19 @@ def sts(how: argparse.Namespace) -> dict[str, Any]:
     pairs = [embedder.encode([row[name] for row in rows]) for name in ("sentence1", "sentence2")]
     cosines = (np.asarray(pairs[0]) * np.asarray(pairs[1])).sum(axis=1)
     scores = np.array([float(row["score"]) for row in rows])
-    ranks = [values.argsort().argsort().astype(float) for values in (cosines, scores)]
+    ranks = [mean_ranks(values) for values in (cosines, scores)]
     return {
         "embedder": how.embedder,
         "n": len(rows),
         "spearman": float(np.corrcoef(*ranks)[0, 1]),
         "pearson": float(np.corrcoef(cosines, scores)[0, 1]),
     }
+
+
+def mean_ranks(values: Any) -> Any:
+    """Return the rank of each value; equal ones share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def table(made: Mapping[str, Any]) -> str:
@@ -275,6 +293,7 @@ def main() -> None:
     parser.add_argument("--dev", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/grounding"))
     parser.add_argument("--seconds", type=float, default=1e9, help="ask nothing after so long")
+    parser.add_argument("--tune", action="store_true", help="nli: rows that wording is chosen on")
     parser.add_argument("--json", action="store_true")
     how = parser.parse_args()
     how.begun = time.perf_counter()

@@ -93,10 +93,19 @@ def test_an_answer_that_breaks_off_goes_on(text: str, answer: str, whole: str) -
         ("3 million", ["3 thousand"], ["3 million"]),
         ("125 parameters", ["gpt-3.5-turbo-0125"], ["125"]),
         ("none", [], []),
+        ("5,000만 원", ["예산은 오천만 원이다"], []),
+        ("12 cats", ["twelve cats"], []),
+        ("1조 2천억 원", ["1.2조 원이다"], []),
+        ("40%", ["40퍼센트가 찬성했다"], []),
+        ("제5조", ["제3조에 따라 5조 원을 쓴다"], ["5"]),
+        ("1조 3,000억", ["$1조 3,000억 규모"], []),
+        ("1조 4,000억", ["$1조 3,000억 규모"], ["1조 4,000억"]),
     ],
 )
 def test_numbers_compare_by_value(answer: str, texts: list[str], strange: list[str]) -> None:
     assert strange_numbers(answer, texts) == strange
+    apart = [unicodedata.normalize("NFD", text) for text in texts]
+    assert strange_numbers(unicodedata.normalize("NFD", answer), apart) == strange
 
 
 def test_agreement_is_of_words() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import random
 import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,62 @@ def test_quotes_that_do_not_support_the_answer_are_told(index: Index) -> None:
 def test_no_word_of_the_question_has_to_stand_in_the_passages(index: Index) -> None:
     asked = "Which ImageNet does GPT-5 search in Rust?"
     assert not run(GroundedQA(index), lm=lm(SPAN), question=asked).abstained
+
+
+def korean_pages(draw: random.Random) -> dict[str, str]:
+    """Return documents with lists, dates, particles, long and short sentences."""
+    cities, things = ["서울", "부산", "대구", "광주", "인천"], ["공장", "본사", "창고", "연구소"]
+    pages = {}
+    for number in range(3):
+        lines = []
+        for city in draw.sample(cities, 3):
+            thing = draw.choice(things)
+            lines += [
+                f"{city}의 {thing}는 {draw.randint(1950, 2020)}. 1. 12. 문을 열었다.",
+                f"□ {city} 직원은 {draw.randint(2, 9)}만 {draw.randint(1, 9)}천 명이다.",
+                f"{thing}가 작다.",
+                " ".join([f"{city}에서 {thing}를 짓고"] * draw.randint(1, 30)) + " 그는 떠났다.",
+            ]
+        pages[f"{number}.txt"] = "\n".join(lines)
+    return pages
+
+
+def test_decomposed_documents_are_answered_as_composed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompts, so whatever the model: the same answers, signals and quotes."""
+    monkeypatch.chdir(tmp_path)
+    for seed in range(4):
+        draw = random.Random(seed)
+        pages = korean_pages(draw)
+        city, thing = draw.choice(["서울", "부산"]), draw.choice(["공장", "본사"])
+        asked = f"{city} {thing}는 언제 문을 열었나요?"
+        seen = []
+        for form in ("NFC", "NFD"):
+            docs = tmp_path / f"{form}{seed}"
+            docs.mkdir()
+            for name, text in pages.items():
+                (docs / name).write_text(unicodedata.normalize(form, text))
+            built = build_index(docs.name, docs, embedder=HashingEmbedder(), progress=False)
+            model = lm("문을 열었다")
+            with built as index:
+                question = unicodedata.normalize(form, asked)
+                result = run(GroundedQA(index, threshold=0.0), lm=model, question=question)
+                assert all(
+                    c.quote == index.text(c.document)[c.start : c.end] for c in result.citations
+                )
+            normal = partial(unicodedata.normalize, "NFC")
+            seen.append(
+                (
+                    [normal(prompt) for prompt in model.text_engine.prompts],
+                    result.answer,
+                    result.abstained,
+                    result.signals,
+                    [(c.document, normal(c.quote)) for c in result.citations],
+                )
+            )
+        assert seen[0] == seen[1]
+        assert seen[0][4]
 
 
 class Sources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import partial
 
 import pytest
 from hypothesis import given, strategies as st
@@ -103,12 +104,24 @@ def test_a_decimal_point_ends_no_sentence() -> None:
             ["City | People", "Seoul | 9.4", "Then text."],
         ),
         ("~~~\nx = 1\n\n~~~\nDone.", ["x = 1", "Done."]),
+        (
+            "□ (개요) 조성함\nㅇ 목표 5,000억원\n※ 2024년 기준\no (기타) 없음",
+            ["(개요) 조성함", "목표 5,000억원", "2024년 기준", "(기타) 없음"],
+        ),
+        ("다음과 같다.\n가. 서류\n나. 심사", ["다음과 같다.", "서류", "심사"]),
+        (
+            "서류를 제출하여야 한\n다. 그 뒤에 심사한다.",
+            ["서류를 제출하여야 한\n다.", "그 뒤에 심사한다."],
+        ),
+        ("개정은 2021.\n12. 8. 있었다.", ["개정은 2021.\n12. 8. 있었다."]),
         ("...\n\n***\n", []),
         ("", []),
     ],
 )
 def test_what_can_be_quoted_alone(text: str, expected: list[str]) -> None:
-    assert [c.quote for c in quotes(text)] == expected
+    for form in ("NFC", "NFD"):
+        normal = partial(unicodedata.normalize, form)
+        assert [c.quote for c in quotes(normal(text))] == [normal(quote) for quote in expected]
 
 
 def test_a_row_is_shown_with_the_header_of_its_table() -> None:

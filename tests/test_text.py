@@ -85,6 +85,16 @@ def test_the_language_of_a_text(language: str, text: str) -> None:
         ("ko", ["본사는 서울에 있다.", "공장은 부산에 있다!", "매출은 3.5억 원이다."]),
         ("ko", ['그는 "알겠습니다."라고 말했다.', "2024. 3. 15. 시행한다.", "끝."]),
         ("ko", ["가. 첫째 항목이다.", "나. 둘째 항목이다."]),
+        (
+            "ko",
+            [
+                "시행일은 2022. 1. 1.이다.",
+                "법은 2021.\n12. 8. 개정되어 2023. 1. 1. 이후로 바뀌었다.",
+            ],
+        ),
+        ("ko", ["대법원 1995. 1. 20. 선고 94다3421 판결이다.", "접수는 '24.3.4.~3.15.이다."]),
+        ("ko", ["그는 '왜?' 하고 물었다.", "버전 2.0. 이 나왔다.", "총 12. 다음은 부산이다."]),
+        ("ko", ["날씨가 좋네요^^", "비가 온대요 ㅠㅠ", "갈게요!"]),
         ("ja", ["「行く。」と彼は言った。", "売上は3.5億円だ！", "本当か？", "はい"]),
         ("zh", ["总部在北京。", "工厂在上海！", "增长3.5%。"]),
     ],
@@ -102,6 +112,18 @@ def test_sentences_go_over_a_line_and_end_at_a_blank_one() -> None:
     text = "One goes\non here. Next\r\n\r\n본사는 서울에 있다. 끝\n \nlast"
     found = [text[start:end] for start, end in sentence_spans(text)]
     assert found == ["One goes\non here.", "Next", "본사는 서울에 있다.", "끝", "last"]
+
+
+def test_korean_verbs_end_sentences_at_a_line_s_end() -> None:
+    text = "본사는 서울에 있다\n공장은 부산에 있습니다\n바다\n에서 그가 온다\n고 했다"
+    for form in ("NFC", "NFD"):
+        given = unicodedata.normalize(form, text)
+        found = [normal(given[start:end]) for start, end in sentence_spans(given)]
+        assert found == [
+            "본사는 서울에 있다",
+            "공장은 부산에 있습니다",
+            "바다\n에서 그가 온다\n고 했다",
+        ]
 
 
 def test_a_long_text_without_full_stops_is_cut_at_spaces() -> None:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptflow.normal import normalize
-from promptflow.numerals import Number, number_spans, numbers_in, read_number
+from promptflow.numerals import Number, number_spans, numbers_in, read_number, spelled_numbers
 from promptflow.retrieval import Citation, Passage, Reading, read_passage
 from promptflow.retrieval.quotes import shown
-from promptflow.retrieval.text import content_words
+from promptflow.retrieval.text import content_words, normal
 from promptflow.storage import read_text, toml_loads
 
 
@@ -124,17 +124,19 @@ def strange_numbers(answer: str, texts: Iterable[str]) -> list[str]:
 
     Those in dates, times and versions do not count.
     """
-    held = {value for text in texts for value in _values(text)}
+    held = {value for text in texts for value in _values(normal(text))}
+    answer = normal(answer)
     found = (answer[start:end] for start, end in number_spans(answer))
     return [number for number in found if not held.issuperset(numbers_in(number))]
 
 
 def _values(text: str) -> Iterator[Number]:
-    """Give the numbers of a text; 0125 is a name."""
+    """Give the numbers of a text, in digits or in words; 0125 is a name."""
     for start, end in number_spans(text):
         reading = read_number(text[start:end])
         if reading is not None and reading.sure:
             yield reading.value
+    yield from spelled_numbers(text)
 
 
 @functools.cache

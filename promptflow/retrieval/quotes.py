@@ -8,6 +8,7 @@ paragraph on one line, a row of a table with its header.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -27,12 +28,20 @@ LONGEST = 400
 _FENCE = re.compile(r" {0,3}(?P<mark>```+|~~~+)")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<text>.*?)[ \t]*#*")
 _UNDERLINE = re.compile(r" {0,3}(?:==+|--+)")
-_MARKER = re.compile(
-    r"\s*(?:>\s*)*(?:(?:[-*+\u2022\u25cf\u25aa\u2013]|\(?\d{1,3}[.)]|[\u2460-\u2473])\s+)?(?=\S)"
-)
-_ITEM = re.compile(
-    r"\s*(?:>\s*)*(?:[-*+\u2022\u25cf\u25aa\u2013]|\(?\d{1,3}[.)]|[\u2460-\u2473])\s+\S"
-)
+_SIGN = "[-*+·\u2013•‧∙ㆍㅇ‣※\u2043■□▢▣▪▫▶▷▸▹►◆◇◈◉○◎●◦☞✓✔❖➔➢⦁\uf0a7]"
+"""What stands before a list item, in Korean public documents too."""
+_LETTERS = "가나다라마바사아자차카타파하"
+_APART = unicodedata.normalize("NFD", "|".join(_LETTERS))
+_LETTER = rf"\(?(?P<letter>[{_LETTERS}]|{_APART})[.)]"
+_KOREAN = "가-힣\u1100-\u1112"
+_ROUND = rf"o(?=\s+[({_KOREAN}])|[O0](?=\s+\([{_KOREAN}])"
+"""A circle before an item, typed or read as a letter."""
+_ORDINAL = rf"\(?\d{{1,3}}[.)]|[①-⑳]|{_LETTER}|{_ROUND}"
+_MARK = rf"\s*(?:>\s*)*(?:(?:{_SIGN}|{_ORDINAL})\s+|[□○※■●](?=\S))"
+_MARKER = re.compile(rf"(?:{_MARK}|\s*(?:>\s*)*)(?=\S)")
+_ITEM = re.compile(rf"{_MARK}\S")
+_CLOSED = ".:;?!)」』〉》】。"
+_DATED = re.compile(r"\d{4}\.(?:\s?\d{1,2}\.)?")
 _RULE = re.compile(r"(?=.*-)(?=.*[|])[-:| \t]+")
 _EAST = "\u3001-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _BREAK = re.compile(rf"(?<=[{_EAST}])\s*\n\s*(?=[{_EAST}])")
@@ -160,7 +169,10 @@ def _lines(text: str) -> Iterator[_Line]:
 
 @dataclass(slots=True)
 class _Maker:
-    """Puts together what a prompt shows of a passage. ``header`` is that of the table it is in."""
+    """Puts together what a prompt shows of a passage.
+
+    ``header`` is that of the table it is in, ``letters`` how many items have Korean letters.
+    """
 
     passage: Passage
     texts: list[str] = field(default_factory=list)
@@ -168,6 +180,7 @@ class _Maker:
     size: int = 0
     header: Sequence[Column] = ()
     prose: list[_Line] = field(default_factory=list)
+    letters: int = 0
 
     def read(self, lines: Sequence[_Line]) -> None:
         """Take the lines, each for what it is."""
@@ -205,9 +218,24 @@ class _Maker:
         elif not line.text.strip():
             self.close()
         else:
-            if _ITEM.match(line.text):
+            if self.opens_item(line.text):
                 self.close()
             self.prose.append(line)
+
+    def opens_item(self, line: str) -> bool:
+        """Tell whether a line begins a list item, and no day of a date or end of a Korean verb."""
+        found = _ITEM.match(line)
+        if found is None:
+            return False
+        last = self.prose[-1].text[-12:] if self.prose else ""
+        if any(match.end() == len(last) for match in _DATED.finditer(last)):
+            return False
+        if found["letter"]:
+            place = _LETTERS.index(normal(found["letter"]))
+            if last and last[-1] not in _CLOSED and place != self.letters:
+                return False
+            self.letters = place + 1
+        return True
 
     def close(self) -> None:
         """End the paragraph or list item: its sentences stand on one line."""
@@ -276,7 +304,7 @@ class _Maker:
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
     """Give the spans of the sentences of a paragraph; of what is too long to be one, its lines."""
     for start, end in sentence_spans(text):
-        if end - start <= LONGEST:
+        if len(normal(text[start:end])) <= LONGEST:
             yield start, end
             continue
         for line in _lines(text[start:end]):

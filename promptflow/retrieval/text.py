@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -108,12 +108,12 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
 
 
-def _searchable_text(text: str) -> Normal:
+def _traced(text: str, change: Callable[[str], str]) -> Normal:
     parts: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     for cluster in _CLUSTER.finditer(text):
-        made = _searchable(cluster.group())
+        made = change(cluster.group())
         parts.append(made)
         starts += [cluster.start()] * len(made)
         ends += [cluster.end()] * len(made)
@@ -214,7 +214,7 @@ def query_words(query: str, languages: Collection[str], language: str | None = N
     are written as an acronym.
     """
     own = function_words(language or language_of(query))
-    changed = _searchable_text(query)
+    changed = _traced(query, _searchable)
     shouted = not any(c.islower() for c in query)
     found: list[Word] = []
     weak: list[Word] = []
@@ -278,7 +278,20 @@ _MARKER = regex.compile(
 """A piece that is no sentence of its own: the number of one, or marks alone."""
 
 _TITLE = {"fr": regex.compile(r"(?:^|[\s(])(?:MM?|Mmes?|Mlles?)\.\s*$")}
-_QUOTED = regex.compile(r"[\"'”’」』]$")
+_QUOTED = regex.compile(r"[\"'”’」』]\s*$")
+_SAID = regex.compile(r"\s*(?:이?라[고며는]|하[고며는여였]|했)")
+_NUMBERED = regex.compile(r"\p{N}\s?\.\s*$")
+"""What ends in a number: in Korean no sentence does, but a date, as in 2024. 3. 15."""
+_DATED = regex.compile(r"\p{N}{4}\.(?:\s?\p{N}{1,2}\.)?\s*$")
+_DAY = regex.compile(r"\s*\p{N}{1,2}\s?\.")
+_KOREAN_ENDS = (
+    regex.compile(r"(?<=[가-힣])(?:\s?[\^~ㅋㅎㅠㅜ]){2,}\s+(?=[가-힣])"),
+    regex.compile(
+        r"(?<=[한된린난킨진온간]다|[있없않였했었았겠렸졌됐왔갔이니]다|[세네해어에여아]요|습니까)[^\S\n]*\n\s*"
+        r"(?=[^\s])(?!고|는|며|면|라|지만|가 |니|거나|기|로 |에 )"
+    ),
+)
+"""Ends without a full stop: after a face, and a verb's last syllables at a line's end."""
 _PARTICLE = regex.compile(r"\p{Hangul}|(?:と|って|という|とか|など|の|は|が|を|に|へ|で)")
 _LOOSE = frozenset(("th", "lo", "my", "km"))
 LONG, ENOUGH = 300, 100
@@ -311,6 +324,8 @@ def _ends(body: str, language: str) -> list[int]:
     found = get_sentence_boundaries(language, body.translate(_SAME_LENGTH))
     ends = {int(boundary["end_index"]) for boundary in found} | {len(body)}
     ends |= {match.end() for match in _AFTER_BRACKET.finditer(body)}
+    if language == "ko":
+        ends |= _korean_ends(body)
     kept: list[int] = []
     start = 0
     for end in sorted(ends):
@@ -330,8 +345,22 @@ def _goes_on(body: str, start: int, end: int, language: str) -> bool:
         return True
     if language in _TITLE and _TITLE[language].search(piece):
         return True
-    quoted = language in ("ko", "ja") and _QUOTED.search(piece)
-    return bool(quoted and _PARTICLE.match(normal(body[end : end + 8])))
+    after = normal(body[end : end + 16])
+    if language == "ko" and _NUMBERED.search(piece):
+        # On the next line a number may begin an item, but hardly one right after a year.
+        return "\n" not in piece[-3:] or bool(_DATED.search(piece) and _DAY.match(after))
+    if language not in ("ko", "ja") or not _QUOTED.search(piece):
+        return False
+    spaced = piece[-1].isspace()
+    return bool(_SAID.match(after) if spaced else _PARTICLE.match(after))
+
+
+def _korean_ends(body: str) -> set[int]:
+    """Return the offsets at which Korean sentences end without a full stop."""
+    made = None if unicodedata.is_normalized("NFC", body) else _traced(body, normal)
+    text = body if made is None else made.text
+    ends = {found.end() for pattern in _KOREAN_ENDS for found in pattern.finditer(text)}
+    return ends if made is None else {made.span(0, end)[1] for end in ends}
 
 
 def _breaths(body: str, start: int, end: int) -> Iterator[int]:
