@@ -62,11 +62,16 @@ from .lm import (
 )
 from .modules import (
     Agent as Agent,
+    BestFirst as BestFirst,
     BestOf as BestOf,
+    BreadthFirst as BreadthFirst,
     ChainOfThought as ChainOfThought,
     Conversation as Conversation,
+    DepthFirst as DepthFirst,
     GroundedQA as GroundedQA,
+    Growth as Growth,
     Judge as Judge,
+    MonteCarlo as MonteCarlo,
     PairJudge as PairJudge,
     Predict as Predict,
     Problem as Problem,

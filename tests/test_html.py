@@ -147,12 +147,15 @@ def test_a_tree_of_thoughts_is_drawn():
         {"number": 2, "parent": 0, "depth": 1, "text": "4 * 6", "value": 0.001, "kept": False},
         {"number": 3, "parent": 1, "depth": 2, "text": "10 - 4", "value": 1.0, "kept": False},
     ]
+    thoughts[2]["pruned"] = thoughts[3]["terminal"] = True
     [root] = nested(thoughts)
     assert [child["text"] for child in root["children"]] == ["4 + 6", "4 * 6"]
     assert root["children"][0]["children"][0]["text"] == "10 - 4"
     page = render(one_record(answer="x", tree={"thoughts": thoughts, "best": 1}))
     assert Checked(page).tags.count("li") == 4
     assert re.search(r'class="kept"><span class="thought">4 \+ 6', page)
+    assert re.search(r'class="pruned"><span class="thought">4 \* 6', page)
+    assert re.search(r'class="solved"><span class="thought">10 - 4', page)
     assert "&#34;parent&#34;" not in page
 
 

@@ -8,18 +8,24 @@ from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
 from promptflow.modules.relevance import Relevance
 from promptflow.modules.rewards import BestOf
+from promptflow.modules.search import BestFirst, BreadthFirst, DepthFirst, MonteCarlo
 from promptflow.modules.thoughts import TreeOfThoughts
 from promptflow.modules.tools import calculate, read_only, read_tool, search_tool
-from promptflow.modules.tree import Problem
+from promptflow.modules.tree import Growth, Problem
 from promptflow.modules.voting import SelfConsistency
 
 __all__ = [
     "Agent",
+    "BestFirst",
     "BestOf",
+    "BreadthFirst",
     "ChainOfThought",
     "Conversation",
+    "DepthFirst",
     "GroundedQA",
+    "Growth",
     "Judge",
+    "MonteCarlo",
     "PairJudge",
     "Predict",
     "Problem",

@@ -2,7 +2,7 @@
 
 What a state is and where a thought leads is a ``Problem``: functions of text, no model. A step of
 growth is one list of calls: all proposals for several states, or all valuations of new ones. Which
-states grow is a search's affair. The tree is a record that a report can draw.
+states grow is a search's affair. The tree is a record that a report draws.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import dspy
-
-from promptflow.errors import PromptflowError
+from promptflow.errors import ProgramError, PromptflowError
 from promptflow.flow import Call, Prediction, together
-from promptflow.modules.options import confined
-from promptflow.modules.rounds import sample_of
-from promptflow.storage import canonical
+from promptflow.modules.asking import (
+    asked,
+    ballot,
+    confined_to,
+    is_function,
+    question,
+    reached,
+    weighs,
+)
 
 VERDICTS = {"impossible": 0.001, "likely": 1.0, "sure": 20.0}
 """What a verdict on a state is worth (Yao et al. 2023, Game of 24)."""
@@ -39,9 +43,17 @@ def append_line(state: str, thought: str) -> str:
 
 
 def verdict_worth(prediction: Prediction) -> float:
-    """Return the worth of the last output: a verdict of ``VERDICTS``, or a number."""
-    value = prediction[list(prediction.keys())[-1]]
-    return VERDICTS[value] if value in VERDICTS else float(value)
+    """Return the worth of the last output: a verdict of ``VERDICTS``, or a number.
+
+    Of one that was weighed, the mean over its options by their probability.
+    """
+    last = list(prediction.keys())[-1]
+    shares = prediction.weighed.get(last) or {prediction[last]: 1.0}
+    return math.fsum(share * _worth_of(verdict) for verdict, share in shares.items())
+
+
+def _worth_of(verdict: Any) -> float:
+    return VERDICTS[verdict] if verdict in VERDICTS else float(verdict)
 
 
 def _nothing(inputs: Mapping[str, Any]) -> str:
@@ -74,7 +86,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A node: the thought that led from its parent to ``state``; ``value`` None if never valued."""
+    """A node: the thought that led from its parent to ``state``; ``value`` None if never valued.
+
+    ``kept`` tells that a search chose it, ``pruned`` that it gave it up for its value, ``terminal``
+    that it solves the problem.
+    """
 
     number: int
     parent: int | None
@@ -84,6 +100,7 @@ class Thought:
     value: float | None = None
     kept: bool = False
     terminal: bool = False
+    pruned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +120,21 @@ class Tree:
 
     def path(self, number: int | None = None) -> tuple[Thought, ...]:
         """Return the thoughts from below the root to ``number`` (default: the best)."""
-        node = self.thoughts[self.best if number is None else number]
-        path = []
-        while node.parent is not None:
-            path.append(node)
-            node = self.thoughts[node.parent]
-        return tuple(reversed(path))
+        return path_to(self.thoughts, self.best if number is None else number)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the thoughts as JSON data."""
         return [dataclasses.asdict(thought) for thought in self.thoughts]
+
+
+def path_to(thoughts: Sequence[Thought], number: int) -> tuple[Thought, ...]:
+    """Return the thoughts from below the root to ``number``."""
+    node = thoughts[number]
+    path = []
+    while node.parent is not None:
+        path.append(node)
+        node = thoughts[node.parent]
+    return tuple(reversed(path))
 
 
 ROOT = 0
@@ -123,15 +145,21 @@ _COUNTS = ("proposed", "merged", "illegal", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Growing:
-    """How a tree grows: who proposes and who values, of what, how often, how warm, how far."""
+    """How a tree grows: who proposes and values, of what, how often, how warm, how far.
+
+    ``propose``, ``value`` and ``goal`` are modules, or functions of a state and of those of the
+    inputs that they name; ``votes`` has ``value`` compare states instead of valuing each.
+    """
 
     propose: Any
     value: Any
+    goal: Any
     problem: Problem
     depth: int
     breadth: int
     proposals: int
     samples: int
+    votes: bool
     temperature: float
 
 
@@ -139,7 +167,7 @@ class Growth:
     """A tree while it grows, as a search sees it.
 
     ``thoughts`` are those so far, the root first; ``depth`` is how deep the tree may be, and
-    ``breadth`` how many states a search keeps at a time.
+    ``breadth`` how many states a search may follow at a time.
     """
 
     def __init__(self, how: Growing, inputs: Mapping[str, Any]) -> None:
@@ -152,85 +180,98 @@ class Growth:
         self._seen = {root.state}
         self._values: dict[str, float] = {}
         self._counts = dict.fromkeys(_COUNTS, 0)
-        self._error: PromptflowError | None = None
 
     def expand(self, numbers: Sequence[int]) -> Steps:
-        """Propose from every state in one list of calls; return the numbers of the new states."""
+        """Propose from states in one list of calls; return the numbers of the new states.
+
+        A state at the depth limit, or without a legal step, brings none. Raises the first error
+        where all calls failed.
+        """
         how = self.how
         parents, flows = [], []
         for number in numbers:
             parent = self.thoughts[number]
-            given = _known_inputs(how.propose, {**self.inputs, "state": parent.state})
+            given: dict[str, Any] = {}
             if how.problem.options is not None:
                 options = tuple(how.problem.options(parent.state))
                 if not options:
                     continue
-                given |= _confined(how.propose, options)
-            for k in range(how.proposals):
+                given = confined_to(how.propose, options)
+            if parent.depth >= self.depth:
+                continue
+            inputs = self._with(state=parent.state)
+            for flow in asked(how.propose, inputs, how.proposals, how.temperature, **given):
                 parents.append(parent)
-                flows.append(sample_of(how.propose, given, k, how.temperature))
-        results = yield from together(flows)
-        predictions = [self._succeeded(result) for result in results]
-        if self._error is not None and not any(predictions):
-            raise self._error
+                flows.append(flow)
+        results = self._succeeded((yield from together(flows)))
         fresh = []
-        for parent, prediction in zip(parents, predictions, strict=True):
-            for text in how.problem.thoughts(prediction) if prediction else ():
-                node = self._add(parent, text)
-                if node is not None:
+        for parent, prediction in zip(parents, results, strict=True):
+            for text in self._thoughts_of(prediction) if prediction else ():
+                if (node := self._add(parent, text)) is not None:
                     fresh.append(node.number)
+        yield from self._look_for_goal(fresh)
         return fresh
 
     def value(self, numbers: Sequence[int]) -> Steps:
-        """Value every state in one list of calls; equal questions are asked once."""
-        how = self.how
-        asked: dict[str, dict[str, Any]] = {}
-        keys = {}
+        """Value states in one list of calls; equal questions are asked once.
+
+        Raises the first error where all calls failed.
+        """
+        states = dict.fromkeys(self.thoughts[n].state for n in numbers)
+        known = self.how.problem.worth or _unknown
+        worths = {state: known(state) for state in states}
+        left = [state for state, worth in worths.items() if worth is None]
+        ask = self._vote if self.how.votes else self._judge
+        worths |= (yield from ask(left)) if left else {}
         for number in numbers:
-            state = self.thoughts[number].state
-            known = how.problem.worth(state) if how.problem.worth else None
-            keys[number] = state
-            if known is not None:
-                self._values[state] = known
-            elif state not in self._values:
-                given = _known_inputs(how.value, {**self.inputs, "state": state})
-                keys[number] = canonical(given)
-                if keys[number] not in self._values:
-                    asked[keys[number]] = given
-        flows = [
-            sample_of(how.value, given, k, how.temperature)
-            for given in asked.values()
-            for k in range(how.samples)
-        ]
-        results = yield from together(flows)
-        for place, key in enumerate(asked):
-            share = results[place * how.samples : (place + 1) * how.samples]
-            values = [how.problem.value(p) for p in map(self._succeeded, share) if p is not None]
-            if values:
-                self._values[key] = math.fsum(values) / len(values)
-        for number in numbers:
-            value = self._values.get(keys[number])
-            self.thoughts[number] = dataclasses.replace(self.thoughts[number], value=value)
+            thought = self.thoughts[number]
+            self.thoughts[number] = replace(thought, value=worths[thought.state])
 
     def solved(self, numbers: Sequence[int]) -> list[int]:
         """Return those of ``numbers`` whose states solve the problem."""
         return [n for n in numbers if self.thoughts[n].terminal]
 
-    def keep(self, numbers: Sequence[int], breadth: int) -> list[int]:
-        """Mark the ``breadth`` most valuable of ``numbers`` as kept and return them, best first."""
-        best = sorted(numbers, key=lambda n: (-self.worth(n), n))[:breadth]
-        for number in best:
-            self.thoughts[number] = dataclasses.replace(self.thoughts[number], kept=True)
-        return best
+    def ranked(self, numbers: Sequence[int]) -> list[int]:
+        """Return ``numbers`` by their worth, best first; equal ones as they were made."""
+        return sorted(numbers, key=lambda n: (-self.worth(n), n))
+
+    def keep(self, numbers: Sequence[int]) -> list[int]:
+        """Mark ``numbers`` as those that the search follows, and return them."""
+        for number in numbers:
+            self.thoughts[number] = replace(self.thoughts[number], kept=True)
+        return list(numbers)
+
+    def prune(self, numbers: Sequence[int], threshold: float) -> list[int]:
+        """Give up what is worth ``threshold`` or less, and return the rest; None is no value."""
+        hopeless = {n for n in numbers if -math.inf < self.worth(n) <= threshold}
+        for number in hopeless:
+            self.thoughts[number] = replace(self.thoughts[number], pruned=True)
+        return [n for n in numbers if n not in hopeless]
 
     def worth(self, number: int) -> float:
         """Return the value of a state; of one that has none, less than any."""
         value = self.thoughts[number].value
         return -math.inf if value is None else value
 
+    def path(self, number: int) -> tuple[Thought, ...]:
+        """Return the thoughts from below the root to ``number``."""
+        return path_to(self.thoughts, number)
+
+    def best(self) -> int:
+        """Return the number of the most valuable of the deepest states that were not pruned."""
+        left = [thought.number for thought in self.thoughts if not thought.pruned]
+        return max(left, key=lambda n: (self.thoughts[n].depth, self.worth(n), -n))
+
     def finished(self, best: int) -> Tree:
         """Return the record of a search that ended with the thought ``best``."""
         return Tree(tuple(self.thoughts), best, **self._counts)
+
+    def _thoughts_of(self, prediction: Prediction) -> Sequence[str]:
+        """Return the thoughts of a proposal; of a weighed choice the most probable options."""
+        shares = prediction.weighed.get(list(prediction.keys())[-1])
+        if weighs(self.how.propose) and shares:
+            return sorted(shares, key=lambda text: -shares[text])[: self.how.proposals]
+        return self.how.problem.thoughts(prediction)
 
     def _add(self, parent: Thought, text: str) -> Thought | None:
         """Add the state that a thought leads to; None where it is illegal or already there."""
@@ -249,28 +290,73 @@ class Growth:
         self.thoughts.append(node)
         return node
 
-    def _succeeded(self, result: Prediction | PromptflowError) -> Prediction | None:
-        """Return a prediction as it is; count an error and keep the first."""
-        if isinstance(result, Prediction):
-            return result
-        self._counts["failed"] += 1
-        self._error = self._error or result
-        return None
+    def _look_for_goal(self, fresh: Sequence[int]) -> Steps:
+        """Ask of new states whether they solve the problem, where a module says so."""
+        goal, left = self.how.goal, [n for n in fresh if not self.thoughts[n].terminal]
+        if goal is None or not left:
+            return
+        flows = []
+        for number in left:
+            inputs = self._with(state=self.thoughts[number].state)
+            flows += asked(goal, inputs, 1, None)
+        for number, result in zip(left, self._succeeded((yield from together(flows))), strict=True):
+            if result is not None:
+                done = reached(result)
+                self.thoughts[number] = replace(self.thoughts[number], terminal=done)
+
+    def _judge(self, states: Sequence[str]) -> Steps:
+        """Ask of each state on its own what it is worth, on average over the samples."""
+        how = self.how
+        keys = {s: question(how.value, self._with(state=s)) for s in states}
+        flows, of = [], []
+        for key, state in {key: state for state, key in keys.items()}.items():
+            if key not in self._values:
+                inputs = self._with(state=state)
+                mine = asked(how.value, inputs, how.samples, how.temperature)
+                flows += mine
+                of += [key] * len(mine)
+        results = self._succeeded((yield from together(flows)))
+        given: dict[str, list[float]] = {}
+        for key, result in zip(of, results, strict=True):
+            if result is not None:
+                given.setdefault(key, []).append(how.problem.value(result))
+        self._values |= {key: math.fsum(v) / len(v) for key, v in given.items()}
+        return {state: self._values.get(key) for state, key in keys.items()}
+
+    def _vote(self, states: Sequence[str]) -> Steps:
+        """Have all states compared at once; a state is worth its share of the votes, 0 to 1."""
+        if len(states) == 1:
+            return {states[0]: 1.0}
+        how, names = self.how, [str(n) for n in range(1, len(states) + 1)]
+        inputs = self._with(states=list(states))
+        given = confined_to(how.value, tuple(names))
+        flows = asked(how.value, inputs, how.samples, how.temperature, **given)
+        results = [r for r in self._succeeded((yield from together(flows))) if r is not None]
+        if is_function(how.value):
+            return dict(zip(states, map(float, results[0].value), strict=True))
+        shares = dict.fromkeys(names, 0.0)
+        for result in results:
+            for name, share in ballot(result).items():
+                if name not in shares:
+                    raise ProgramError(
+                        f"a vote among the states 1 to {len(states)} was {name!r}: the last output "
+                        "of value= is the number of the best one"
+                    )
+                shares[name] += share / len(results)
+        return dict(zip(states, shares.values(), strict=True))
+
+    def _with(self, **subject: Any) -> dict[str, Any]:
+        """Return the flow's inputs, and after them what is asked about."""
+        return {k: v for k, v in self.inputs.items() if k not in subject} | subject
+
+    def _succeeded(self, results: Sequence[Any]) -> list[Prediction | None]:
+        """Return the predictions, None for what failed; raise where nothing else is there."""
+        errors = [result for result in results if isinstance(result, PromptflowError)]
+        self._counts["failed"] += len(errors)
+        if errors and len(errors) == len(results):
+            raise errors[0]
+        return [None if isinstance(result, PromptflowError) else result for result in results]
 
 
-def _known_inputs(module: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs that a predictor's signature names; all of them for any other module."""
-    if not isinstance(module, dspy.Predict):
-        return dict(inputs)
-    return {name: inputs[name] for name in module.signature.input_fields if name in inputs}
-
-
-def _confined(module: Any, options: tuple[str, ...]) -> dict[str, Any]:
-    """Return the input that confines a predictor's last output to ``options``.
-
-    Any other module is told them as its input ``options``.
-    """
-    if not isinstance(module, dspy.Predict):
-        return {"options": list(options)}
-    last = list(module.signature.output_fields)[-1]
-    return {"signature": confined(module.signature, last, options)}
+def _unknown(state: str) -> None:
+    return None

@@ -24,12 +24,14 @@ from promptflow.storage import canonical
 class Kind:
     """How a known module is built: which attributes are modules that its constructor takes.
 
-    ``signature`` names the predictor whose document is the constructor's ``signature``.
+    Those of ``optional`` may be missing. ``signature`` names the predictor whose document is the
+    constructor's ``signature``.
     """
 
     cls: Callable[..., Any]
     parts: tuple[str, ...] = ()
     signature: str = ""
+    optional: tuple[str, ...] = ()
 
 
 KINDS: Mapping[str, Kind] = {
@@ -38,7 +40,7 @@ KINDS: Mapping[str, Kind] = {
     "ZeroShotCoT": Kind(modules.ZeroShotCoT, signature="reason"),
     "SelfConsistency": Kind(modules.SelfConsistency, parts=("module",)),
     "BestOf": Kind(modules.BestOf, parts=("module",)),
-    "TreeOfThoughts": Kind(modules.TreeOfThoughts, parts=("propose", "value")),
+    "TreeOfThoughts": Kind(modules.TreeOfThoughts, parts=("propose", "value"), optional=("goal",)),
     "Judge": Kind(modules.Judge, signature="score"),
     "PairJudge": Kind(PairJudge, signature="compare"),
     "GroundedQA": Kind(modules.GroundedQA, signature="answer"),
@@ -94,7 +96,9 @@ def _built(folder: Path, saved: Saved, classes: Mapping[str, Any], name: str = "
             f"saved; load it with load_program({str(folder)!r}, into={wanted}(...))"
         )
     try:
-        given = {part: _built(folder, saved, classes, join(name, part)) for part in kind.parts}
+        there = [part for part in kind.optional if join(name, part) in saved.parts]
+        parts = (*kind.parts, *there)
+        given = {part: _built(folder, saved, classes, join(name, part)) for part in parts}
         if kind.signature:
             path = join(name, "" if kind.signature == ITSELF else kind.signature) or ITSELF
             file = folder / saved.predictors[path]["file"]

@@ -273,13 +273,19 @@ def _trees(records: Sequence[Record]) -> list[dict[str, Any]]:
     return trees
 
 
+def _kind(node: Mapping[str, Any]) -> str:
+    """Return how a thought is drawn: solved, kept, pruned, or as one that was not followed."""
+    kinds = {"solved": "terminal", "kept": "kept", "pruned": "pruned"}
+    return next((kind for kind, name in kinds.items() if node.get(name)), "")
+
+
 def nested(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the roots of a tree given as rows with ``number`` (or place) and ``parent``."""
     made: dict[Any, dict[str, Any]] = {
         node.get("number", place): {
             "text": str(node.get("text") or node.get("state") or "start"),
             "value": node.get("value"),
-            "kept": bool(node.get("kept")),
+            "kind": _kind(node),
             "children": [],
         }
         for place, node in enumerate(nodes)
