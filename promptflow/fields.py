@@ -15,13 +15,22 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, Union
+from typing import Annotated, Any, Literal, NoReturn, Union, cast
 
 import dspy
 from pydantic import Json, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError, to_json
 
-from promptflow.engine.request import Choice, Constraint, Fill, Lark, Regex, Substring
+from promptflow.engine.request import (
+    Alone,
+    Choice,
+    Constraint,
+    Dependent,
+    Fill,
+    Lark,
+    Regex,
+    Substring,
+)
 from promptflow.errors import (
     ConstraintError,
     EngineError,
@@ -35,7 +44,7 @@ from promptflow.notation import Quote
 from promptflow.plain import to_text
 from promptflow.schema import Schema, schema_of, text_of
 
-__all__ = ["Confined", "Quote", "Shape", "TypedField", "to_text"]
+__all__ = ["Confined", "DependsOn", "Ended", "Quote", "Shape", "TypedField", "call_of", "to_text"]
 
 _JSON: Any = Json  # a class that passes for Annotated where types are checked
 LINE = 200  # up to so many characters a limited text stays on one line
@@ -89,6 +98,22 @@ class Confined:
 
 
 @dataclass(frozen=True, slots=True)
+class DependsOn:
+    """The mark of an output that is JSON of the type which the text of an earlier one chooses.
+
+    ``kinds`` pairs each text that the output ``field`` may hold with a type.
+    """
+
+    field: str
+    kinds: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The mark of a JSON output that calls something: where it is cut, it is ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class TypedField:
     """A field and its type: how a value of it is constrained, shown and read back."""
 
@@ -116,6 +141,9 @@ class TypedField:
         ``inputs`` are the values that a Quote quotes from. Raises UnsupportedType or UnknownField.
         """
         shape = self.shape
+        for mark in self.metadata:
+            if isinstance(mark, DependsOn):
+                return self._depending(mark, inputs)
         if not shape.quotes:
             return shape.constraint
         if shape.quotes not in inputs:
@@ -125,6 +153,15 @@ class TypedField:
         source = inputs[shape.quotes]
         texts = source if isinstance(source, list | tuple) else [source]
         return Substring(tuple(to_text(text) for text in texts))
+
+    def _depending(self, mark: DependsOn, inputs: Mapping[str, Any]) -> Constraint:
+        found: list[tuple[str, Alone]] = []
+        for text, kind in mark.kinds:
+            constraint = TypedField(f"{self.name} of {text}", kind).shape.constraint
+            assert constraint is not None, "JSON is always held"
+            found.append((text, cast(Alone, constraint)))
+        made = Dependent(mark.field, tuple(found))
+        return made.on(to_text(inputs[mark.field])) if mark.field in inputs else made
 
     def text(self, value: Any) -> str:
         """Return an output value as the model would write it, for demos; ``read`` reads it back."""
@@ -159,6 +196,8 @@ class TypedField:
         a ValueRefused where a validator of the type refuses the value.
         """
         shape = self.shape
+        if any(isinstance(mark, Ended) for mark in self.metadata) and shape.constraint:
+            return self.parse(json.dumps(call_of(fill, shape.constraint), ensure_ascii=False))
         if fill.finish == "length" and (shape.written != "free" or shape.quotes):
             self._fail(fill.text, "it was cut at its token limit; raise max_tokens")
         return self.parse(fill.text)
@@ -237,6 +276,25 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def call_of(fill: Fill, constraint: Constraint) -> Any:
+    """Return the JSON value of a call; one that was cut is ended as ``constraint`` allows.
+
+    Of a key that stands twice the last value counts, as in Python. Raises ParseError for what
+    cannot be ended.
+    """
+    from promptflow.engine.model.constraint import ended
+
+    text = fill.text
+    try:
+        if fill.finish == "length":
+            text = ended(constraint, text)
+        return json.loads(text)
+    except (EngineError, ValueError, RecursionError) as error:
+        why = "it was cut at its token limit; raise max_tokens"
+        why = why if fill.finish == "length" else str(error)
+        raise ParseError(f"{text[-80:]!r} is no call: {why}") from error
+
+
 def _number(text: str) -> float:
     """Return a float; raise ValueError where it is beyond what a float can hold."""
     try:
@@ -287,6 +345,8 @@ def _shape(annotation: Any, metadata: tuple[Any, ...]) -> Shape:
     for item in metadata:
         if isinstance(item, Quote):
             return Shape(quotes=item.field, kind="quote")
+        if isinstance(item, DependsOn):
+            return Shape(sketch="{name: value, ...}", kind="json", written="json")
         if isinstance(item, Confined):
             return Shape(Choice(item.options), _room(item.options), written="text")
     if options := _options(annotation):

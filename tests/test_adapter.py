@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 import dspy
 import pytest
 from dspy.utils.exceptions import AdapterParseError, LMServerError, LMUnsupportedFeatureError
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, TypeAdapter
 from test_layout import THINKING
 
 import promptflow as pf
 from promptflow.engine.request import Completion, Fill, Json, Slot, Text, TokenLogprob
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import ContextOverflow, EngineLost, ParseError, UnsupportedOption
+from promptflow.lm.faults import in_short, without_frames
 
 # Refine and its like: adapters that wrap one
 
@@ -606,3 +607,40 @@ def test_dspys_own_adapters_think_natively_where_the_lm_does():
         prediction = dspy.Predict("question -> answer: int")(question="Q")
     assert prediction.answer == 7
     assert "<|assistant|><think>\nsince\n</think>\n\n[[ ## answer" in engine.prompts[0]
+
+
+def test_an_error_of_a_tool_is_shown_in_short():
+    """DSPy's agents put a traceback of five frames into the next prompt."""
+
+    def fail(name: str) -> str:
+        """Fail."""
+        return str(TypeAdapter(list[int]).validate_python(name))
+
+    steps = [
+        {"next_thought": "a", "next_tool_name": "fail", "next_tool_args": '{"name": "x"}'},
+        {"next_thought": "b", "next_tool_name": "finish", "next_tool_args": "{}"},
+        {"reasoning": "r", "answer": "42"},
+    ]
+    values = iter([value for step in steps for value in step.values()])
+    lm = pf.load("s", engine=ScriptedEngine(lambda text, slot: next(values)))
+    with dspy.context(lm=lm, adapter=pf.SlotAdapter()):
+        result = dspy.ReAct("question -> answer", tools=[fail])(question="x?")
+    assert "Traceback" in result.trajectory["observation_0"]
+    [line] = [k for k in lm.text_engine.prompts[1].splitlines() if k.startswith("Observation")]
+    assert line == (
+        "Observation 0: Execution error in fail: ValidationError: 1 validation error for list[int] "
+        "Input should be a valid list [type=list_type, "
+        "input_value='x', input_type=str]<|im_end|>"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["Traceback (most recent call last):\n  a\nb: c", "Execution error in x: y", "plain"]
+)
+def test_what_is_no_error_of_a_tool_is_shown_as_it_is(text: str):
+    assert without_frames(text) == text
+
+
+def test_an_error_is_told_in_one_line():
+    assert in_short(ValueError("a\n b")) == "ValueError: a b"
+    assert in_short("x" * 400) == "x" * 300 + "..."

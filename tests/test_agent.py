@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import dspy
 import pytest
+from pydantic import TypeAdapter
 
 import promptflow as pf
 from promptflow.engine.scripted import ScriptedEngine
@@ -344,3 +346,53 @@ def test_the_first_prompt_is_shown(capsys: pytest.CaptureFixture[str]):
 
 def test_steps_are_a_tuple():
     assert Steps([Step("t", "x")]) == (Step("t", "x"),)
+
+
+def cut(play: Play) -> pf.LocalLM:
+    """The same model, whose arguments reach their limit."""
+    lm = scripted(play)
+    plain = lm.text_engine._complete
+
+    def complete(request: pf.Request) -> Any:
+        made = plain(request)
+        if (fill := made.fills.get("arguments")) is None:
+            return made
+        text = fill.text.rstrip('"}')
+        return replace(made, fills={"arguments": replace(fill, text=text, finish="length")})
+
+    lm.text_engine._complete = complete
+    return lm
+
+
+def test_arguments_that_were_cut_are_ended_and_the_model_is_told():
+    agent = Agent("question -> answer", ["calculate"], max_steps=1)
+    result = pf.run(agent, lm=cut([("calculate", {"expression": "1 + 2"})]), question="?")
+    assert result.steps[0].arguments == {"expression": "1 + 2"}
+    assert re.fullmatch(r"\(the arguments were ended after \d+ tokens\)\n3", result.steps[0].result)
+
+
+def test_what_acts_is_not_called_with_a_part_of_its_arguments():
+    sent: list[str] = []
+
+    def mail(to: str) -> None:
+        """Send a letter."""
+        sent.append(to)
+
+    agent = Agent("question -> answer", [mail], allow=["mail"], max_steps=1)
+    result = pf.run(agent, lm=cut([("mail", {"to": "mira"})]), question="?")
+    assert "is not called with a part" in result.steps[0].error
+    assert sent == []
+
+
+def test_an_error_is_told_in_short_and_kept_in_whole():
+    @read_only
+    def strict(number: int) -> int:
+        """Refuse."""
+        return int(TypeAdapter(list[int]).validate_python([str(number), "x"] * 9)[0])
+
+    agent = Agent("question -> answer", [strict], max_steps=1)
+    [step] = pf.run(agent, lm=scripted([("strict", {"number": 1})]), question="?").steps
+    assert step.error.count("validation error") == 1
+    assert "\n" in step.error
+    assert "\n" not in step.result
+    assert len(step.result) < 320

@@ -20,6 +20,7 @@ from promptflow.engine.model.constraint import (
     Walks,
     WalkTooLong,
     byte_tokenizer,
+    ended,
 )
 from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.request import Choice, Constraint, Json, Lark, Regex, Substring
@@ -457,3 +458,45 @@ def test_a_model_writes_valid_text_under_every_constraint(smollm):
     assert len(results) == 24
     assert sums.distinct > 40
     assert sums.forced > 500
+
+
+SCHEMAS = {
+    "object": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}},
+    "pattern": {"a": {"type": "string", "pattern": "^[a-c]{3}$"}, "b": {"enum": ["fast", "slow"]}},
+    "numbers": {"a": {"type": "array", "items": {"type": "number"}, "minItems": 3}},
+    "nested": {
+        "a": {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
+    },
+    "optional": {"a": {"type": ["string", "null"]}, "b": {"type": "string", "minLength": 5}},
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_what_is_cut_at_any_place_is_ended(name: str):
+    properties = SCHEMAS[name]
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+    constraint = Json(json.dumps(schema))
+    text = Walks(7).text(constraint, 60)
+    for at in range(len(text.encode()) + 1):
+        cut = text.encode()[:at].decode(errors="ignore")
+        whole = ended(constraint, cut)
+        assert whole.startswith(cut)
+        jsonschema.validate(json.loads(whole), schema)
+
+
+def test_what_is_cut_within_a_text_ends_there():
+    constraint = Json('{"type": "object", "properties": {"a": {"type": "string"}}}')
+    assert ended(constraint, '{"a": "to be \\') == '{"a": "to be \\""}'
+    assert ended(constraint, '{"a": "to be or') == '{"a": "to be or"}'
+
+
+def test_what_has_no_end_says_so():
+    with pytest.raises(ConstraintError):
+        ended(Regex("[0-9]+"), "x")
+    with pytest.raises(WalkTooLong):
+        ended(Regex("a{9000}"), "a")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from promptflow.engine.model.fake import FakeModel
-from promptflow.engine.request import Choice, Regex, Request, Slot, Text, Usage
+from promptflow.engine.request import Choice, Dependent, Regex, Request, Slot, Text, Usage
 from promptflow.engine.slot.job import SEAM, FillJob, Meter, ScoreJob, Tools
 from promptflow.errors import ConstraintError, ContextOverflow, NumericError
 
@@ -175,3 +175,22 @@ def test_scores_come_one_row_at_a_time():
     assert one.scores[1].logprob < -30
     with pytest.raises(NumericError):
         ScoreJob([1], [2], TOOLS).take(np.full(259, np.nan, dtype=np.float32))
+
+
+def test_a_constraint_follows_what_an_earlier_slot_holds():
+    options = (("a", Regex("[0-9]{2}")), ("b", Choice(("x",))))
+    for name, written, text in (("a", "17", "17"), ("b", "", "x")):
+        made = job(Slot("name", Choice(("a", "b"))), Slot("more", Dependent("name", options)))
+        made.open()
+        for char in name + written:
+            made.take(wish(char))
+        assert made.is_done
+        assert made.fills["more"].text == text
+    assert made.fills["more"].forced == 1
+
+
+def test_a_text_that_chooses_no_constraint_says_which_do():
+    made = job(Slot("name", max_tokens=1), Slot("more", Dependent("name", (("a", Regex("x")),))))
+    made.open()
+    with pytest.raises(ConstraintError, match="holds 'b', which chooses no constraint"):
+        made.take(wish("b"))

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, strategies as st
 
 from promptflow.engine.interface import ModelInfo, Stats
-from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Text, Usage
+from promptflow.engine.request import (
+    Choice,
+    Completion,
+    Dependent,
+    Fill,
+    Request,
+    Sampling,
+    Slot,
+    Text,
+    Usage,
+)
+from promptflow.errors import ConstraintError
 
 counts = st.integers(0, 1 << 40)
 
@@ -93,3 +104,15 @@ def test_the_identity_of_a_model_names_weights_and_build():
     assert info.identity == "m@0123456789ab/build 7"
     quick = dataclasses.replace(info, numerics="flash attention")
     assert quick.identity == "m@0123456789ab/build 7 (flash attention)"
+
+
+def test_a_constraint_depends_on_a_slot_before_it():
+    options = (("add", Choice(("1",))), ("say", Choice(("x", "y"))))
+    name, more = Slot("name"), Slot("more", Dependent("name", options))
+    Request((name, Text(": "), more))
+    for parts in ((more, name), (more,), (Slot("other"), more)):
+        with pytest.raises(ValueError, match="none of the slots before it"):
+            Request(parts)
+    assert Dependent("name", options).on("say") == Choice(("x", "y"))
+    with pytest.raises(ConstraintError, match="among 'add', 'say'"):
+        Dependent("name", options).on("sa")

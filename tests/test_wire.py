@@ -14,6 +14,7 @@ from promptflow.engine.request import (
     Beam,
     Choice,
     Completion,
+    Dependent,
     Fill,
     Json,
     Lark,
@@ -224,3 +225,9 @@ def test_values_that_a_class_refuses_are_its_own_error():
     data["parts"][1]["max_tokens"] = 0
     with pytest.raises(ValueError, match="max_tokens=0 is below 1"):
         from_wire(Request, data)
+
+
+@given(st.lists(st.tuples(anything, constraints.filter(bool))).map(tuple))
+def test_a_constraint_that_depends_on_a_slot_crosses_the_wire(options):
+    request = Request((Slot("s"), Slot("t", Dependent("s", options))))
+    assert from_wire(Request, through_json(request)) == request

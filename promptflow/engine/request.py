@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from promptflow.errors import PromptflowError, names_options
+from promptflow.errors import ConstraintError, PromptflowError, names_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,31 @@ class Substring:
     texts: tuple[str, ...]
 
 
-Constraint = Json | Regex | Choice | Lark | Substring
+Alone = Json | Regex | Choice | Lark | Substring
+
+
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """What belongs to the text of an earlier slot: arguments, after the name of their tool.
+
+    ``options`` pairs each text that ``slot`` may hold with the constraint that it chooses.
+    """
+
+    slot: str
+    options: tuple[tuple[str, Alone], ...]
+
+    def on(self, text: str) -> Alone:
+        """Return the constraint that ``text`` chooses. Raises ConstraintError for any other."""
+        for option, constraint in self.options:
+            if option == text:
+                return constraint
+        raise ConstraintError(
+            f"slot {self.slot!r} holds {text[:60]!r}, which chooses no constraint: it chooses "
+            f"among {', '.join(repr(option) for option, _ in self.options)[:300]}"
+        )
+
+
+Constraint = Alone | Dependent
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +246,19 @@ class Request:
     continued: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a request without a slot or with two slots of one name."""
-        names = [part.name for part in self.parts if isinstance(part, Slot)]
+        """Refuse a request without a slot, with two of one name, or a choice by none before it."""
+        slots = [part for part in self.parts if isinstance(part, Slot)]
+        names = [slot.name for slot in slots]
         if not names:
             raise ValueError("a request needs at least one Slot")
         if len(set(names)) < len(names):
             raise ValueError(f"slot names repeat: {names}")
+        for place, slot in enumerate(slots):
+            if isinstance(slot.constraint, Dependent) and slot.constraint.slot not in names[:place]:
+                raise ValueError(
+                    f"slot {slot.name!r}: its constraint is chosen by {slot.constraint.slot!r}, "
+                    f"which is none of the slots before it: {names[:place]}"
+                )
         if self.deadline is not None:
             _within("deadline", self.deadline, 0.0, math.inf)
 

@@ -16,6 +16,7 @@ from promptflow.engine.request import (
     Alternative,
     Choice,
     Completion,
+    Dependent,
     Fill,
     Part,
     Request,
@@ -69,6 +70,9 @@ class ScriptedEngine:
                 usage += Usage(prompt=words, prefilled=words)
                 continue
             try:
+                if isinstance(part.constraint, Dependent):
+                    chosen = part.constraint.on(fills[part.constraint.slot].text)
+                    part = replace(part, constraint=chosen)
                 filled = self.answer(text, part)
             except PromptflowError as error:
                 return Completion(fills, usage, 0.0, error)

@@ -2,7 +2,7 @@
 
 from promptflow.lm.adapter import SlotAdapter, as_adapted, configure
 from promptflow.lm.callbacks import Told
-from promptflow.lm.faults import as_dspys
+from promptflow.lm.faults import as_dspys, in_short
 from promptflow.lm.listeners import Audience, audiences, generate, tell
 from promptflow.lm.local import LocalLM, answers_by_engine, is_local, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
@@ -43,6 +43,7 @@ __all__ = [
     "decoding_of",
     "fault_of",
     "generate",
+    "in_short",
     "is_local",
     "lm_of",
     "load",

@@ -20,7 +20,7 @@ from promptflow.errors import ParseError, UnsupportedOption, ValueRefused
 from promptflow.fields import to_text
 from promptflow.lm.callbacks import Step
 from promptflow.lm.chat import FILLING, Filling
-from promptflow.lm.faults import as_dspys
+from promptflow.lm.faults import as_dspys, without_frames
 from promptflow.lm.listeners import audiences
 from promptflow.lm.local import LocalLM, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
@@ -164,7 +164,7 @@ class SlotAdapter(dspy.ChatAdapter):
             )
             return plain
         lines = [
-            f"{label_of(info)} {to_text(inputs[name])}"
+            f"{label_of(info)} {without_frames(to_text(inputs[name]))}"
             for name, info in signature.input_fields.items()
             if name in inputs
         ]

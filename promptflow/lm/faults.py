@@ -1,7 +1,11 @@
-"""Our errors as DSPy's: each is caught by its own name and by the name that DSPy gives its kind."""
+"""Errors as DSPy's: each is caught by its own name and by the name that DSPy gives its kind.
+
+And as a model is told of them: in one line.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import dspy
@@ -46,6 +50,35 @@ def as_dspys(
     made.args, made.model = error.args, model  # type: ignore[attr-defined]
     made.__cause__ = error
     return made
+
+
+SHORT = 300
+"""Characters of an error that a model is shown."""
+
+_FRAMES = "Traceback (most recent call last):\n"
+
+
+def in_short(error: BaseException | str) -> str:
+    """Return an error in one line for a model: its kind and what it says, without any frames.
+
+    >>> in_short(ValueError("no number\\n  and no sign"))
+    'ValueError: no number and no sign'
+    """
+    said = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+    line = " ".join(said.split("For further information visit")[0].split())
+    return line if len(line) <= SHORT else f"{line[:SHORT]}..."
+
+
+def without_frames(text: str) -> str:
+    """Return what ``dspy.ReAct`` says of an error that a tool raised, in short; else ``text``."""
+    head, found, trace = text.rpartition(_FRAMES)
+    if not (found and head.startswith("Execution error in ")):
+        return text
+    said = trace.splitlines()
+    while said and said[0].startswith("  "):
+        said.pop(0)
+    error = re.sub(r"^(\w+\.)+", "", " ".join(said))  # the module that its class is from
+    return f"{head.partition(':')[0]}: {in_short(error)}"
 
 
 def as_ours(error: theirs.DSPyError, ours: PromptflowError) -> PromptflowError:

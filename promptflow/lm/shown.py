@@ -1,31 +1,44 @@
 """What of a call is written as a prompt: past turns apart, and tools as the only ones to call.
 
 A ``dspy.History`` is no field but the turns before this one. A ``dspy.ToolCalls`` output calls the
-tools that stand in the inputs, each with its own arguments: others cannot be written.
+tools that stand in the inputs, each with its own arguments; what ``dspy.ReAct`` writes after the
+name of a tool is that tool's arguments. Others cannot be written.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union
 
 import dspy
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field
 
 from promptflow import layout
-from promptflow.engine.request import Completion
-from promptflow.errors import UnsupportedType
-from promptflow.fields import TypedField
+from promptflow.engine.request import Completion, Dependent, Fill
+from promptflow.errors import ParseError
+from promptflow.fields import DependsOn, TypedField, call_of
+from promptflow.lm.arguments import of_tool, typed_dict
+
+logger = logging.getLogger(__name__)
+
+NAME, ARGUMENTS = "next_tool_name", "next_tool_args"  # the outputs of ``dspy.ReAct``'s steps
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A signature and inputs as a prompt shows them, and the turns before."""
+    """A signature and inputs as a prompt shows them, and the turns before.
+
+    ``tools`` are those that each output may call, by its name.
+    """
 
     signature: Any
     inputs: Mapping[str, Any]
     turns: Sequence[Mapping[str, Any]] = ()
+    tools: Mapping[str, Mapping[str, dspy.Tool]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -33,7 +46,8 @@ class Shown:
     ) -> Shown:
         """Return what is shown of a call; ``options`` may hold DSPy's ``tool_choice``.
 
-        Inputs that are not given are left out, as DSPy's adapters leave them out.
+        Inputs that are not given are left out, as DSPy's adapters leave them out. Raises
+        ProgramError for a tool that a model cannot call.
         """
         values = {name: inputs[name] for name in signature.fields if name in inputs}
         turns: list[Mapping[str, Any]] = []
@@ -46,28 +60,62 @@ class Shown:
             for name in signature.input_fields:
                 if name not in values:
                     signature = signature.delete(name)
-        return cls(_offering(signature, values, options or {}), values, turns)
+        signature, tools = _offering(signature, values, options or {})
+        signature, own = _stepping(signature)
+        return cls(signature, values, turns, {**tools, **own})
 
     def read(self, completion: Completion) -> dict[str, Any]:
         """Return the values of the outputs. Raises ParseError."""
-        return {
-            name: _calls(value) if isinstance(value, _ToolCalls) else value
-            for name, value in layout.read(self.signature, completion).items()
-        }
+        plain = self.signature
+        for name in self.tools:
+            plain = plain.delete(name)
+        values = layout.read(plain, completion)
+        for name in self.tools:
+            if (fill := completion.fills.get(name)) is not None:
+                values[name] = self._called(name, fill, completion)
+        return {name: values[name] for name in self.signature.output_fields if name in values}
+
+    def _called(self, name: str, fill: Fill, completion: Completion) -> Any:
+        """Return what an output calls, as plain JSON: a tool reads its arguments itself."""
+        info = self.signature.output_fields[name]
+        constraint = TypedField.of(name, info).constraint(self.inputs)
+        tool = ""
+        if isinstance(constraint, Dependent):
+            tool = completion.fills[constraint.slot].text
+            constraint = constraint.on(tool)
+        assert constraint is not None, "calls are always held"
+        made = call_of(fill, constraint)
+        if fill.finish == "length":
+            logger.warning("%s was cut at its token limit and ended there; raise max_tokens", name)
+        if name == ARGUMENTS:
+            tool = tool or str(self.inputs[NAME])
+            return plain_arguments(self.tools[name].get(tool), made)
+        calls = made["tool_calls"]
+        if fill.finish == "length" and not _is_whole(fill.text):
+            if len(calls) == 1 and '"args"' not in fill.text:
+                raise ParseError(
+                    f"output {name!r} was cut before it named a tool; raise max_tokens"
+                )
+            calls = calls[:-1] or calls
+        found = [
+            {**call, "args": plain_arguments(self.tools[name].get(call["name"]), call["args"])}
+            for call in calls
+        ]
+        return dspy.ToolCalls.from_dict_list(found)
 
 
-class _ToolCalls(BaseModel):
-    """Calls of the tools that were offered."""
-
-    tool_calls: list[Any]
-
-
-def _calls(made: _ToolCalls) -> dspy.ToolCalls:
-    calls = [call.model_dump(exclude_unset=True) for call in made.tool_calls]
-    return dspy.ToolCalls.from_dict_list(calls)
+def _is_whole(text: str) -> bool:
+    """Say whether calls that were cut end after one of them."""
+    try:
+        json.loads(f"{text}]}}")
+    except ValueError:
+        return False
+    return True
 
 
-def _offering(signature: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def _offering(
+    signature: Any, inputs: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Mapping[str, dspy.Tool]]]:
     """Return the signature with its tool calls confined to the tools of the inputs."""
     tools = [tool for value in inputs.values() for tool in _tools(value)]
     chosen = options.get("tool_choice")
@@ -80,15 +128,16 @@ def _offering(signature: Any, inputs: Mapping[str, Any], options: Mapping[str, A
         count["min_length"] = 1
     if options.get("parallel_tool_calls") is False:
         count["max_length"] = 1
+    found: dict[str, Mapping[str, dspy.Tool]] = {}
     if not tools:
-        return signature
+        return signature, found
     for name, info in signature.output_fields.items():
         if info.annotation is dspy.ToolCalls:
             call: Any = Union[tuple(_call(tool) for tool in tools)]  # noqa: UP007
             calls: Any = Annotated[list[call], Field(**count)]
-            kind = create_model("ToolCalls", __base__=_ToolCalls, tool_calls=(calls, ...))
-            signature = signature.with_updated_fields(name, type_=kind)
-    return signature
+            signature = signature.with_updated_fields(name, type_=typed_dict({"tool_calls": calls}))
+            found[name] = {str(tool.name): tool for tool in tools}
+    return signature, found
 
 
 def _tools(value: Any) -> list[dspy.Tool]:
@@ -99,29 +148,46 @@ def _tools(value: Any) -> list[dspy.Tool]:
     )
 
 
-def _call(tool: dspy.Tool) -> type[BaseModel]:
-    """Return the model of one tool's call."""
-    fields: dict[str, Any] = {}
-    for name, schema in (tool.args or {}).items():
-        kind = (tool.arg_types or {}).get(name, Any)
-        default = schema["default"] if isinstance(schema, Mapping) and "default" in schema else ...
-        fields[name] = (kind, default)
-    closed = ConfigDict(extra="forbid")
-    arguments: Any = dict[str, Any]
-    if fields:  # with has_kwargs too: the arguments that it names are those that it wants
-        made = create_model("Arguments", __config__=closed, **fields)
-        arguments = made if _can_be_written(made) else arguments
-    elif not tool.has_kwargs:
-        arguments = create_model("Arguments", __config__=closed)
+def _call(tool: dspy.Tool) -> Any:
+    """Return the type of one tool's call."""
     named: Any = Literal[tool.name]
-    call: type[BaseModel] = create_model(
-        "Call", __config__=closed, name=(named, ...), args=(arguments, ...)
-    )
-    return call
+    return typed_dict({"name": named, "args": of_tool(tool).kind()})
 
 
-def _can_be_written(kind: Any) -> bool:
-    try:
-        return TypedField("arguments", kind).shape is not None
-    except UnsupportedType:
-        return False
+def _stepping(signature: Any) -> tuple[Any, dict[str, Mapping[str, dspy.Tool]]]:
+    """Return the signature of a step of ``dspy.ReAct`` with arguments of the tool named before.
+
+    The tools are those of the agent that is running: the signature has their names alone.
+    """
+    outputs = signature.output_fields
+    if NAME not in outputs or ARGUMENTS not in outputs:
+        return signature, {}
+    names = typing.get_args(outputs[NAME].annotation)
+    for module in reversed(dspy.settings.caller_modules or []):
+        tools = getattr(module, "tools", None)
+        if isinstance(tools, Mapping) and names and set(names) <= set(tools):
+            kinds = tuple((name, of_tool(tools[name]).kind()) for name in names)
+            kind: Any = Annotated[dict[str, Any], DependsOn(NAME, kinds)]
+            return signature.with_updated_fields(ARGUMENTS, type_=kind), {ARGUMENTS: tools}
+    return signature, {}
+
+
+def plain_arguments(tool: dspy.Tool | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments without what a set would drop, which DSPy would refuse."""
+    schemas = {} if tool is None else tool.args or {}
+    return {name: _distinct(value, schemas.get(name)) for name, value in given.items()}
+
+
+def _distinct(value: Any, schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return value
+    if isinstance(value, list):
+        first, rest = schema.get("prefixItems", []), schema.get("items")
+        items = [_distinct(v, first[n] if n < len(first) else rest) for n, v in enumerate(value)]
+        if schema.get("uniqueItems"):
+            return list({json.dumps(item, sort_keys=True): item for item in items}.values())
+        return items
+    if isinstance(value, dict):
+        known, rest = schema.get("properties", {}), schema.get("additionalProperties")
+        return {n: _distinct(v, known.get(n, rest)) for n, v in value.items()}
+    return value

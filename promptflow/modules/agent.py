@@ -27,10 +27,10 @@ from promptflow.errors import (
     SignatureError,
     names_options,
 )
-from promptflow.fields import to_text
+from promptflow.fields import Ended, to_text
 from promptflow.flow import Attempts, Call, Flow, Module, Prediction, usage_of_answer
 from promptflow.layout import Decoding, data_note
-from promptflow.lm import is_local
+from promptflow.lm import in_short, is_local
 from promptflow.modules.predict import Predict
 from promptflow.modules.settings import code_name
 from promptflow.modules.sources import index_name, opened
@@ -93,8 +93,9 @@ class Agent(Module):
     ``index``, a name, a path or any retriever) and ``calculate``. A function is refused unless it
     is marked ``read_only`` or named in ``allow``. After ``max_steps`` calls of tools, or
     ``max_tokens`` tokens written in steps, the agent has to answer; ``thought_tokens`` bounds a
-    thought, ``answer_tokens`` a free text of the answer, and of a result ``result_chars``
-    characters are shown. Raises ProgramError and SignatureError.
+    thought, ``argument_tokens`` a tool's arguments, which are ended where they are longer,
+    ``answer_tokens`` a free text of the answer, and of a result ``result_chars`` characters are
+    shown. Raises ProgramError and SignatureError.
     """
 
     @names_options
@@ -108,6 +109,7 @@ class Agent(Module):
         max_steps: int = 6,
         max_tokens: int = 2_000,
         thought_tokens: int = 64,
+        argument_tokens: int = 512,
         answer_tokens: int = 256,
         result_chars: int = 2_000,
     ) -> None:
@@ -116,6 +118,7 @@ class Agent(Module):
             "max_steps": max_steps,
             "max_tokens": max_tokens,
             "thought_tokens": thought_tokens,
+            "argument_tokens": argument_tokens,
             "answer_tokens": answer_tokens,
             "result_chars": result_chars,
         }
@@ -227,9 +230,10 @@ class _Run:
     def arguing(self, tool: Tool, thought: str) -> Call:
         """Return the call that writes a tool's arguments."""
         documents = list(dict.fromkeys(passage.document for passage in self.passages))
-        kind = tool.arguments(documents)
+        kind: Any = Annotated[tool.arguments(documents), Ended()]
         signature = self._signature().append("arguments", dspy.OutputField(), kind)
-        return self._call(signature, {"thought": thought, "tool": tool.name}, "arguments")
+        given = {"thought": thought, "tool": tool.name}
+        return self._call(signature, given, "arguments", self.agent.limits["argument_tokens"])
 
     def finishing(self, thought: str) -> Call:
         """Return the call that fills the signature's own outputs."""
@@ -247,13 +251,17 @@ class _Run:
         """Have the model write the chosen tool's arguments, call it, and note the step."""
         tool = self.agent.tools[choice.tool]
         arguments: dict[str, Any] = {}
+        cut = ""
         if tool.types:
             try:
                 given = yield from self.asked(lambda: self.arguing(tool, choice.thought))
-            except ParseError as error:  # a validator of the user's, or no room left
-                self._note(Step(choice.thought, tool.name, error=str(error)), f"error: {error}")
+            except ParseError as error:  # a validator of the user's
+                self._failed(Step(choice.thought, tool.name), error)
                 return
             arguments = dict(given.arguments)
+            fill = given._fills.get("arguments")
+            if fill is not None and fill.finish == "length":
+                cut = f"the arguments were ended after {fill.generated + fill.forced} tokens"
         shown = to_jsonable_python(arguments)
         step = Step(choice.thought, tool.name, shown)
         key = canonical([tool.name, shown])
@@ -263,19 +271,26 @@ class _Run:
             self._note(replace(step, error=same), f"({same})")
             return
         try:
+            if cut and not tool.reads:
+                raise ValueError(f"{cut}, and what acts is not called with a part of them")
             value = tool.function(**arguments)
         except PromptflowError:  # what an engine or a disk did: no result of a tool
             raise
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            self._note(replace(step, error=told), f"error: {told}")
+            self._failed(step, error)
             return
         known = {(passage.document, passage.chunk) for passage in self.passages}
         for one in value if isinstance(value, list | tuple) else [value]:
             # Another query gives the same passage another score.
             if isinstance(one, Found) and (one.passage.document, one.passage.chunk) not in known:
                 self.passages.append(one.passage)
-        self._note(step, "done" if value is None else to_text(value) or "nothing")
+        told = "done" if value is None else to_text(value) or "nothing"
+        self._note(step, f"({cut})\n{told}" if cut else told)
+
+    def _failed(self, step: Step, error: Exception) -> None:
+        """Note a step that came to an error: in whole for a person, in short for the model."""
+        told = f"{type(error).__name__}: {error}"
+        self._note(replace(step, error=told), f"error: {in_short(error)}")
 
     def _note(self, step: Step, text: str) -> None:
         room = self.agent.limits["result_chars"]

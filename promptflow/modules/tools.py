@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import dspy
-from pydantic import ConfigDict, Field
-from typing_extensions import TypedDict
+from pydantic import Field
 
-from promptflow.errors import ProgramError, SignatureError, UnsupportedType
-from promptflow.fields import TypedField
+from promptflow.errors import ProgramError, SignatureError
+from promptflow.lm.arguments import of_function, of_tool, typed_dict
 from promptflow.modules.arithmetic import number_text, value_of
 from promptflow.notation import type_text
 from promptflow.retrieval import Passage, Retriever
@@ -87,14 +86,12 @@ class Tool:
             raise ProgramError(f"the tool {name!r} has no name that can be called: use def")
         if inspect.iscoroutinefunction(function):
             raise ProgramError(f"the tool {name} is a coroutine: give a plain function")
-        types, defaults, handles = _arguments(name, function)
-        if isinstance(given, dspy.Tool):
-            types = {**types, **(given.arg_types or {})}
+        own = of_tool(given) if isinstance(given, dspy.Tool) else of_function(name, function)
         told = given.desc if isinstance(given, dspy.Tool) else inspect.getdoc(function)
         about = " ".join((told or "").split("\n\n")[0].split())
-        _check(name, types)
+        handles = frozenset(name for name, kind in own.types.items() if _is_handle(kind))
         reads = bool(getattr(function, _MARK, False))
-        return cls(name, about, types, defaults, handles, reads, function)
+        return cls(name, about, own.types, own.defaults, handles, reads, function)
 
     def prompt_text(self) -> str:
         """Return what a prompt shows of it: ``name(argument: type): what it does``."""
@@ -114,55 +111,15 @@ class Tool:
             name: Literal[tuple(documents)] if name in self.handles else kind
             for name, kind in self.types.items()
         }
-        return _typed_dict(kinds, self.defaults)
-
-
-def _typed_dict(kinds: Mapping[str, Any], optional: Collection[str]) -> Any:
-    fields = {n: NotRequired[kind] if n in optional else kind for n, kind in kinds.items()}
-    make: Any = TypedDict  # type checkers read no types that are made while a program runs
-    made = make("Arguments", fields)
-    made.__pydantic_config__ = ConfigDict(extra="forbid")
-    return made
+        return typed_dict(kinds, self.defaults)
 
 
 def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _arguments(
-    tool: str, function: Callable[..., Any]
-) -> tuple[dict[str, Any], dict[str, Any], frozenset[str]]:
-    """Return types, defaults and handles of a function's parameters."""
-    plain = inspect.isfunction(function) or inspect.ismethod(function)
-    said: Any = function if plain else type(function).__call__
-    hints = typing.get_type_hints(said, include_extras=True)
-    types: dict[str, Any] = {}
-    defaults: dict[str, Any] = {}
-    handles = set()
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ProgramError(
-                f"the tool {tool} takes {parameter}: a model writes arguments by their names; "
-                "write each out with its type"
-            )
-        if name not in hints:
-            raise ProgramError(f"the tool {tool}: {name} has no type; write {name}: str")
-        types[name] = hints[name]
-        if any(isinstance(m, Handle) for m in getattr(hints[name], "__metadata__", ())):
-            handles.add(name)
-        if parameter.default is not parameter.empty:
-            defaults[name] = parameter.default
-    return types, defaults, frozenset(handles)
-
-
-def _check(tool: str, types: Mapping[str, Any]) -> None:
-    for name, kind in types.items():
-        alone = _typed_dict({name: kind}, ())
-        try:
-            # By itself too: of a picture the model would write the path, and we would open it.
-            _ = TypedField(name, kind).shape, TypedField(name, alone).shape
-        except UnsupportedType as error:
-            raise ProgramError(f"the tool {tool}: {error}") from error
+def _is_handle(kind: Any) -> bool:
+    return any(isinstance(mark, Handle) for mark in getattr(kind, "__metadata__", ()))
 
 
 def _type_text(kind: Any) -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -419,6 +420,54 @@ class Walks:
         if plain and self._random.random() < 0.9:
             return int(self._random.choice(plain))
         return int(self._random.choice(choices))
+
+
+def ended(constraint: Constraint, text: str, most: int = 4_000) -> str:
+    """Return ``text``, which was cut, with the end of a JSON value that ``constraint`` allows.
+
+    What is open is closed; what is missing and needed gets the first value that fits. Raises
+    ConstraintError, ConstraintDeadEnd, and WalkTooLong where no end is found in ``most`` bytes.
+    """
+    matcher = Constraints(byte_tokenizer(), 257).start(constraint, "", "cut")
+    written, state = bytearray(), _Json()
+    for byte in text.encode():
+        matcher.consume(byte)
+        written.append(byte)
+        state.read(byte)
+    chance = random.Random(0)
+    while not matcher.can_end(len(written)):
+        if len(written) - len(text.encode()) > most:
+            raise WalkTooLong(f"no end after {most:,} bytes")
+        choices = np.flatnonzero(matcher.allowed()[:256])
+        wanted = [byte for byte in state.closing if byte in choices]
+        plain = [int(byte) for byte in choices if 32 <= byte < 127 and byte not in b'",\\']
+        byte = wanted[0] if wanted else chance.choice(plain or [int(byte) for byte in choices])
+        matcher.consume(byte)
+        written.append(byte)
+        state.read(byte)
+    return written.decode()
+
+
+@dataclass(slots=True)
+class _Json:
+    """Where JSON stands: within a text, after a backslash, or outside."""
+
+    within: bool = False
+    escaped: bool = False
+
+    @property
+    def closing(self) -> bytes:
+        """Return what closes something here, the best first."""
+        return b'"' if self.within else b"}],"
+
+    def read(self, byte: int) -> None:
+        """Go on."""
+        if self.escaped:
+            self.escaped = False
+        elif self.within and byte == ord("\\"):
+            self.escaped = True
+        elif byte == ord('"'):
+            self.within = not self.within
 
 
 class _ByteVocabulary:

@@ -14,7 +14,7 @@ from promptflow.engine.loop import admission
 from promptflow.engine.model.constraint import Constraints
 from promptflow.engine.model.protocol import Model
 from promptflow.engine.model.tokenizer import Prompts
-from promptflow.engine.request import Fill, Slot, TokenLogprob, Usage
+from promptflow.engine.request import Dependent, Fill, Slot, TokenLogprob, Usage
 from promptflow.engine.sequence import Sequence
 from promptflow.engine.slot import sampling
 from promptflow.engine.slot.beam import Beams
@@ -153,10 +153,13 @@ class FillJob:
         return seams + sum(map(len, self._texts[self._at + 1 :]))
 
     def _fitted(self, slot: Slot) -> Slot:
-        """Return a slot that is about to be opened, its bound lowered to what is left for it.
+        """Return a slot to be opened with its own constraint, and a bound within what is left.
 
-        Raises ContextOverflow where that is less than its ``least``.
+        Raises ContextOverflow where that is less than its ``least``, and ConstraintError.
         """
+        if isinstance(slot.constraint, Dependent):
+            text = self.fills[slot.constraint.slot].text
+            slot = replace(slot, constraint=slot.constraint.on(text))
         if not slot.fits:
             return slot
         here, cells = len(self.sequence.tokens), self._tools.cells
