@@ -50,6 +50,7 @@ def problems() -> list[dict[str, Any]]:
         {"key": f"{name}-{split}-{n:03d}", "set": name, "split": split, **rows[n]}
         for n in range(half)
         for name, split, rows in sets
+        if name == "multiarith" or n % 3 == 0  # the harder set decides less at this size
     ]
 
 
@@ -63,7 +64,7 @@ def _gsm8k(row: dict[str, str]) -> dict[str, Any]:
 def record(options: argparse.Namespace) -> None:
     """Sample what is not in the journal yet, two problems in one batch."""
     pf.configure(options.model)
-    solve = pf.ChainOfThought("question -> answer: float", reasoning_tokens=192)
+    solve = pf.ChainOfThought("question -> answer: float", reasoning_tokens=128)
     module = pf.SelfConsistency(solve, n=options.n, temperature=0.7)
     begun = time.monotonic()
     with Journal(_journal(options)) as journal:

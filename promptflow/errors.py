@@ -57,6 +57,12 @@ from typing import Any, TypeVar, cast
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the name of ``known`` that is most like; else nothing."""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 class PromptflowError(Exception):
     """Any error that promptflow raises on purpose."""
 
@@ -167,10 +173,7 @@ class UnknownOption(UnsupportedOption, TypeError):
     def of(cls, where: str, unknown: Sequence[str], known: Iterable[str]) -> UnknownOption:
         """Return the error of ``where``, which was given the names ``unknown``."""
         known = sorted(set(known))
-        found = []
-        for name in unknown:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            found.append(f"{name!r} (did you mean {close[0]!r}?)" if close else repr(name))
+        found = [f"{name!r}{nearest(name, known)}" for name in unknown]
         hint = "" if all("did you mean" in one for one in found) else f"; known: {', '.join(known)}"
         return cls(f"{where} has no option {' and no '.join(found)}{hint}")
 

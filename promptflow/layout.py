@@ -19,7 +19,13 @@ from typing import Any, Literal
 from promptflow.engine.interface import TextEngine
 from promptflow.engine.model.chat_template import stops_of
 from promptflow.engine.request import Choice, Completion, Fill, Part, Sampling, Slot, Text
-from promptflow.errors import NoReasoningBlock, TemplateError, UnknownField, UnsupportedType
+from promptflow.errors import (
+    NoReasoningBlock,
+    TemplateError,
+    UnknownField,
+    UnsupportedType,
+    names_options,
+)
 from promptflow.fields import Shape, TypedField, to_text
 from promptflow.marks import Marks, has_data
 from promptflow.sandbox import (
@@ -55,6 +61,7 @@ BLOCK = "reasoning"
 Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How a predictor's outputs are decoded; None where nobody chose.

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 import promptflow as pf
-from promptflow.errors import UnknownOption, UnsupportedOption, names_options
+from promptflow.errors import (
+    ProgramError,
+    UnknownField,
+    UnknownOption,
+    UnsupportedOption,
+    names_options,
+)
+from promptflow.layout import Decoding
 
 
 def program() -> Any:
@@ -44,6 +51,21 @@ def program() -> Any:
         (lambda o: pf.Budget(**o), "token", "tokens"),
         (lambda o: pf.load_data("none.csv", **o), "encodng", "encoding"),
         (lambda o: pf.load_program("none", **o), "forc", "force"),
+        (lambda o: pf.resolve_program("none", **o), "specs", "spec"),
+        (lambda o: pf.Relevance(**o), "signatur", "signature"),
+        (lambda o: pf.Problem(**o), "stat", "start"),
+        (lambda o: pf.Agent("question -> answer", **o), "tool", "tools"),
+        (lambda o: pf.Slot("a", **o), "max_token", "max_tokens"),
+        (lambda o: pf.Request((), **o), "sed", "seed"),
+        (lambda o: pf.Beam(**o), "widht", "width"),
+        (lambda o: pf.Choice((), **o), "weighd", "weighed"),
+        (lambda o: pf.Engine("none", **o), "option", "options"),
+        (lambda o: pf.SlotAdapter(**o), "layot", "layout"),
+        (lambda o: Decoding(**o), "reasoning_token", "reasoning_tokens"),
+        (lambda o: pf.search_tool(None, **o), "retrever", "retriever"),
+        (lambda o: pf.read_tool(**o), "serch", "search"),
+        (lambda o: pf.Embedder("none", **o), "prefixs", "prefixes"),
+        (lambda o: pf.CrossEncoderReranker("none", **o), "nam", "name"),
         (lambda o: pf.save_program(program(), "none", **o), "lok", "lock"),
     ],
 )
@@ -55,6 +77,17 @@ def test_a_misspelled_option_names_the_nearest(
     assert repr(given) in str(caught.value)
     assert f"did you mean {nearest!r}?" in str(caught.value)
     assert isinstance(caught.value, TypeError)  # as Python has it
+
+
+def test_a_misspelled_field_names_the_nearest() -> None:
+    with pytest.raises(UnknownField, match=r"no field 'questin' \(did you mean 'question'\?\)"):
+        program().call(questin="?")
+
+
+@pytest.mark.parametrize("name", ["temperature", "n", "seed", "max_tokens", "stop", "weigh"])
+def test_an_option_is_no_attribute_that_nobody_reads(name: str) -> None:
+    with pytest.raises(ProgramError, match="write predict"):
+        setattr(program(), name, 1)
 
 
 def test_an_option_that_is_like_nothing_shows_what_there_is() -> None:

@@ -47,7 +47,10 @@ def test_a_signature_is_a_string_a_document_or_a_class():
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"qestion": "x", "passage": "p"}, "has no field 'qestion' and needs 'question'"),
+        (
+            {"qestion": "x", "passage": "p"},
+            r"has no field 'qestion' .* and needs 'question'",
+        ),
         ({"passage": "p"}, "needs 'question'"),
         ({"passage": "p", "question": "q", "k": 1}, "has no field 'k'"),
     ],

@@ -36,12 +36,14 @@ from promptflow.errors import (
     PromptflowError,
     QueueFull,
     TemplateError,
+    names_options,
 )
 
 if TYPE_CHECKING:
     from promptflow.engine.model.protocol import Model
 
 
+@names_options
 class Engine:
     """Fill requests with a GGUF model, many at a time, in a supervised child process.
 

@@ -87,6 +87,7 @@ class Regex:
     pattern: str
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One of ``options``, verbatim.
@@ -140,6 +141,7 @@ class Dependent:
 Constraint = Alone | Dependent
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Beam:
     """Search for the most probable text with ``width`` hypotheses side by side.
@@ -158,6 +160,7 @@ class Beam:
         _within("length_penalty", self.length_penalty, -10.0, 10.0)
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Text written by the model.
@@ -232,6 +235,7 @@ class Slot:
 Part = Text | Slot
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Request:
     """Parts that one sequence holds in order. Equal seeds sample equal text in equal batches.

@@ -125,9 +125,11 @@ def run_many(
     Of calls that will be continued (``Call.continued``) 8 to 32 are asked at a time, as the cache
     has room for their ends; the next ones in the step in which these are continued.
 
-    ``progress(done, known)`` counts calls: those answered, and those asked for so far. A module
-    without a flow runs one input after the other, each counted as a call. Anything raised that is
-    not a PromptflowError becomes a ProgramError with that as its cause.
+    What a module without a flow asks of local models goes into the batches too, except from threads
+    and event loops of its own: each runs until it asks, by turns in this thread, so none may hold a
+    lock while it asks. ``progress(done, known)`` counts calls: those answered, and those asked for
+    so far; a module that asks nothing counts as one. Anything raised that is not a PromptflowError
+    becomes a ProgramError with that as its cause.
     """
     return run_flows((flow_of(module, one) for one in inputs), lm=lm, seed=seed, progress=progress)
 

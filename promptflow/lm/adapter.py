@@ -16,7 +16,7 @@ from dspy.utils.callback import BaseCallback
 
 from promptflow import layout
 from promptflow.engine.request import Part, Request, Slot
-from promptflow.errors import ParseError, UnsupportedOption, ValueRefused
+from promptflow.errors import ParseError, UnsupportedOption, ValueRefused, names_options
 from promptflow.fields import to_text
 from promptflow.lm.callbacks import Step
 from promptflow.lm.chat import FILLING, Filling
@@ -31,6 +31,7 @@ from promptflow.signatures import label_of
 _FOREIGN: ContextVar[bool] = ContextVar("promptflow_foreign", default=False)
 
 
+@names_options
 class SlotAdapter(dspy.ChatAdapter):
     """The DSPy adapter whose answers cannot fail to parse, with one model call each.
 

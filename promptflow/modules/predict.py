@@ -15,10 +15,11 @@ from dspy.predict.predict import (
 )
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import ProgramError, UnknownField, UnsupportedOption
+from promptflow.errors import ProgramError, UnknownField, UnsupportedOption, nearest
 from promptflow.flow import Call, Flow, Prediction, answered, request_of
 from promptflow.layout import Decoding
 from promptflow.lm import is_local, prompt_text, seed_of
+from promptflow.lm.options import KNOWN
 from promptflow.lm.remote import check_options, seeded_option
 from promptflow.signatures import document_of
 from promptflow.terminal import say, visible
@@ -89,6 +90,8 @@ class Predict(dspy.Predict):
                 f"{name} is a part of decoding: write predict.decoding = "
                 f"dataclasses.replace(predict.decoding, {name}=...)"
             )
+        if name in KNOWN - {"metadata"}:  # which DSPy sets on loading
+            raise ProgramError(f"{name} is an option: write predict.update_config({name}=...)")
         super().__setattr__(name, value)
 
     def settings(self) -> dict[str, Any]:
@@ -204,7 +207,7 @@ def _checked(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     optional = {name for name in expected if annotation_allows_none(expected[name].annotation)}
     missing = [name for name in expected if name not in inputs and name not in optional]
     if unknown or missing:
-        faults = [f"has no field {name!r}" for name in unknown]
+        faults = [f"has no field {name!r}{nearest(name, signature.fields)}" for name in unknown]
         faults += [f"needs {name!r}" for name in missing]
         usage = ", ".join(f"{name}=..." for name in expected)
         raise UnknownField(

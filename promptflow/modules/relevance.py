@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptflow.engine.request import Sampling
-from promptflow.errors import PromptflowError
+from promptflow.errors import PromptflowError, names_options
 from promptflow.flow import run_many
 from promptflow.modules.judge import yes
 from promptflow.modules.predict import Predict
@@ -15,6 +15,7 @@ from promptflow.retrieval import Passage
 from promptflow.storage import find_document
 
 
+@names_options
 class Relevance:
     """Rerank by weighed verdicts: ``index.search(query, rerank=Relevance(weight=0.3))``.
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import dspy
 from pydantic import Field
 
-from promptflow.errors import ProgramError, SignatureError
+from promptflow.errors import ProgramError, SignatureError, names_options
 from promptflow.lm.arguments import of_function, of_tool, typed_dict
 from promptflow.modules.arithmetic import number_text, value_of
 from promptflow.notation import type_text
@@ -151,6 +151,7 @@ def offered(
     return found
 
 
+@names_options
 def search_tool(retriever: Retriever, k: int = 3) -> Callable[[str], list[Found]]:
     """Return the tool ``search(query)``: at most ``k`` passages with the places they stand in."""
     documents: set[str] = set()
@@ -168,6 +169,7 @@ def search_tool(retriever: Retriever, k: int = 3) -> Callable[[str], list[Found]
     return search
 
 
+@names_options
 def read_tool(search: Callable[[str], list[Found]]) -> Callable[..., str]:
     """Return the tool ``read(document, start, length)``: a span of a document that was found.
 

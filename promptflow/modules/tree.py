@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from promptflow.errors import ProgramError, PromptflowError
+from promptflow.errors import ProgramError, PromptflowError, names_options
 from promptflow.flow import Call, Prediction, together
 from promptflow.modules.asking import (
     asked,
@@ -64,6 +64,7 @@ def _never(state: str) -> bool:
     return False
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class Problem:
     """What is searched: plain functions of a state's text.

@@ -19,6 +19,7 @@ from promptflow.errors import (
     PromptflowError,
     SignatureNotFound,
     UnsupportedOption,
+    names_options,
 )
 from promptflow.layout import find_layout
 from promptflow.lm import SlotAdapter, is_local
@@ -26,6 +27,7 @@ from promptflow.program.load import load_program
 from promptflow.program.walk import predictors_of
 
 
+@names_options
 def resolve_program(spec: Any) -> Any:
     """Return the program that ``spec`` names.
 

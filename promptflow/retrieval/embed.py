@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptflow.child import ForkLock
-from promptflow.errors import MissingDependency, ModelInvalid
+from promptflow.errors import MissingDependency, ModelInvalid, names_options
 from promptflow.retrieval.bert import (
     FIRST_POSITION,
     Bert,
@@ -94,6 +94,7 @@ def identity(embedder: TextEmbedder) -> dict[str, Any]:
     }
 
 
+@names_options
 class Embedder:
     """A sentence-transformers folder: ``Embedder(path).encode(["a text"])``.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptflow.child import ForkLock
-from promptflow.errors import ModelInvalid, ModelNotFound
+from promptflow.errors import ModelInvalid, ModelNotFound, names_options
 from promptflow.retrieval.embed import sentence_transformers_for
 from promptflow.retrieval.passages import Passage
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BATCH = 16
 
 
+@names_options
 class CrossEncoderReranker:
     """A cross-encoder by name: ``index.search(query, rerank=CrossEncoderReranker(name))``.
 
