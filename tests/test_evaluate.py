@@ -18,7 +18,8 @@ from promptflow.errors import ContextOverflow, DataError, EngineLost, MetricErro
 from promptflow.evaluation import compare, evaluate, exact_match, input_fields, read_examples
 from promptflow.evaluation.evaluate import compare_scores
 from promptflow.evaluation.inputs import output_types
-from promptflow.evaluation.metrics import METRICS, has_gold
+from promptflow.evaluation.metrics import has_gold
+from promptflow.evaluation.registry import METRICS
 from promptflow.flow import Module, Prediction
 from promptflow.lm import LocalLM
 from promptflow.modules.predict import Predict

@@ -5,7 +5,6 @@ import gzip
 import random
 import re
 import string
-import sys
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -18,17 +17,7 @@ from hypothesis import given, strategies as st
 
 from promptflow.errors import DataError, NoGold
 from promptflow.evaluation.data import load_data
-from promptflow.evaluation.metrics import (
-    METRICS,
-    cited,
-    contains,
-    exact_match,
-    f1,
-    final_number,
-    find_metric,
-    numeric,
-    retrieved,
-)
+from promptflow.evaluation.metrics import contains, exact_match, f1, final_number, numeric
 from promptflow.flow import Prediction
 from promptflow.modules.predict import Predict
 
@@ -382,36 +371,6 @@ def test_a_date_that_may_be_two_days_is_refused():
         exact_match(example(answer="5/1/2024"), prediction)
 
 
-@pytest.mark.parametrize("spec", ["scores.py:metric", "scores:metric", "scores.py:Held.metric"])
-def test_a_metric_is_found_as_a_program_is(tmp_path, monkeypatch, spec):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("nowhere")
-    monkeypatch.delitem(sys.modules, "scores", raising=False)
-    (tmp_path / "scores.py").write_text(
-        "def metric(example, prediction, trace=None):\n    return 0.5\n\n\n"
-        "class Held:\n    metric = staticmethod(metric)\n"
-    )
-    assert find_metric(spec)(None, None) == 0.5
-    monkeypatch.delitem(sys.modules, "scores", raising=False)
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("no.py:metric", "no.py"),
-        ("bad.py:metric", "SyntaxError"),
-        ("good.py:other", "no attribute 'other'"),
-        ("good.py:number", "is int, not a function"),
-    ],
-)
-def test_a_metric_that_is_not_there_is_named(tmp_path, monkeypatch, spec, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.py").write_text("def (")
-    (tmp_path / "good.py").write_text("number = 3\n")
-    with pytest.raises(DataError, match=message):
-        find_metric(spec)
-
-
 def test_lists_are_scored_item_by_item():
     gold = example(answer=["New York", "Paris"])
     assert f1(gold, dspy.Prediction(answer=["paris", "Rome"])) == pytest.approx(0.5)
@@ -424,31 +383,11 @@ def test_the_field_is_found_or_named():
     prediction = dspy.Prediction(title="x", summary="z")
     with pytest.raises(DataError, match="no single field to grade"):
         f1(both, prediction)
-    assert find_metric("f1:title")(both, prediction) == 1.0
-    assert find_metric("f1:summary")(both, prediction) == 0.0
+    assert f1(both, prediction, field="title") == 1.0
+    assert f1(both, prediction, field="summary") == 0.0
 
 
 def test_an_input_is_no_gold_value():
     gold = dspy.Example(answer="x", question="x").with_inputs("question")
     with pytest.raises(DataError):
         exact_match(gold, dspy.Prediction(question="x"))
-
-
-def test_documents_of_passages_and_citations():
-    gold = example(documents=["a.md", "b.md"])
-    prediction = dspy.Prediction(
-        passages=[{"document": "a.md"}, {"document": "c.md"}], citations=["a.md", "b.md"]
-    )
-    assert retrieved(gold, prediction) == 0.5
-    assert cited(gold, prediction) == 1.0
-    with pytest.raises(DataError, match="documents"):
-        retrieved(example(answer="x"), prediction)
-
-
-def test_metrics_are_found_by_name():
-    assert find_metric("f1") is METRICS["f1"]
-    assert find_metric("promptflow.evaluation.metrics:contains") is contains
-    with pytest.raises(DataError, match="Did you mean 'exact_match'"):
-        find_metric("exact_mach")
-    with pytest.raises(DataError, match="nowhere"):
-        find_metric("nowhere_at_all:metric")

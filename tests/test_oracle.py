@@ -646,8 +646,8 @@ def test_scores_are_the_logprobs_of_the_whole_history():
         history = prompts.tokens([Text(before)])
         expected = []
         for token in prompts.continuation(continuation):
-            value = sampling.logprob(REFERENCE.logits(history), token)
-            expected.append(TokenLogprob(prompts.text(token), token, value))
+            value, *standing = sampling.standing(REFERENCE.logits(history), token)
+            expected.append(TokenLogprob(prompts.text(token), token, value, (), *standing))
             history.append(token)
         assert outcomes.get(key, ()) == tuple(expected)
     with pytest.raises(EngineError, match="nothing to score"):

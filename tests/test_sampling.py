@@ -232,3 +232,20 @@ def test_generators_depend_on_seed_and_slot_alone():
     assert len(set(first.values())) == len(first)
     assert sampling.generator(5, 1).random() == first[5, 1]
     assert sampling.generator(2**64 + 5, 1).random() == first[5, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_standing_of_a_token_agrees_with_a_sorted_table(seed):
+    logits = np.random.default_rng(seed).normal(size=50).astype(np.float32) * 3
+    logits[7] = -np.inf
+    shares = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    for token in (0, 20, 49):
+        value, rank, expected, variance = sampling.standing(logits, token)
+        logprobs = np.log(shares[shares > 0])
+        assert value == pytest.approx(math.log(shares[token]), abs=1e-5)
+        assert rank == 1 + sum(share > shares[token] for share in shares)
+        mean = float(shares[shares > 0] @ logprobs)
+        assert expected == pytest.approx(mean, abs=1e-5)
+        assert variance == pytest.approx(
+            float(shares[shares > 0] @ (logprobs - mean) ** 2), abs=1e-4
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from promptflow.cli.console import Json, print_json, tokens_of
+from promptflow.cli.console import Json, print_json, print_rows, tokens_of
 from promptflow.cli.options import DEFAULT_MODEL, ChatTemplate, Chosen, Layout, Model, Thinking
 from promptflow.errors import BudgetExceeded, DataError
 from promptflow.terminal import say
@@ -50,6 +50,14 @@ Key = Annotated[
     str | None, typer.Option(help="The list of examples where JSON holds several: train.")
 ]
 Metric = Annotated[str, typer.Option(help="A metric's name, module:function or file.py:function.")]
+Metrics = Annotated[
+    list[str],
+    typer.Option(
+        "--metric",
+        help="A metric's name, module:function or file.py:function; else what suits the output's "
+        "type. Again, for others of the same runs.",
+    ),
+]
 
 
 def _ready(
@@ -159,7 +167,7 @@ def evaluate(
     program: Program,
     data: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv or .tsv file of examples.")],
     *,
-    metric: Metric = "f1",
+    metric: Metrics = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
     layout: Layout = None,
@@ -184,11 +192,14 @@ def evaluate(
     from promptflow.evaluation import find_metric, read_examples
     from promptflow.evaluation.evaluate import evaluate
 
-    how, scored_by = reading(column, encoding, key), find_metric(metric)  # before a model is read
+    how = reading(column, encoding, key)  # and the metrics, before a model is read
+    scored_by, *beside = [find_metric(name) for name in metric] or [None]  # type: ignore[list-item]
     lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
-    result = evaluate(resolved, examples, scored_by, lm=lm, seed=seed, journal=journal)
+    result = evaluate(
+        resolved, examples, scored_by, beside=beside, lm=lm, seed=seed, journal=journal
+    )
     if out is not None:
         from promptflow.report import write_report
         from promptflow.storage import write_json
@@ -198,12 +209,23 @@ def evaluate(
     if as_json:
         print_json(result.to_json())
     else:
-        say(f"{metric} {_score(result)}")
+        _print_scores(result)
         if result.exactness:
             say(result.exactness)
         left_out = f"{result.errors} errors, {result.ungraded} without a gold value"
         left_out += f", {result.cut} cut at a token limit"
         say(f"{left_out}, {result.seconds:.1f} s, tokens: {tokens_of(result.usage)}")
+
+
+def _print_scores(result: Evaluation) -> None:
+    """Print the score, those of further metrics, and how labels were confused."""
+    say(f"{result.about['metric']} {_score(result)}")
+    for name, found in result.beside.items():
+        say(f"{name} {found.mean:.3f} ({found.low:.3f} to {found.high:.3f}, n={found.n})")
+    if table := result.confusion:
+        columns = list(next(iter(table.values())))
+        rows = [[gold, *map(str, row.values())] for gold, row in table.items()]
+        print_rows(["gold label, and what it was called", *columns], rows)
 
 
 def reading(column: Sequence[str], encoding: str | None, key: str | None) -> dict[str, Any]:

@@ -269,12 +269,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's text, id and natural-log probability under the model before any reduction."""
+    """A token's text, id and natural-log probability under the model before any reduction.
+
+    Of a text that ``score`` was given also its ``rank`` among all tokens, from 1 (0: not asked),
+    and the expectation and variance of the log-probability of a token drawn in its place.
+    """
 
     token: str
     token_id: int
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    rank: int = 0
+    expected: float = 0.0
+    variance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Scores with intervals: metrics, evaluation of a program on data, paired comparison."""
 
+from promptflow.evaluation.corpus import Corpus
 from promptflow.evaluation.data import load_data, split
 from promptflow.evaluation.evaluate import (
     Comparison,
@@ -8,36 +9,54 @@ from promptflow.evaluation.evaluate import (
     evaluate,
 )
 from promptflow.evaluation.inputs import input_fields, read_examples
-from promptflow.evaluation.metrics import (
-    METRICS,
-    Metric,
-    cited,
-    contains,
-    exact_match,
-    f1,
-    find_metric,
-    numeric,
+from promptflow.evaluation.labels import accuracy, brier, confusion, ece, macro_f1
+from promptflow.evaluation.likeness import cosine, perplexity
+from promptflow.evaluation.metrics import Metric, contains, exact_match, f1, numeric
+from promptflow.evaluation.ngrams import bleu, chrf, rouge_1, rouge_2, rouge_l
+from promptflow.evaluation.ranking import (
+    citation_precision,
+    citation_recall,
+    mrr,
+    ndcg,
     retrieved,
 )
+from promptflow.evaluation.registry import METRICS, default_metric, find_metric
 from promptflow.evaluation.scoring import Record
 
 __all__ = [
     "METRICS",
     "Comparison",
+    "Corpus",
     "Evaluation",
     "Metric",
     "Record",
-    "cited",
+    "accuracy",
+    "bleu",
+    "brier",
+    "chrf",
+    "citation_precision",
+    "citation_recall",
     "compare",
+    "confusion",
     "contains",
+    "cosine",
+    "default_metric",
+    "ece",
     "evaluate",
     "exact_match",
     "f1",
     "find_metric",
     "input_fields",
     "load_data",
+    "macro_f1",
+    "mrr",
+    "ndcg",
     "numeric",
+    "perplexity",
     "read_examples",
     "retrieved",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
     "split",
 ]

@@ -18,7 +18,8 @@ import dspy
 from promptflow.errors import DataError, PromptflowError, names_options
 from promptflow.evaluation.evaluate import opened_journal
 from promptflow.evaluation.identity import data_hash, language_model
-from promptflow.evaluation.metrics import Metric, contains, f1, find_metric
+from promptflow.evaluation.metrics import Metric, contains, f1
+from promptflow.evaluation.registry import find_metric
 from promptflow.flow import run_many
 from promptflow.modules.abstention import (
     Calibration,

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dspy
 
 from promptflow.engine.request import Usage
 from promptflow.errors import DataError, names_options
+from promptflow.evaluation.corpus import Corpus, corpus_of
 from promptflow.evaluation.identity import (
     data_hash,
     language_model,
@@ -28,10 +30,13 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.inputs import output_types
-from promptflow.evaluation.metrics import Metric, bound, find_metric, has_gold, no_gold
+from promptflow.evaluation.labels import accuracy, confusion, macro_f1
+from promptflow.evaluation.metrics import Metric, bound, has_gold, no_gold
+from promptflow.evaluation.registry import default_metric, find_metric
 from promptflow.evaluation.renewal import Exact
 from promptflow.evaluation.scoring import (
     CHUNK,
+    OWN,
     Job,
     Outcome,
     Record,
@@ -39,7 +44,12 @@ from promptflow.evaluation.scoring import (
     score_jobs,
     ungraded,
 )
-from promptflow.evaluation.stats import bootstrap_interval, paired_interval, permutation_p
+from promptflow.evaluation.stats import (
+    Interval,
+    bootstrap_interval,
+    paired_interval,
+    permutation_p,
+)
 from promptflow.program.identity import hash_of, program_identity
 from promptflow.progress import bar
 from promptflow.storage import Journal
@@ -54,7 +64,9 @@ class Evaluation:
     reasoning say, ended at its token limit.
     ``seconds`` is wall time, of resumed runs the time of both. ``about`` says what the score
     belongs to: model, metric, hashes of program and data, seed, versions. ``exactness`` says what
-    it took that a killed run ends as this one, where a journal was kept.
+    it took that a killed run ends as this one, where a journal was kept. ``beside`` holds the
+    scores of further metrics of the same runs by their names, each with its interval and its own
+    ``n``; ``corpus`` is the metric where the score is one of all runs together and no mean.
     """
 
     score: float
@@ -69,6 +81,15 @@ class Evaluation:
     ungraded: int = 0
     cut: int = 0
     exactness: str = ""
+    beside: dict[str, Interval] = field(default_factory=dict)
+    corpus: Corpus | None = None
+
+    @property
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """Return how often each gold label was called what, where ``macro_f1`` was asked."""
+        own = OWN if self.corpus is macro_f1 else ""
+        name = own or next((name for name in self.beside if name.startswith("macro_f1")), "")
+        return confusion(_kept(self.records, name))
 
     def to_json(self, *, records: bool = False) -> dict[str, Any]:
         """Return the evaluation as JSON data, with its records if asked."""
@@ -84,6 +105,10 @@ class Evaluation:
             "seconds": round(self.seconds, 3),
             "about": self.about,
         }
+        if self.beside:
+            data["beside"] = {name: asdict(interval) for name, interval in self.beside.items()}
+        if table := self.confusion:
+            data["confusion"] = table
         if records:
             data["records"] = [record.to_json() for record in self.records]
         return data
@@ -94,7 +119,9 @@ class Comparison:
     """The paired difference of two scores, first minus second, over the ``n`` examples of both.
 
     ``low`` and ``high`` bound it at 95 %; ``p`` is the two-sided sign-flip test's. ``better`` needs
-    both to say so: the bootstrap alone is too sure of itself on few examples.
+    both to say so: the bootstrap alone is too sure of itself on few examples. Of a corpus metric
+    the difference is one of two scores of all runs, and ``p`` that of exchanged runs (Riezler and
+    Maxwell 2005); ``lower_is_better`` where it is an error.
     """
 
     difference: float
@@ -104,6 +131,7 @@ class Comparison:
     p: float
     wins: int
     losses: int
+    lower_is_better: bool = False
 
     @property
     def ties(self) -> int:
@@ -113,7 +141,8 @@ class Comparison:
     @property
     def better(self) -> bool:
         """Say whether the first is better beyond chance."""
-        return self.low > 0.0 and self.p <= 0.05
+        beyond = self.high < 0.0 if self.lower_is_better else self.low > 0.0
+        return beyond and self.p <= 0.05
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as JSON data."""
@@ -124,8 +153,9 @@ class Comparison:
 def evaluate(
     program: Any,
     data: Sequence[dspy.Example],
-    metric: Metric | str,
+    metric: Metric | str | None = None,
     *,
+    beside: Sequence[Metric | str] = (),
     lm: Any = None,
     seed: int = 0,
     journal: Journal | str | Path | None = None,
@@ -133,30 +163,35 @@ def evaluate(
 ) -> Evaluation:
     """Run ``program`` on every example and return the mean score with its interval.
 
-    ``metric`` is a function or a name of ``METRICS``. ``journal`` keeps finished chunks: the same
-    call with the same journal continues, and ends as it would have: each chunk begins with a fresh
-    engine. Raises the commonest failure's type when more than 2 % of
-    the runs have no score, and DataError for no data. Examples without a gold value for the metric
-    are left out and counted; DataError where all are.
+    ``metric`` is a function or a name of ``METRICS``; left out, the output's type decides: see
+    ``default_metric``. ``beside`` are further ones of the same runs; with ``accuracy`` macro-F1 is
+    always given. A ``Corpus`` metric is scored over all runs together. ``journal`` keeps finished
+    chunks: the same call with the same journal continues, and ends as it would have, since each
+    chunk begins with a fresh engine. Raises the commonest failure's type when more than 2 % of the
+    runs have no score, and DataError for no data. Examples without a gold value for the metric are
+    left out and counted; DataError where all are.
     """
     if not data:
         raise DataError("evaluate: there are no examples; pass a list of dspy.Example")
-    metric = find_metric(metric) if isinstance(metric, str) else metric
     outputs = output_types(program)
+    metric, others = _chosen(metric, beside, data, outputs)
     about = describe(program, data, metric, lm=lm, seed=seed)
+    if others:
+        about["beside"] = {name: hash_of(other) for name, other in others.items()}
     metric = bound(metric, data, outputs)
     if not any(has_gold(metric, example, outputs) for example in data):
         raise none_graded(data, outputs)
     outcomes: list[Outcome] = []
     seconds = 0.0
-    exact = Exact(program, metric, language_model(lm, program))
+    exact = Exact(program, metric, *others.values(), language_model(lm, program))
     with opened_journal(journal) as kept, exact, bar("evaluate", len(data), progress) as advance:
         begin = None if kept is None else exact.begin
         for start in range(0, len(data), CHUNK):
             chunk = list(enumerate(data))[start : start + CHUNK]
             key = f"evaluate/{hash_of(about)}/{start}"
             known = {} if kept is None else (kept.get(key) or {})
-            found, spent = _chunk(program, chunk, metric, known, (lm, seed, advance, begin))
+            how = (lm, seed, advance, begin)
+            found, spent = _chunk(program, chunk, (metric, others), known, how)
             seconds += spent
             outcomes += found
             done = [o.record for o in found if o.record.score is not None or o.record.ungraded]
@@ -167,19 +202,40 @@ def evaluate(
             check_excluded(outcomes, len(data), _remedy(kept))
     if outcomes and all(outcome.record.ungraded for outcome in outcomes):
         raise none_graded(data, outcomes[0].record.fields)
-    result = summarize([outcome.record for outcome in outcomes], seconds, about)
+    result = summarize([outcome.record for outcome in outcomes], seconds, about, (metric, others))
     return replace(result, exactness=str(exact))
+
+
+def _chosen(
+    metric: Metric | str | None,
+    beside: Sequence[Metric | str],
+    data: Sequence[dspy.Example],
+    outputs: Mapping[str, Any] | None,
+) -> tuple[Metric, dict[str, Metric]]:
+    """Return the metric, and those beside it by their names, bound to their fields."""
+    if metric is None:
+        metric = default_metric(outputs, data)
+    first = find_metric(metric) if isinstance(metric, str) else metric
+    others = [find_metric(one) if isinstance(one, str) else one for one in beside]
+    if not any(corpus_of(other) is macro_f1 for other in others):
+        if isinstance(first, partial) and first.func is accuracy:
+            others.append(partial(macro_f1, **first.keywords))
+        elif first is accuracy:
+            others.append(macro_f1)
+    named = {metric_name(other): other for other in others if other is not first}
+    return first, {name: bound(other, data, outputs) for name, other in named.items()}
 
 
 def _chunk(
     program: Any,
     chunk: Sequence[tuple[int, dspy.Example]],
-    metric: Metric,
+    metrics: tuple[Metric, Mapping[str, Metric]],
     known: dict[str, Any],
     how: tuple[Any, int, Any, Any],
 ) -> tuple[list[Outcome], float]:
     """Score what of a chunk is not known yet; return all of it and the seconds both times took."""
     lm, seed, advance, begin = how
+    metric, beside = metrics
     records = [Record.from_json(data) for data in known.get("records", ())]
     outcomes = {record.index: Outcome(record) for record in records}
     outputs = output_types(program)
@@ -197,6 +253,7 @@ def _chunk(
         [program],
         jobs,
         metric,
+        beside=beside,
         lm=lm,
         seed=seed,
         progress=lambda share: advance(first + share * count, ""),
@@ -252,10 +309,21 @@ def describe(
     }
 
 
-def summarize(records: Sequence[Record], seconds: float, about: dict[str, Any]) -> Evaluation:
+def summarize(
+    records: Sequence[Record],
+    seconds: float,
+    about: dict[str, Any],
+    metrics: tuple[Metric | None, Mapping[str, Metric]] = (None, MappingProxyType({})),
+) -> Evaluation:
     """Return the evaluation of finished records; the interval is seeded by ``about['seed']``."""
-    scores = [record.score for record in records if record.score is not None]
-    interval = bootstrap_interval(scores, seed=about.get("seed", 0))
+    metric, others = metrics
+    seed = about.get("seed", 0)
+    corpus = corpus_of(metric)
+    if corpus is not None:
+        interval = corpus.interval(_kept(records, OWN), seed=seed)
+    else:
+        scores = [record.score for record in records if record.score is not None]
+        interval = bootstrap_interval(scores, seed=seed)
     return Evaluation(
         score=interval.mean,
         low=interval.low,
@@ -268,7 +336,19 @@ def summarize(records: Sequence[Record], seconds: float, about: dict[str, Any]) 
         usage=reduce(add, (record.usage for record in records), Usage()),
         seconds=seconds,
         about=about,
+        beside={name: _beside(records, name, other, seed) for name, other in others.items()},
+        corpus=corpus,
     )
+
+
+def _kept(records: Sequence[Record], name: str) -> list[Any]:
+    return [record.statistics[name] for record in records if name in record.statistics]
+
+
+def _beside(records: Sequence[Record], name: str, metric: Metric, seed: int) -> Interval:
+    corpus = corpus_of(metric)
+    interval = bootstrap_interval if corpus is None else corpus.interval
+    return interval(_kept(records, name), seed=seed)
 
 
 def compare(a: Evaluation, b: Evaluation, *, seed: int = 0) -> Comparison:
@@ -282,7 +362,28 @@ def compare(a: Evaluation, b: Evaluation, *, seed: int = 0) -> Comparison:
                 f"compare: the evaluations differ in their {what} ({a.about.get(key)!s:.20} and "
                 f"{b.about.get(key)!s:.20}); evaluate both programs on the same"
             )
-    return compare_scores(scores_of(a.records), scores_of(b.records), seed=seed)
+    result = compare_scores(scores_of(a.records), scores_of(b.records), seed=seed)
+    if a.corpus is None:
+        return result
+    kept = [
+        {r.index: r.statistics[OWN] for r in side.records if OWN in r.statistics} for side in (a, b)
+    ]
+    both = sorted(kept[0].keys() & kept[1].keys())
+    one, other = ([side[index] for index in both] for side in kept)
+    interval = a.corpus.difference(one, other, seed=seed)
+    wins, losses = result.wins, result.losses
+    if a.corpus.lower_is_better:
+        wins, losses = losses, wins
+    return Comparison(
+        interval.mean,
+        interval.low,
+        interval.high,
+        interval.n,
+        p=a.corpus.p_value(one, other, seed=seed),
+        wins=wins,
+        losses=losses,
+        lower_is_better=a.corpus.lower_is_better,
+    )
 
 
 def scores_of(records: Sequence[Record]) -> dict[int, float]:

@@ -13,13 +13,12 @@ import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from promptflow.errors import DataError, NoGold, ProgramError
+from promptflow.errors import DataError, NoGold
 from promptflow.evaluation.meaning import (
     has_fields,
     is_many,
@@ -31,11 +30,28 @@ from promptflow.evaluation.meaning import (
 )
 from promptflow.normal import normalize, stands_in
 from promptflow.numerals import Number, number_of, numbers_in, read_number
-from promptflow.program.resolve import find_code
 
 Metric = Callable[..., Any]
 
+M = TypeVar("M", bound=Metric)
 
+FIELD, DOCUMENTS = "field", "documents"
+
+
+def needs(what: str) -> Callable[[M], M]:
+    """Mark what a metric needs of an example: a gold value of a FIELD, or the right DOCUMENTS.
+
+    An example without it is left out of a score before anything is run.
+    """
+
+    def marked(metric: M) -> M:
+        vars(metric)["needs"] = what
+        return metric
+
+    return marked
+
+
+@needs(FIELD)
 def exact_match(
     example: Any, prediction: Any, trace: Any = None, *, field: str | None = None
 ) -> float:
@@ -52,6 +68,7 @@ def exact_match(
     return float(any(same(value, gold) for gold in golds))
 
 
+@needs(FIELD)
 def f1(example: Any, prediction: Any, trace: Any = None, *, field: str | None = None) -> float:
     """Return the largest F1 with a gold value, 0.0 to 1.0; 1.0 wherever ``exact_match`` is.
 
@@ -64,6 +81,7 @@ def f1(example: Any, prediction: Any, trace: Any = None, *, field: str | None = 
     return max(overlap(value, gold) for gold in golds)
 
 
+@needs(FIELD)
 def numeric(example: Any, prediction: Any, trace: Any = None, *, field: str | None = None) -> float:
     """Return 1.0 if the number in the value is the gold number, else 0.0.
 
@@ -93,6 +111,7 @@ def numeric(example: Any, prediction: Any, trace: Any = None, *, field: str | No
     )
 
 
+@needs(FIELD)
 def contains(
     example: Any, prediction: Any, trace: Any = None, *, field: str | None = None
 ) -> float:
@@ -105,52 +124,31 @@ def contains(
     return float(any(_contains(value, gold) for gold in golds))
 
 
-def retrieved(example: Any, prediction: Any, trace: Any = None) -> float:
-    """Return the share of the example's ``documents`` among those of ``prediction.passages``."""
-    return _recall(example, prediction, "passages")
-
-
-def cited(example: Any, prediction: Any, trace: Any = None) -> float:
-    """Return the share of the example's ``documents`` among those of ``prediction.citations``."""
-    return _recall(example, prediction, "citations")
-
-
-METRICS: dict[str, Metric] = {
-    metric.__name__: metric for metric in (exact_match, f1, numeric, contains, retrieved, cited)
-}
-
-_GRADING = (exact_match, f1, numeric, contains)
-
-
-def find_metric(name: str) -> Metric:
-    """Return a metric by name: ``f1``, ``f1:field``, ``module:function`` or ``file.py:function``.
-
-    Raises DataError naming the metrics that exist.
-    """
-    head, _, tail = name.partition(":")
-    if head in METRICS:
-        return partial(METRICS[head], field=tail) if tail else METRICS[head]
-    if tail:
-        try:
-            metric = find_code(name)
-        except ProgramError as error:
-            raise DataError(f"metric {error}") from error
-        if not callable(metric):
-            raise DataError(f"metric {name!r} is {type(metric).__name__}, not a function")
-        return metric  # type: ignore[no-any-return]
-    near = get_close_matches(name, METRICS, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise DataError(
-        f"no metric {name!r}. {hint}There are {', '.join(METRICS)}, or module:function, "
-        "or file.py:function"
-    )
-
-
 def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any, list[Any]]:
     """Return the predicted value and the gold values that it is compared with, at least one.
 
     Raises NoGold where no field of the prediction has a gold value, and DataError where several
     have and ``field`` does not choose, or the prediction lacks ``field``.
+    """
+    name = field_of(example, prediction, field)
+    gold = _gold_of(example, name)
+    annotation = annotation_of(prediction, name)
+    if not gold or not _may_be(example[gold], annotation):
+        raise no_gold(example, [name])
+    value = prediction[name]
+    golds = alternatives(value, example[gold])
+    if all(_are_unlike(value, one, annotation) for one in golds):
+        raise DataError(
+            f"the gold value of {name!r}, {golds[0]!r:.80}, cannot be compared with "
+            f"{value!r:.80}: give the field the type of the gold value, or name another column"
+        )
+    return value, golds
+
+
+def field_of(example: Any, prediction: Any, field: str | None = None) -> str:
+    """Return the field that is graded: ``field``, else ``answer``, else the only one with a gold.
+
+    Raises as ``graded`` does.
     """
     if field is not None and field not in prediction:
         raise DataError(f"no field {field!r} to grade: the prediction has {', '.join(prediction)}")
@@ -159,18 +157,9 @@ def graded(example: Any, prediction: Any, field: str | None = None) -> tuple[Any
         names = ["answer"]
     if len(names) > 1:
         raise _several(prediction, example)
-    gold = _gold_of(example, names[0]) if names else ""
-    annotation = _annotation(prediction, names[0]) if names else None
-    if not gold or not _may_be(example[gold], annotation):
-        raise no_gold(example, names or prediction)
-    value = prediction[names[0]]
-    golds = alternatives(value, example[gold])
-    if all(_are_unlike(value, one, annotation) for one in golds):
-        raise DataError(
-            f"the gold value of {names[0]!r}, {golds[0]!r:.80}, cannot be compared with "
-            f"{value!r:.80}: give the field the type of the gold value, or name another column"
-        )
-    return value, golds
+    if not names:
+        raise no_gold(example, prediction)
+    return names[0]
 
 
 def _several(outputs: Iterable[str], example: Any) -> DataError:
@@ -198,7 +187,7 @@ def bound(metric: Metric, data: Sequence[Any], outputs: Mapping[str, Any] | None
     several fields have gold values, or the field is none of the program's.
     """
     function, field = _parts(metric)
-    if function not in _GRADING or outputs is None:
+    if _needed(function) != FIELD or outputs is None:
         return metric
     if field is not None:
         if field not in outputs:
@@ -220,9 +209,9 @@ def has_gold(metric: Metric, example: Any, outputs: Mapping[str, Any] | None = N
     ``outputs`` as for ``bound``. True for metrics of others.
     """
     function, field = _parts(metric)
-    if function in (retrieved, cited):
+    if _needed(function) == DOCUMENTS:
         return "documents" in example
-    if function not in _GRADING:
+    if _needed(function) != FIELD:
         return True
     if field is None and outputs is None:
         return bool(set(example) - set(_inputs(example)) - {"id"})
@@ -236,6 +225,10 @@ def _parts(metric: Metric) -> tuple[Metric, str | None]:
     if isinstance(metric, partial):
         return metric.func, metric.keywords.get("field")
     return metric, None
+
+
+def _needed(function: Any) -> str:
+    return str(getattr(function, "needs", ""))
 
 
 class _Unknown:
@@ -252,7 +245,7 @@ def _gold_of(example: Any, name: str) -> str:
     return next((gold for gold in found if example[gold] is not None), (found or [""])[0])
 
 
-def _annotation(prediction: Any, name: str) -> Any:
+def annotation_of(prediction: Any, name: str) -> Any:
     """Return the type of a field in the last call that put it out, on the way to a prediction.
 
     None where the calls did not; ``_Unknown`` without calls.
@@ -360,22 +353,3 @@ def _contains(value: Any, gold: Any) -> bool:
     if normalize(asked) in ("a", "an", "the"):  # the option A, not any article
         return re.search(rf"\b{re.escape(asked.strip())}\b", said) is not None
     return stands_in(normalize(asked), normalize(said))
-
-
-def _recall(example: Any, prediction: Any, field: str) -> float:
-    if "documents" not in example or field not in prediction:
-        raise DataError(
-            f"the example needs 'documents' (names of the right documents) and the prediction "
-            f"{field!r}; there are {', '.join(example)} and {', '.join(prediction)}"
-        )
-    gold = {str(name) for name in _listed(example["documents"])}
-    found = {str(_document(item)) for item in _listed(prediction[field])}
-    return len(gold & found) / len(gold) if gold else 1.0
-
-
-def _listed(value: Any) -> Iterable[Any]:
-    return [value] if isinstance(value, str) else value
-
-
-def _document(item: Any) -> Any:
-    return item["document"] if isinstance(item, Mapping) else getattr(item, "document", item)

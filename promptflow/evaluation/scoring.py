@@ -7,11 +7,12 @@ that every program meets the same chance and nothing depends on what else is in 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import dspy
@@ -25,15 +26,15 @@ from promptflow.errors import (
     ContextOverflow,
     EngineError,
     ForkedUse,
-    MetricError,
-    NoGold,
     ParseError,
     PromptflowError,
 )
+from promptflow.evaluation.corpus import corpus_of
 from promptflow.evaluation.data import plain
+from promptflow.evaluation.measuring import Measure, measure, measure_unread
 from promptflow.evaluation.metrics import Metric
 from promptflow.flow import Call, Flow, changed, flow_of, run_flows, usage_of_answer
-from promptflow.lm import seed_of
+from promptflow.lm import lm_of, seed_of
 
 CHUNK = 64
 """Runs that go to the engine together, and that an interruption can lose."""
@@ -41,6 +42,9 @@ CHUNK = 64
 RETRIES = 2
 EXCLUDED = 0.02
 """The share of runs that may stay without a score."""
+
+OWN = "score"
+"""Under this name a record keeps the statistic of the metric that the score is of."""
 
 LASTING = (ContextOverflow, ConstraintError, ConstraintDeadEnd, ForkedUse, Cancelled)
 """Engine errors that the same request would meet again."""
@@ -65,7 +69,8 @@ class Record:
     ``score`` is None where ``error`` kept the run from being scored, or, without an error, where
     the example has no gold value; a wrong answer that could not be read has both. ``seconds`` is
     the run's share of its batch's wall time, ``cut`` says that an answer on its way ended at its
-    token limit.
+    token limit. ``statistics`` holds what a corpus metric keeps of the run, under OWN, and what
+    metrics beside it keep or score, by their names.
     """
 
     index: int
@@ -78,6 +83,7 @@ class Record:
     calls: int = 0
     seconds: float = 0.0
     cut: bool = False
+    statistics: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ungraded(self) -> bool:
@@ -122,10 +128,12 @@ def score_jobs(
     lm: Any = None,
     seed: int = 0,
     traced: bool = False,
+    beside: Mapping[str, Metric] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Run each job and score it, all jobs in one batch a step; the outcomes are in order.
 
+    ``beside`` are further metrics of the same runs, by the names under which a record keeps them.
     ``traced`` hands the calls to the metric, which tells it that demos are being collected.
     ``progress`` is given the share of the calls known so far that are answered, 0 to 1.
     """
@@ -146,11 +154,38 @@ def score_jobs(
         if not pending:
             break
     share = (time.perf_counter() - start) / max(len(jobs), 1)
+    with nullcontext() if lm is None else dspy.context(lm=lm_of(lm)):
+        own, *others = (
+            _measures(m, jobs, results, traced, seed) for m in (metric, *beside.values())
+        )
     outcomes = []
-    for job, result in zip(jobs, results, strict=True):
-        trace = getattr(result, "_trace", ())
-        outcomes.append(_outcome(job, result, metric, trace if traced else None, share))
+    for place, (job, result) in enumerate(zip(jobs, results, strict=True)):
+        further = {name: scores[place] for name, scores in zip(beside, others, strict=True)}
+        if corpus_of(metric) is not None:
+            further[OWN] = own[place]
+        trace = getattr(result, "_trace", ()) if traced else ()
+        outcomes.append(_outcome(job, result, own[place], further, (trace, share)))
     return outcomes
+
+
+def _measures(
+    metric: Metric, jobs: Sequence[Job], results: Sequence[Any], traced: bool, seed: int
+) -> list[Measure]:
+    """Return what a metric says of each run; of one that failed, why, and of an unread one, 0."""
+    said = [
+        measure_unread(metric, job.example)
+        if isinstance(result, ParseError)
+        else Measure(failure=result)
+        for job, result in zip(jobs, results, strict=True)
+    ]
+    good = [n for n, result in enumerate(results) if not isinstance(result, PromptflowError)]
+    runs = [
+        (jobs[n].example, results[n], getattr(results[n], "_trace", ()) if traced else None)
+        for n in good
+    ]
+    for place, one in zip(good, measure(metric, runs, seed=seed), strict=True):
+        said[place] = one
+    return said
 
 
 def _passing(result: Any) -> bool:
@@ -167,33 +202,32 @@ def _record(index: int, example: dspy.Example, seconds: float = 0.0) -> Record:
     return Record(index, inputs, gold, fields={}, score=None, seconds=seconds)
 
 
-def _outcome(job: Job, result: Any, metric: Metric, trace: Trace | None, seconds: float) -> Outcome:
-    example = job.example
-    record = _record(job.index, example, seconds)
+def _outcome(
+    job: Job,
+    result: Any,
+    said: Measure,
+    further: Mapping[str, Measure],
+    how: tuple[Trace, float],
+) -> Outcome:
+    trace, seconds = how
+    record = _record(job.index, job.example, seconds)
     if isinstance(result, PromptflowError):
-        # A program of DSPy's own says in its own words that the model's text does not fit.
-        wrong = isinstance(result, ParseError)
-        record = replace(record, score=0.0 if wrong else None, error=_shown(result))
-        record = replace(record, usage=usage_of_answer(result))
-        return Outcome(record, failure=None if wrong else result)
-    record = replace(
-        record,
-        fields=plain(result),
-        usage=result._usage,
-        calls=max(1, len(result._trace)),
-        cut=result._was_cut(),
-    )
-    try:
-        score = float(metric(example, result, trace))
-        if not math.isfinite(score):
-            raise ValueError(f"the score is {score}")
-    except NoGold:
+        record = replace(record, error=_shown(result), usage=usage_of_answer(result))
+    else:
+        record = replace(
+            record,
+            fields=plain(result),
+            usage=result._usage,
+            calls=max(1, len(result._trace)),
+            cut=result._was_cut(),
+        )
+    failed = next((m.failure for m in (said, *further.values()) if m.failure is not None), None)
+    if failed is not None:
+        return Outcome(replace(record, error=_shown(failed)), failure=failed)
+    if said.score is None:
         return Outcome(record)
-    except Exception as error:
-        failure = MetricError(f"{type(error).__name__}: {error}")
-        failure.__cause__ = error
-        return Outcome(replace(record, error=_shown(failure)), failure=failure)
-    return Outcome(replace(record, score=score), trace or ())
+    kept = {name: one.kept for name, one in further.items() if one.score is not None}
+    return Outcome(replace(record, score=said.score, statistics=kept), trace)
 
 
 def _shown(error: PromptflowError) -> str:

@@ -47,13 +47,22 @@ def bootstrap_interval(
     mean = float(values.mean())
     tail = (1.0 - level) / 2.0
     if np.ptp(values) == 0.0:
-        unseen = 1.0 - tail ** (1.0 / values.size)
-        low = mean - unseen * (mean - min(bounds[0], mean))
-        high = mean + unseen * (max(bounds[1], mean) - mean)
-        return Interval(mean, low, high, values.size)
+        return unvaried(mean, values.size, bounds=bounds, level=level)
     means = _resampled_means(values, seed)
-    low, high = np.quantile(means, _bca_levels(values, means, mean, tail))
-    return Interval(mean, float(low), float(high), values.size)
+    # Leave-one-out means differ from their mean by (mean - value) / (n - 1).
+    lever = (values - mean) / max(len(values) - 1, 1)
+    low, high = bca_interval(means, mean, lever, tail=tail)
+    return Interval(mean, low, high, values.size)
+
+
+def unvaried(
+    score: float, n: int, *, bounds: tuple[float, float] = (0.0, 1.0), level: float = 0.95
+) -> Interval:
+    """Return the interval of a score of ``n`` runs that are all alike: see bootstrap_interval."""
+    unseen = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / n)
+    low = score - unseen * (score - min(bounds[0], score))
+    high = score + unseen * (max(bounds[1], score) - score)
+    return Interval(score, low, high, n)
 
 
 def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
@@ -67,16 +76,17 @@ def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
     return means
 
 
-def _bca_levels(
-    values: np.ndarray, means: np.ndarray, mean: float, tail: float
+def bca_interval(
+    means: np.ndarray, mean: float, lever: np.ndarray, *, tail: float = 0.025
 ) -> tuple[float, float]:
-    """Return the two quantiles of the resampled means that BCa takes."""
+    """Return the two quantiles of resampled scores that BCa takes.
+
+    ``lever``: by how much each score without one of the runs falls short of their mean.
+    """
     # Ties count half: means of 0/1 scores hit the observed mean often.
     below = float((means < mean).mean() + (means == mean).mean() / 2.0)
     below = min(max(below, 0.5 / len(means)), 1.0 - 0.5 / len(means))
     bias = _NORMAL.inv_cdf(below)
-    # Leave-one-out means differ from their mean by (mean - value) / (n - 1).
-    lever = (values - mean) / max(len(values) - 1, 1)
     spread = float((lever**2).sum()) ** 1.5
     acceleration = float((lever**3).sum()) / (6.0 * spread) if spread else 0.0
 
@@ -84,7 +94,8 @@ def _bca_levels(
         z = bias + _NORMAL.inv_cdf(tail)
         return _NORMAL.cdf(bias + z / (1.0 - acceleration * z))
 
-    return level_at(tail), level_at(1.0 - tail)
+    low, high = np.quantile(means, (level_at(tail), level_at(1.0 - tail)))
+    return float(low), float(high)
 
 
 def paired_interval(

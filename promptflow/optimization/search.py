@@ -18,6 +18,7 @@ import dspy
 import numpy as np
 
 from promptflow.errors import DataError, PromptflowError, SignatureError, names_options
+from promptflow.evaluation.corpus import corpus_of
 from promptflow.evaluation.data import plain, split
 from promptflow.evaluation.evaluate import (
     Comparison,
@@ -34,7 +35,8 @@ from promptflow.evaluation.identity import (
     versions,
 )
 from promptflow.evaluation.inputs import output_types
-from promptflow.evaluation.metrics import Metric, bound, find_metric, has_gold
+from promptflow.evaluation.metrics import Metric, bound, has_gold
+from promptflow.evaluation.registry import find_metric
 from promptflow.evaluation.renewal import Exact
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition
@@ -150,6 +152,11 @@ def optimize(
     too few examples.
     """
     metric = find_metric(metric) if isinstance(metric, str) else metric
+    if corpus_of(metric) is not None:
+        raise DataError(
+            f"{metric_name(metric)!r} is a score of all runs together, and a search compares them "
+            "one by one: use a metric of single runs, such as accuracy, f1 or rouge_l"
+        )
     lm = language_model(lm, program)
     start = start_of(program)
     train, dev = _graded(program, metric, train), dev and _graded(program, metric, dev)

@@ -325,8 +325,9 @@ class ScoreJob:
         """Score the next token. Raises NumericError."""
         sampling.check(logits)
         token = self._expected[len(self.scores)]
-        value = sampling.logprob(logits, token)
-        self.scores.append(TokenLogprob(self._tools.prompts.text(token), token, value))
+        text = self._tools.prompts.text(token)
+        logprob, rank, expected, variance = sampling.standing(logits, token)
+        self.scores.append(TokenLogprob(text, token, logprob, (), rank, expected, variance))
 
     def restart(self, from_scratch: bool) -> None:
         """Score everything again: the rows that were scored are computed again too."""

@@ -181,6 +181,22 @@ def logprob(logits: Logits, token: int) -> float:
     return float(logits[token]) - peak - rest
 
 
+def standing(logits: Logits, token: int) -> tuple[float, int, float, float]:
+    """Return a token's log-probability and rank, and what a token drawn here would have.
+
+    The rank counts from 1, ties in its favour. The last two are the expectation of the
+    log-probability of a drawn token, which is minus the entropy in nats, and its variance.
+    """
+    peak, rest = _log_total(logits)
+    logprobs = logits.astype(np.float64) - (peak + rest)
+    shares = np.exp(logprobs)
+    finite = np.where(shares > 0, logprobs, 0.0)  # what cannot be drawn adds nothing
+    expected = float(shares @ finite)
+    variance = max(0.0, float(shares @ finite**2) - expected**2)
+    rank = 1 + int((logits > logits[token]).sum())
+    return float(logits[token]) - peak - rest, rank, expected, variance
+
+
 def top(logits: Logits, count: int) -> list[tuple[int, float]]:
     """Return the ``count`` most probable ids with their log-probabilities, best first."""
     if count == 0:
