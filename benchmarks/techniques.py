@@ -6,7 +6,10 @@
 
 GSM8K and MultiArith: 60 seeded problems each, direct, few-shot, zero-shot chain of thought (two
 stages), few-shot chain of thought, and self-consistency over eight of those chains. The eight
-exemplars are the published ones; prompts were tuned on other rows than these. Every answer is
+exemplars are the published ones. Game of 24: 30 seeded puzzles of the ranks 900 to 999, answered
+directly, by chains, by a vote over eight of them, and by trees of thoughts; with ``random``, a tree
+whose steps and values are drawn, is shown what the search gets without a model. Prompts were tuned
+on other rows than these, which ``--tune`` asks instead. Every answer is
 journalled with its tokens before it counts, under what its program is: a run that was stopped goes
 on, and a changed prompt is asked again. ``--quick`` takes every tenth problem. Differences are
 paired, with bootstrap intervals of 95 %. Seconds are those of the batch divided by its problems.
@@ -15,9 +18,11 @@ paired, with bootstrap intervals of 95 %. Seconds are those of the batch divided
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +32,9 @@ from typing import Any
 import dspy
 import yaml
 from evaluation_sets import SEED, file, problems
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import game_of_24
 
 import promptflow as pf
 from promptflow.errors import PromptflowError
@@ -43,6 +51,10 @@ TARGETS = (
     ("multiarith", "zero-shot CoT", "direct"),
     ("gsm8k", "self-consistency", "few-shot CoT"),
     ("multiarith", "self-consistency", "few-shot CoT"),
+    ("game24", "breadth-first", "CoT"),
+    ("game24", "depth-first", "CoT"),
+    ("game24", "best-first", "CoT"),
+    ("game24", "breadth-first", "random"),
 )
 """Pairs of techniques of which the first should be better."""
 
@@ -78,22 +90,36 @@ def exemplars() -> list[dict[str, Any]]:
     return made
 
 
-def gsm8k() -> list[Row]:
-    """Return the judged problems of GSM8K's test."""
+def gsm8k(tune: bool) -> list[Row]:
+    """Return the judged problems of GSM8K's test, or as many to tune on."""
     rows = list(enumerate(problems()))
     return [
         _row(str(number), row["question"], row["answer"].split("####")[1])
-        for number, row in random.Random(SEED).sample(rows, 60)
+        for number, row in _drawn(rows, 60, tune)
     ]
 
 
-def multiarith() -> list[Row]:
-    """Return the judged problems of MultiArith."""
+def multiarith(tune: bool) -> list[Row]:
+    """Return the judged problems of MultiArith, or as many to tune on."""
     rows = json.loads(file("multiarith/MultiArith.json").read_text(encoding="utf-8"))
     return [
         _row(str(row["iIndex"]), row["sQuestion"], row["lSolutions"][0])
-        for row in random.Random(SEED).sample(rows, 60)
+        for row in _drawn(rows, 60, tune)
     ]
+
+
+def game24(tune: bool) -> list[Row]:
+    """Return the judged puzzles of the ranks 900 to 999, or as many of 800 to 899 to tune on."""
+    first = 800 if tune else 900
+    lines = file("game24/24.csv").read_text(encoding="utf-8").splitlines()
+    ranked = [row["Puzzles"] for row in csv.DictReader(lines)][first : first + 100]
+    return [Row(n, {"numbers": n}, None) for n in random.Random(SEED).sample(ranked, 30)]
+
+
+def _drawn(rows: list[Any], n: int, tune: bool) -> list[Any]:
+    """Return the first of a seeded sample, or those after them."""
+    sample = random.Random(SEED).sample(rows, 2 * n)
+    return sample[n:] if tune else sample[:n]
 
 
 def _row(name: str, question: str, answer: Any) -> Row:
@@ -123,9 +149,46 @@ def word_problems(task: str) -> list[Arm]:
     return [Arm(task, name, p, size, number_is_right) for name, (p, size) in programs.items()]
 
 
-TASKS: dict[str, tuple[Callable[[], list[Row]], Callable[[str], list[Arm]]]] = {
+def makes_24(row: Row, prediction: Any) -> float:
+    """Return 1.0 for an expression, or a path of steps, that makes 24 of the numbers."""
+    if "solved" in prediction:
+        return float(prediction.solved)
+    return float(game_of_24.solves(row.inputs["numbers"], prediction.answer))
+
+
+def by_chance() -> Any:
+    """Return a breadth-first search like the others whose steps and values are drawn."""
+
+    def propose(state: str, options: list[str]) -> list[str]:
+        return random.Random(f"{SEED} {state}").sample(options, min(8, len(options)))
+
+    return pf.TreeOfThoughts(
+        propose,
+        lambda state: random.Random(f"{SEED}, {state}").random(),
+        problem=game_of_24.PROBLEM,
+    )
+
+
+def games(task: str) -> list[Arm]:
+    """Return the techniques on the Game of 24; the trees but the first may grow 22 states."""
+    here = Path(__file__).parent
+    chain = pf.Predict(here / "game24_chain.toml", reasoning_tokens=128)
+    programs = {
+        "random": (by_chance(), 30),
+        "direct": (pf.Predict(here / "game24_answer.toml"), 30),
+        "CoT": (chain, 15),
+        "CoT-SC": (pf.SelfConsistency(chain, n=8, batch=4), 6),
+        "breadth-first": (game_of_24.solver(), 10),
+        "depth-first": (game_of_24.solver(pf.DepthFirst(0.5, steps=22), breadth=3), 15),
+        "best-first": (game_of_24.solver(pf.BestFirst(0.5, steps=22)), 10),
+    }
+    return [Arm(task, name, p, size, makes_24) for name, (p, size) in programs.items()]
+
+
+TASKS: dict[str, tuple[Callable[[bool], list[Row]], Callable[[str], list[Arm]]]] = {
     "multiarith": (multiarith, word_problems),
     "gsm8k": (gsm8k, word_problems),
+    "game24": (game24, games),
 }
 
 
@@ -137,20 +200,24 @@ class Runs:
     model: str
     ends: float
 
-    def key(self, arm: Arm, row: Row) -> str:
-        """Return what an answer is kept under: a program that changed has another."""
-        return f"{self.model}/{arm.task}/{arm.name}/{program_identity(arm.program)[:12]}/{row.name}"
+    def keys(self, arm: Arm, rows: Sequence[Row]) -> dict[str, str]:
+        """Return what answers are kept under: a program that changed has others."""
+        program = f"{self.model}/{arm.task}/{arm.name}/{program_identity(arm.program)[:12]}"
+        return {row.name: f"{program}/{row.name}" for row in rows}
 
-    def ask(self, arm: Arm, rows: Sequence[Row]) -> None:
-        """Ask what is not journalled yet, batch by batch, until the time is over."""
-        keys = {row.name: self.key(arm, row) for row in rows}
+    def ask(self, arm: Arm, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+        """Ask what is not journalled yet, batch by batch, until the time is over.
+
+        Return what is journalled then, by the problem's name.
+        """
+        keys = self.keys(arm, rows)
         open_rows = [row for row in rows if self.journal.get(keys[row.name]) is None]
         done = len(rows) - len(open_rows)
         with bar(f"{arm.task}, {arm.name}", len(rows)) as advance:
             advance(done)
             for start in range(0, len(open_rows), arm.size):
                 if time.monotonic() >= self.ends:
-                    return
+                    break
                 batch = open_rows[start : start + arm.size]
                 began = time.perf_counter()
                 results = run_many(arm.program, [row.inputs for row in batch], seed=SEED)
@@ -159,10 +226,7 @@ class Runs:
                     self.journal.append(keys[row.name], kept(arm, row, result, seconds))
                 done += len(batch)
                 advance(done)
-
-    def answers(self, arm: Arm, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-        """Return what is journalled of an arm, by the problem's name."""
-        found = {row.name: self.journal.get(self.key(arm, row)) for row in rows}
+        found = {name: self.journal.get(key) for name, key in keys.items()}
         return {name: answer for name, answer in found.items() if answer is not None}
 
 
@@ -184,7 +248,7 @@ def asked_arms(options: argparse.Namespace) -> Iterator[tuple[Arm, list[Row]]]:
     """Give the chosen techniques with their problems."""
     for task in options.task or TASKS:
         rows, arms = TASKS[task]
-        chosen = rows()[:: 10 if options.quick else 1]
+        chosen = rows(options.tune)[:: 10 if options.quick else 1]
         for arm in arms(task):
             if not options.technique or arm.name in options.technique:
                 yield arm, chosen
@@ -259,6 +323,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen2.5-coder-1.5b")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="again for more")
     parser.add_argument("--technique", action="append", help="by its name; again for more")
+    parser.add_argument("--tune", action="store_true", help="other problems, not judged")
     parser.add_argument("--quick", action="store_true", help="every tenth problem")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new batch after")
     parser.add_argument("--journal", type=Path, default=JOURNAL)
@@ -271,8 +336,7 @@ def main() -> None:
         runs = Runs(journal, options.model, time.monotonic() + options.seconds)
         found = {}
         for arm, rows in asked_arms(options):
-            runs.ask(arm, rows)
-            found[arm.task, arm.name] = runs.answers(arm, rows)
+            found[arm.task, arm.name] = runs.ask(arm, rows)
     made = report(options.model, found)
     print(json.dumps(made, indent=2) if options.json else table(made))
 

@@ -1,10 +1,12 @@
 """Game of 24 by tree of thoughts: make 24 from four numbers with + - * /, each number used once.
 
 A state is the numbers left. A thought is one legal step, such as ``4 + 8 = 12 (left: 6 12)``: the
-program lists the legal steps of a state and the proposer's slot is constrained to them, so that the
-model chooses and never calculates. Values are the verdicts sure, likely and impossible.
+program lists the legal steps of a state and the model weighs all of them in one choice, so that it
+never calculates; the most probable ones are followed. A state's value is the mean of the verdicts
+sure, likely and impossible by the probability that the model gives each.
 
     python examples/game_of_24.py [--model qwen2.5-coder-0.5b] [--puzzles 5] [--seed 0]
+                                  [--search breadth_first]
 
 Puzzles come from $PROMPTFLOW_DATA (or ../shared/data), rank 900 to 999 as in Yao et al. 2023; six
 built-in ones stand in where that folder is missing.
@@ -16,6 +18,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import time
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -24,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import promptflow as pf
+from promptflow.modules.arithmetic import ArithmeticFault, value_of
 
 BUILT_IN = ("1 2 4 7", "2 3 5 12", "4 5 6 10", "4 9 10 13", "1 4 8 8", "5 5 5 9")
+SEARCHES = ("breadth_first", "depth_first", "best_first", "monte_carlo")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -78,6 +83,20 @@ PROBLEM = pf.Problem(
 )
 
 
+def solves(numbers: str, answer: str) -> bool:
+    """Say whether the last line of an answer makes 24 of the numbers, each used once.
+
+    The line may begin with "Answer:" and end with "= 24", as in the paper's own check.
+    """
+    expression = answer.strip().rpartition("\n")[2].lower().replace("answer: ", "").split("=")[0]
+    if sorted(re.findall(r"\d+", expression)) != sorted(re.findall(r"\d+", numbers)):
+        return False
+    try:
+        return value_of(expression) == 24
+    except ArithmeticFault:
+        return False
+
+
 def puzzles(count: int, seed: int) -> list[str]:
     folder = Path(os.environ.get("PROMPTFLOW_DATA") or ROOT.parent / "shared" / "data")
     file = folder / "game24" / "24.csv"
@@ -88,15 +107,16 @@ def puzzles(count: int, seed: int) -> list[str]:
     return random.Random(seed).sample(rows[900:1000], count)
 
 
-def solver(breadth: int = 5, proposals: int = 8, samples: int = 3) -> pf.TreeOfThoughts:
+def solver(search: Any = "breadth_first", breadth: int = 5, proposals: int = 8) -> Any:
+    """A search whose steps are the best of one weighed choice, and its values weighed verdicts."""
     return pf.TreeOfThoughts(
-        "game24_step",
-        "game24_value",
+        pf.Predict("game24_step", weigh=True),
+        pf.Predict("game24_value", weigh=True),
         problem=PROBLEM,
+        search=search,
         depth=3,
         breadth=breadth,
         proposals=proposals,
-        samples=samples,
     )
 
 
@@ -105,11 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="qwen2.5-coder-0.5b")
     parser.add_argument("--puzzles", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--search", default="breadth_first", choices=SEARCHES)
     given = parser.parse_args(arguments)
     lm = pf.configure(given.model)
     chosen = puzzles(given.puzzles, given.seed)
     began = time.perf_counter()
-    results = pf.run_many(solver(), [{"numbers": puzzle} for puzzle in chosen], seed=given.seed)
+    results = pf.run_many(
+        solver(given.search), [{"numbers": puzzle} for puzzle in chosen], seed=given.seed
+    )
     seconds = time.perf_counter() - began
     solved = 0
     for puzzle, result in zip(chosen, results, strict=True):
