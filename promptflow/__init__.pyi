@@ -63,6 +63,7 @@ from .evaluation import (
     rouge_1 as rouge_1,
     rouge_2 as rouge_2,
     rouge_l as rouge_l,
+    stated as stated,
 )
 from .flow import (
     Call as Call,

@@ -8,6 +8,7 @@ from promptflow.evaluation.evaluate import (
     compare,
     evaluate,
 )
+from promptflow.evaluation.extraction import stated
 from promptflow.evaluation.inputs import input_fields, read_examples
 from promptflow.evaluation.labels import accuracy, brier, confusion, ece, macro_f1
 from promptflow.evaluation.likeness import cosine, perplexity
@@ -59,4 +60,5 @@ __all__ = [
     "rouge_2",
     "rouge_l",
     "split",
+    "stated",
 ]

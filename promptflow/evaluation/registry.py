@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from promptflow.errors import DataError, ProgramError
+from promptflow.evaluation.extraction import stated
 from promptflow.evaluation.labels import accuracy, brier, ece, has_labels, macro_f1
 from promptflow.evaluation.likeness import cosine, perplexity
 from promptflow.evaluation.metrics import Metric, bound, contains, exact_match, f1, numeric
@@ -32,6 +33,7 @@ METRICS: dict[str, Metric] = {
         f1,
         numeric,
         contains,
+        stated,
         accuracy,
         macro_f1,
         ece,
