@@ -17,7 +17,14 @@ from pathlib import Path
 
 from promptflow import storage
 
-_SENTENCE = re.compile("(?<=[.!?])\\s+|\n+|(?<=[\u3002\uff01\uff1f])")
+_OPEN, _CLOSE = '"“”„«\u2039「『', '"“”»\u203a」』'
+_QUOTED = re.compile(
+    rf"(?P<open>[{_OPEN}])[^{_CLOSE}\n]{{2,200}}(?P<close>[{_CLOSE}])"
+    r"|(?<![^\s(])(?P<mark>['\u2018])(?=\w+\s)[^'\u2018\u2019\n]{2,200}(?P<end>['\u2019])(?!\w)"
+)
+_OUTSIDE = 8
+"""Letters around what is quoted, from which it is mentioned: less, and all of the text is said."""
+_SENTENCE = re.compile("(?<=[.!?:])\\s+|\n\\s*\n|(?<=[\u3002\uff01\uff1f])|(?=\n\\W)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ def cue_classes() -> tuple[str, ...]:
 
 def cues_in(text: str) -> frozenset[str]:
     """Return the classes of cues that a text holds: override, task, role, command, ..."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = " ".join(unicodedata.normalize("NFKC", _mentioned(text)).casefold().split())
     found = _cues().patterns.items()
     return frozenset(name for name, group in found if any(p.search(plain) for p in group))
 
@@ -54,8 +61,17 @@ def order_score(text: str) -> float:
 
     Of several sentences that of the whole, or the highest of one.
     """
+    text = _mentioned(text)
     parts = [part for part in _SENTENCE.split(text) if part and part.strip()]
     return max(map(_score, [text, *parts])) if parts else 0.0
+
+
+def _mentioned(text: str) -> str:
+    """Return a text without the words that it quotes, where it says something about them."""
+    around = _QUOTED.sub("", text)
+    if sum(map(str.isalnum, around)) < _OUTSIDE:
+        return text
+    return _QUOTED.sub(lambda m: f"{m['open'] or m['mark']}\u2026{m['close'] or m['end']}", text)
 
 
 def _score(text: str) -> float:
