@@ -19,6 +19,7 @@ MODEL = ("--model", SMOLLM)
 RUNS = {
     "agent_tools.py": (*MODEL, "--steps", "2"),
     "cited_answers.py": (*MODEL, "--question", "How does tree of thoughts search?"),
+    "crosswords.py": (*MODEL, "--steps", "1"),
     "game_of_24.py": (*MODEL, "--puzzles", "1"),
     "grounded_qa.py": (*MODEL, "--calls", "16"),
     "multi_hop.py": MODEL,
