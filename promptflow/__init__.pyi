@@ -81,9 +81,11 @@ from .lm import (
 )
 from .modules import (
     Agent as Agent,
+    Agreement as Agreement,
     BestFirst as BestFirst,
     BestOf as BestOf,
     BreadthFirst as BreadthFirst,
+    ByMeaning as ByMeaning,
     ChainOfThought as ChainOfThought,
     Conversation as Conversation,
     DepthFirst as DepthFirst,
@@ -100,8 +102,10 @@ from .modules import (
     Steps as Steps,
     TreeOfThoughts as TreeOfThoughts,
     Turn as Turn,
+    Votes as Votes,
     ZeroShotCoT as ZeroShotCoT,
     calculate as calculate,
+    fit_agreement as fit_agreement,
     read_only as read_only,
     read_tool as read_tool,
     search_tool as search_tool,

@@ -239,7 +239,7 @@ class Votes(pf.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vote = pf.SelfConsistency(COT, n=3)
+        self.vote = pf.SelfConsistency(COT, n=3, sure="all")
 
     def flow(self, **inputs: Any) -> Any:
         [first, _] = yield from pf.together(self.vote.flow(**inputs) for _ in range(2))
@@ -250,9 +250,9 @@ class Votes(pf.Module):
 @pytest.mark.parametrize(
     "program",
     [
-        pf.SelfConsistency(COT, n=4),
+        pf.SelfConsistency(COT, n=4, sure="all"),
         pf.BestOf(COT, n=3, reward=lambda _, p: p.answer == "winning"),
-        pf.BestOf(pf.SelfConsistency(COT, n=3), n=2, reward="first"),
+        pf.BestOf(pf.SelfConsistency(COT, n=3, sure="all"), n=2, reward="first"),
     ],
 )
 def test_what_is_heard_of_samples_is_what_is_returned(program: Any, how: str):
@@ -271,7 +271,7 @@ def test_votes_beside_each_other_are_each_heard_once():
 
 def test_without_listeners_the_chosen_sample_is_one_text():
     with dspy.context(lm=taking_turns()):
-        values = listen(pf.SelfConsistency(COT, n=3))
+        values = listen(pf.SelfConsistency(COT, n=3, sure="all"))
         alone = listen(COT)
     texts = ["".join(text_of(chunk) for chunk in chunks[:-1]) for chunks in (values, alone)]
     assert texts[0] == "so\nAnswer: winning"

@@ -33,6 +33,7 @@ from promptflow.modules import (
     ZeroShotCoT,
 )
 from promptflow.modules.judge import PairJudge
+from promptflow.modules.stopping import SURE
 from promptflow.modules.tree import Problem
 from promptflow.program import load_program, lock_of, resolve_program, save_program
 from promptflow.program.identity import program_identity
@@ -65,6 +66,7 @@ PROGRAMS = {
     "cot": lambda: ChainOfThought(QA, reasoning_tokens=33),
     "zero_shot_cot": lambda: ZeroShotCoT(QA, reasoning_tokens=33),
     "votes": lambda: SelfConsistency(ChainOfThought(QA), n=3, vote="logprob", batch=1),
+    "all votes": lambda: SelfConsistency(ChainOfThought(QA), n=3, sure="all"),
     "best": lambda: BestOf(SelfConsistency(Predict(QA), n=2), n=2, threshold=-1.0),
     "judge": lambda: Judge("Is it right?"),
     "pair": lambda: PairJudge(),
@@ -123,7 +125,8 @@ def test_the_folder_is_text_that_a_person_can_edit(tmp_path: Path) -> None:
     document.write_text(text)
     assert "Count with care." in prompts(load_program(tmp_path))[0]
     tables = tomllib.loads((tmp_path / "program.toml").read_text())
-    assert tables["settings"] == {"n": 3, "temperature": 0.7, "vote": "count", "field": "answer"}
+    settings = {"n": 3, "temperature": 0.7, "vote": "count", "field": "answer"}
+    assert tables["settings"] == {**settings, "same": "value", "sure": SURE}
 
 
 def test_decoding_is_saved_under_its_own_names_and_an_unknown_one_is_damage(tmp_path: Path) -> None:

@@ -183,7 +183,9 @@ def test_our_modules_in_a_program_are_batched_too() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.reason = pf.ZeroShotCoT("question -> answer")
-            self.vote = pf.SelfConsistency(dspy.Predict("question, draft -> answer"), n=3)
+            self.vote = pf.SelfConsistency(
+                dspy.Predict("question, draft -> answer"), n=3, sure="all"
+            )
 
         def forward(self, question: str) -> Any:
             draft = self.reason(question=question).answer

@@ -8,7 +8,7 @@ from scripted_samples import scripted
 import promptflow as pf
 from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.scripted import ScriptedEngine
-from promptflow.errors import EngineLost
+from promptflow.errors import EngineLost, ProgramError
 from promptflow.flow import Prediction, run
 from promptflow.modules.predict import Predict
 from promptflow.modules.rewards import BestOf
@@ -70,3 +70,28 @@ def test_functions_are_settings_by_name() -> None:
     settings = BestOf(Predict("q -> answer"), reward=length, threshold=1.0).settings()
     assert settings["reward"] == {"code": f"{__name__}:length"}
     assert settings["threshold"] == 1.0
+
+
+class Shortest:
+    """A reward that is an object."""
+
+    def __call__(self, inputs: dict[str, str], prediction: Prediction) -> float:
+        return -len(prediction.answer)
+
+
+@pytest.mark.parametrize("reward", ["logprob", "first", length, Shortest(), lambda i, p: 1])
+def test_a_reward_is_a_number_for_each_sample(reward: object) -> None:
+    """The contract of ``reward=``: the highest wins, of equal ones the first, and it is told."""
+    result, engine = best(["abc", "a", "abcd", "b"], n=4, reward=reward)
+    assert isinstance(result.reward, float)
+    assert result.answer == {length: "abcd"}.get(
+        reward, "a" if isinstance(reward, Shortest) else "abc"
+    )
+    assert sum(engine.batches) == 4
+    again, _ = best(["abc", "a", "abcd", "b"], n=4, reward=reward, batch=1)
+    assert (again.answer, again.reward) == (result.answer, result.reward)
+
+
+def test_a_reward_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ProgramError, match="is no number: return one, or -inf"):
+        best(["a", "b"], n=2, reward=lambda inputs, prediction: float("nan"))

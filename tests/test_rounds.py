@@ -38,7 +38,7 @@ class TwoSteps(Module):
 
 def test_flows_of_several_steps_advance_together() -> None:
     lm, engine = scripted(["x", "y", "z", "1", "2", "1"] * 2)
-    results = run_many(SelfConsistency(TwoSteps(), n=3), [{"question": "?"}], lm=lm)
+    results = run_many(SelfConsistency(TwoSteps(), n=3, sure="all"), [{"question": "?"}], lm=lm)
     assert engine.batches == [3, 3]
     assert results[0].answer == "1"
 
@@ -92,7 +92,9 @@ def test_samples_share_one_prefill() -> None:
 def test_twenty_chains_under_the_widest_limit_run_side_by_side() -> None:
     engine = pf.Engine(FakeModel(context=8192))
     lm = pf.load("fake-chains", engine=engine)
-    module = SelfConsistency(pf.ChainOfThought("q -> answer: int"), n=20, temperature=1.0)
+    module = SelfConsistency(
+        pf.ChainOfThought("q -> answer: int"), n=20, temperature=1.0, sure="all"
+    )
     prediction = run(module, lm=lm, q="?")
     longest = max(p.usage.generated + p.usage.forced for _, _, p in prediction.trace)
     assert engine.stats().requests == 20

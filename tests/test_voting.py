@@ -15,7 +15,7 @@ from promptflow.modules.voting import SelfConsistency
 
 def test_most_votes_win_and_are_reported() -> None:
     lm, engine = scripted(["7", "8", "8", "9", "8"])
-    module = SelfConsistency(Predict("question -> answer: int"), n=5)
+    module = SelfConsistency(Predict("question -> answer: int"), n=5, sure="all")
     result = run(module, lm=lm, question="How many?")
     assert result.answer == 8
     assert result.votes == {8: 3.0, 7: 1.0, 9: 1.0}
@@ -44,23 +44,27 @@ def test_the_error_is_raised_where_every_sample_failed() -> None:
 
 
 def test_stops_when_the_vote_is_decided() -> None:
-    lm, engine = scripted(["1", "1", "2", "1", "1"] + ["3"] * 15)
-    module = SelfConsistency(Predict("q -> answer: int"), n=7, batch=2)
+    lm, engine = scripted(["1", "1", "2", "1", "1", "1"] + ["3"] * 15)
+    module = SelfConsistency(Predict("q -> answer: int"), n=7, batch=2, sure=1.0)
     result = run(module, lm=lm, q="?")
-    assert engine.batches == [2, 2, 2]  # 4 of 6 for 1: the seventh could not change it
+    assert engine.batches == [2, 2, 2]  # 5 of 6 for 1: the seventh could not change it
     assert (result.answer, result.samples) == (1, 6)
 
 
 def test_lists_are_votes() -> None:
     lm, _ = scripted(["[1, 2]", "[1, 2]", "[3]"])
-    result = run(SelfConsistency(Predict("q -> answer: list[int]"), n=3), lm=lm, q="?")
+    result = run(SelfConsistency(Predict("q -> answer: list[int]"), n=3, sure="all"), lm=lm, q="?")
     assert result.answer == [1, 2]
     assert result.votes == {"[1, 2]": 2.0, "[3]": 1.0}
 
 
 def test_examples_and_samples_make_one_batch() -> None:
     lm, engine = scripted(["1"] * 12)
-    run_many(SelfConsistency(Predict("q -> answer"), n=3), [{"q": str(i)} for i in range(4)], lm=lm)
+    run_many(
+        SelfConsistency(Predict("q -> answer"), n=3, sure="all"),
+        [{"q": str(i)} for i in range(4)],
+        lm=lm,
+    )
     assert engine.batches == [12]
 
 
@@ -85,7 +89,9 @@ def test_a_vote_on_a_missing_field_names_the_fields() -> None:
         ({"n": 0}, "at least 1"),
         ({"batch": 0}, "at least 1"),
         ({"temperature": 0.0}, "5 equal samples"),
-        ({"vote": "majority"}, "neither 'count' nor 'logprob'"),
+        ({"vote": "majority"}, "none of count, logprob, confidence"),
+        ({"same": "meaning"}, "no function of values"),
+        ({"sure": 0.3}, "is no probability"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -102,3 +108,41 @@ def test_dspys_majority_votes_on_the_answer() -> None:
     assert sorted(vote.completions.answer) == ["a", "a", "b", "b", "c"]
     others = [Prediction(votes={}, failed=3, answer=text) for text in ("x", "y", "y")]
     assert dspy.majority(others).answer == "y"
+
+
+def test_a_clear_vote_ends_early_and_a_close_one_does_not() -> None:
+    lm, engine = scripted(["1"] * 16)
+    result = run(SelfConsistency(Predict("q -> answer: int"), n=16), lm=lm, q="?")
+    assert (result.samples, engine.batches) == (4, [4])
+    lm, engine = scripted(["1", "2"] * 8)
+    result = run(SelfConsistency(Predict("q -> answer: int"), n=16), lm=lm, q="?")
+    assert (result.samples, engine.batches) == (16, [4, 4, 4, 4])
+
+
+def test_confidence_follows_agreement_unless_the_module_has_its_own() -> None:
+    module = SelfConsistency(Predict("q -> answer: int"), n=4, sure="all")
+    result = run(module, lm=scripted(["1", "1", "1", "2"])[0], q="?")
+    assert 0 < result.confidence < 1
+    unanimous = run(module, lm=scripted(["1"] * 4)[0], q="?")
+    assert unanimous.confidence > result.confidence
+    own = Predict("q -> answer: int, confidence: float")
+    texts = ["1", "0.2", "2", "0.9", "1", "0.3"]
+    weighed = SelfConsistency(own, n=3, vote="confidence", sure="all")
+    result = run(weighed, lm=scripted(texts)[0], q="?")
+    assert (result.answer, result.confidence) == (2, 0.9)
+    assert result.votes == pytest.approx({2: 0.9, 1: 0.5})
+    fitted = SelfConsistency(Predict("q -> answer"), n=3, calibration=lambda votes: 0.25)
+    assert run(fitted, lm=scripted(["a"] * 3)[0], q="?").confidence == 0.25
+
+
+def test_texts_of_one_meaning_win_together() -> None:
+    texts = ["cab", "ddd", "abc", "ddd", "bca"]
+    module = SelfConsistency(
+        Predict("q -> answer"),
+        n=5,
+        same=lambda values: ["".join(sorted(v)) for v in values],
+        sure="all",
+    )
+    result = run(module, lm=scripted(texts)[0], q="?")
+    assert (result.answer, result.votes) == ("cab", {"cab": 3.0, "ddd": 2.0})
+    assert module.settings()["same"]["code"].endswith("<lambda>")

@@ -1,6 +1,7 @@
 """Techniques as modules: each is an ordinary DSPy module whose work is a flow."""
 
 from promptflow.modules.agent import Agent, Step, Steps
+from promptflow.modules.agreement import Agreement, fit_agreement
 from promptflow.modules.conversation import Conversation, Turn
 from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge
@@ -12,13 +13,16 @@ from promptflow.modules.search import BestFirst, BreadthFirst, DepthFirst, Monte
 from promptflow.modules.thoughts import TreeOfThoughts
 from promptflow.modules.tools import calculate, read_only, read_tool, search_tool
 from promptflow.modules.tree import Growth, Problem
+from promptflow.modules.votes import ByMeaning, Votes
 from promptflow.modules.voting import SelfConsistency
 
 __all__ = [
     "Agent",
+    "Agreement",
     "BestFirst",
     "BestOf",
     "BreadthFirst",
+    "ByMeaning",
     "ChainOfThought",
     "Conversation",
     "DepthFirst",
@@ -35,8 +39,10 @@ __all__ = [
     "Steps",
     "TreeOfThoughts",
     "Turn",
+    "Votes",
     "ZeroShotCoT",
     "calculate",
+    "fit_agreement",
     "read_only",
     "read_tool",
     "search_tool",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from promptflow.errors import names_options
+from promptflow.errors import ProgramError, names_options
 from promptflow.flow import Flow, Module, Prediction
 from promptflow.modules.rounds import Rounds, check_rounds, mean_logprob
 from promptflow.modules.settings import settings_of
@@ -71,7 +72,10 @@ class BestOf(Module):
 
     def _reward(self, inputs: Mapping[str, Any], prediction: Prediction) -> float:
         if callable(self.reward):
-            return float(self.reward(inputs, prediction))
+            reward = float(self.reward(inputs, prediction))
+            if math.isnan(reward):
+                raise ProgramError(f"the reward {self.reward!r} is no number: return one, or -inf")
+            return reward
         return mean_logprob(prediction) if self.reward == "logprob" else 0.0
 
     def _satisfied(self, scored: Sequence[tuple[bool, float, Prediction]]) -> bool:
