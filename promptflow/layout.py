@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from promptflow.engine.interface import TextEngine
 from promptflow.engine.model.chat_template import stops_of
-from promptflow.engine.request import Choice, Completion, Fill, Part, Sampling, Slot, Text
+from promptflow.engine.request import Beam, Choice, Completion, Fill, Part, Sampling, Slot, Text
 from promptflow.errors import (
     NoReasoningBlock,
     TemplateError,
@@ -66,16 +66,18 @@ Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 class Decoding:
     """How a predictor's outputs are decoded; None where nobody chose.
 
-    Tokens are per slot; a constrained slot takes what its type needs. ``weigh`` has every option of
-    a Literal weighed (``Choice.weighed``). Outputs after ``until`` are not written. ``layout`` is a
-    bundled name or the path of a .jinja file. A text without a limit ends before any of ``stop``
-    too. ``thinking`` is whether reasoning stands in the reasoning block of the model's own chat
-    template: ``auto`` where there is one and the first output is called reasoning, True in any case
-    (without such an output it is in the fill ``thinking`` alone), False never. Where it does not,
-    the block is closed.
+    Tokens are per slot; a constrained slot takes what its type needs. ``beam`` searches for the
+    most probable text of each output that is not weighed, and takes no ``sampling`` beside it.
+    ``weigh`` has every option of a Literal weighed (``Choice.weighed``). Outputs after ``until``
+    are not written. ``layout`` is a bundled name or the path of a .jinja file. A text without a
+    limit ends before any of ``stop`` too. ``thinking`` is whether reasoning stands in the reasoning
+    block of the model's own chat template: ``auto`` where there is one and the first output is
+    called reasoning, True in any case (without such an output it is in the fill ``thinking``
+    alone), False never. Where it does not, the block is closed.
     """
 
     sampling: Sampling | None = None
+    beam: Beam | None = None
     max_tokens: int | None = None
     reasoning_tokens: int | None = None
     logprobs: int | None = None
@@ -102,6 +104,8 @@ class Decoding:
             raise ValueError(f"stop={self.stop!r}: give texts that are not empty")
         if self.sampling is not None and not isinstance(self.sampling, Sampling):
             raise ValueError(f"sampling={self.sampling!r}: give Sampling(temperature=...)")
+        if self.beam is not None and not isinstance(self.beam, Beam):
+            raise ValueError(f"beam={self.beam!r}: give Beam(width=...)")
 
     def over(self, below: Decoding) -> Decoding:
         """Return this, with what nobody chose here taken from ``below``."""
@@ -125,6 +129,8 @@ class Decoding:
         if (sampling := given.get("sampling")) is not None:
             bias = tuple((int(i), float(b)) for i, b in sampling.get("logit_bias", ()))
             given["sampling"] = Sampling(**{**sampling, "logit_bias": bias})
+        if (beam := given.get("beam")) is not None:
+            given["beam"] = Beam(**beam)
         if (stop := given.get("stop")) is not None:
             given["stop"] = tuple(stop)
         return cls(**given)
@@ -418,6 +424,7 @@ class _Slots:
             stop=() if constraint else (*self._stops(name, shape), *(chosen.stop or ())),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
+            beam=None if isinstance(constraint, Choice) and constraint.weighed else chosen.beam,
             fits=not shape.is_small,
             least=min(LEAST, tokens) if free else 1,
             needs_text=constraint is None,

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from promptflow import layout
 from promptflow.engine.request import (
+    Beam,
     Choice,
     Completion,
     Fill,
@@ -163,6 +164,18 @@ def test_decoding_reaches_every_slot():
         assert slot.sampling.temperature == 0.7
         assert slot.logprobs == 3
     assert slots(rendered(**chosen))[0].max_tokens == 9
+
+
+def test_a_beam_searches_what_is_not_weighed():
+    beam = Beam(4, 0.5)
+    made = {slot.name: slot.beam for slot in slots(rendered(beam=beam, weigh=True))}
+    assert made == {"answer": beam, "level": None, "page": beam}
+    chosen = layout.Decoding(beam=beam)
+    assert layout.Decoding.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+    with pytest.raises(ValueError, match="Beam"):
+        layout.Decoding(beam=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not sample"):
+        rendered(beam=beam, sampling=Sampling(temperature=0.5))
 
 
 def test_a_decoding_over_another_keeps_what_it_chose():
