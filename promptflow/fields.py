@@ -39,7 +39,7 @@ from promptflow.errors import (
     UnsupportedType,
     ValueRefused,
 )
-from promptflow.grammar import grammar_of, longest, sketch, terminal
+from promptflow.grammar import grammar_of, longest, sketch, terminal, text_grammar
 from promptflow.notation import Quote
 from promptflow.plain import to_text
 from promptflow.schema import Schema, schema_of, text_of
@@ -72,6 +72,7 @@ class Shape:
     choice, ``low`` and ``high`` the bounds of a number, ``sketch`` a picture of a JSON value,
     ``kind`` what else it is: text, quote, code, integer, number, date, ... ``written`` tells how it
     is read: ``free`` and ``text`` as they stand, ``choice``, ``number`` and ``json``.
+    ``in_json`` is the constraint of a limited text as a JSON string.
     """
 
     constraint: Constraint | None = None
@@ -83,6 +84,7 @@ class Shape:
     quotes: str = ""
     kind: str = "text"
     written: str = "free"
+    in_json: Constraint | None = None
 
     @property
     def is_small(self) -> bool:
@@ -134,6 +136,11 @@ class TypedField:
         except UnsupportedType as error:
             where = f"output {self.name!r} of type {_shown(self.annotation)}"
             raise UnsupportedType(f"{where}: {error}") from error
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Return the values of a choice by their text; empty where the type is none."""
+        return _options(self.annotation)
 
     def constraint(self, inputs: Mapping[str, Any]) -> Constraint | None:
         """Return the constraint of an output; None where any text will do.
@@ -400,7 +407,8 @@ def _text_shape(schema: Schema) -> Shape:
         patterns.append(f"{char}{{{max(low, 1)},{'' if high is None else high}}}")
     if not patterns:
         return Shape()
-    return Shape(_matching(patterns), high and 4 * high + 8, written="text")
+    in_json = Lark(text_grammar(schema))
+    return Shape(_matching(patterns), high and 4 * high + 8, written="text", in_json=in_json)
 
 
 def _matching(patterns: Sequence[str]) -> Constraint:
@@ -421,7 +429,9 @@ def _written(schema: Schema) -> Shape:
     given = {"low": schema.get("x-low"), "high": schema.get("x-high"), "kind": kind}
     if (patterns := schema.get("x-patterns")) and "x-written" in schema:
         tokens = most + 6 if most is not None and most < 10**5 else None
-        return Shape(_matching(patterns), tokens, written=schema["x-written"], **given)
+        written = schema["x-written"]
+        in_json = Lark(text_grammar(schema)) if written == "text" else None
+        return Shape(_matching(patterns), tokens, written=written, in_json=in_json, **given)
     constraint = Lark(grammar_of(schema))
     if "x-json" in schema:
         return Shape(constraint, 90, written="number", **given)

@@ -19,7 +19,7 @@ from promptflow import ranges
 from promptflow.errors import UnsupportedType
 from promptflow.schema import Schema, number_of, text_of
 
-_CHAR = r'([^"\\\x00-\x1f\x7f]|\\["\\nrt])'
+JSON_CHAR = r'([^"\\\x00-\x1f\x7f]|\\["\\nrt])'
 _ESCAPES = {"x-guidance": {"json_allowed_escapes": 'nrt"\\'}}
 _ONE_SPELLING = r"0|-?(0|[1-9][0-9]*)\.[0-9]*[1-9]|-?[1-9][0-9]*"
 _SCALARS = {
@@ -46,6 +46,14 @@ def grammar_of(schema: Schema) -> str:
     if not rules.ends(schema):
         raise UnsupportedType("its values contain themselves without end")
     start = rules.value(schema)
+    return "\n".join([f"start: {start}", *rules.lines])
+
+
+def text_grammar(schema: Schema) -> str:
+    """Return the Lark grammar of a schema's texts as JSON strings: patterns alone may be empty."""
+    rules = _Rules({})
+    least = 0 if "x-patterns" in schema else 1
+    start = rules.value(schema) if "x-written" in schema else rules.string(schema, least)
     return "\n".join([f"start: {start}", *rules.lines])
 
 
@@ -196,7 +204,7 @@ class _Rules:
     def other_key(self, properties: Iterable[str]) -> str:
         """Return a key that is none of an object's own properties."""
         own = "|".join(re.escape(json.dumps(name)[1:-1]) for name in properties)
-        return self.named("T", f'/"({_CHAR})+"/ & ~/"({_slashed(own)})"/')
+        return self.named("T", f'/"({JSON_CHAR})+"/ & ~/"({_slashed(own)})"/')
 
     def key(self, schema: Schema) -> str:
         """Return a key of a dictionary, which JSON writes as text."""

@@ -1,24 +1,22 @@
 """Signature, demos and inputs to the parts of a request, and filled slots back to fields.
 
-The wording of prompts lives in layouts/*.jinja: the program writes labels, the model fills slots. A
-template sees turns, values and slots as markers drawn afresh for each prompt, so that no content
-can become a control token or pass for a slot. Knows neither engines nor DSPy's LMs.
+The wording of prompts lives in layouts/*.jinja: the program writes labels, the model fills slots.
+Each sees values and slots as markers, as text or as JSON: see ``prompt``. Knows neither engines nor
+DSPy's LMs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from promptflow.engine.interface import TextEngine
-from promptflow.engine.model.chat_template import stops_of
-from promptflow.engine.request import Beam, Choice, Completion, Fill, Part, Sampling, Slot, Text
+from promptflow.engine.request import Beam, Choice, Completion, Fill, Sampling, Slot
 from promptflow.errors import (
     NoReasoningBlock,
     TemplateError,
@@ -27,12 +25,16 @@ from promptflow.errors import (
     names_options,
 )
 from promptflow.fields import Shape, TypedField, to_text
-from promptflow.marks import Marks, has_data
+from promptflow.json_fields import as_json, json_constraint
+from promptflow.marks import Marks, data_of, has_data
+from promptflow.prompt import BLOCK, Given, Markers, Open, Origin, Prompt, Scaffold, assembled
 from promptflow.sandbox import (
+    LAYOUTS,
     MAX_SOURCE,
     Job,
     Rendered,
     RenderFailed,
+    imports_of,
     render_here,
     render_limited,
 )
@@ -43,9 +45,10 @@ from promptflow.signatures import (
     own_instructions,
     plain_label,
 )
+from promptflow.storage import sha256_bytes
 
 CHAT, COMPLETION = "chat", "completion"
-FOLDER = Path(__file__).resolve().parent / "layouts"
+FOLDER = LAYOUTS
 REASONING = frozenset({"reasoning", "rationale"})
 """Outputs with a budget of their own, ``reasoning_tokens``."""
 
@@ -54,11 +57,6 @@ MAX_TOKENS = 4096
 
 LEAST = 32
 """Tokens that such a text must have room for, so that reasoning does not leave it without any."""
-
-BLOCK = "reasoning"
-"""The role of what stands in the reasoning block of a turn: see ``TextEngine.scaffold``."""
-
-Scaffold = Callable[[Sequence[str]], tuple[str, ...]]
 
 
 @names_options
@@ -143,13 +141,18 @@ _UNCHOSEN = Decoding()
 class Field:
     """What a template sees of a field; ``value`` is a marker for its text or its slot.
 
-    ``long`` tells that the text has more than one line. For the rest see ``fields.Shape``.
+    ``json`` is a marker for the same as a JSON value: a layout writes the one or the other.
+    ``heading`` is the name, or the label that somebody chose (``own``) without its colon. ``long``
+    tells that the text has more than one line. For the rest see ``fields.Shape``.
     """
 
     name: str
     label: str
     description: str
     value: str
+    json: str
+    heading: str
+    own: bool
     long: bool
     kind: str = "text"
     options: tuple[str, ...] = ()
@@ -167,74 +170,6 @@ class Demo:
     outputs: tuple[Field, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    role: str
-
-
-class _Boundary:
-    """Where requests that begin alike are likely to differ: see ``Text``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reasoned:
-    """The value of a demo's first output, with the reasoning that led to it."""
-
-    text: str
-    reasoning: str
-
-
-_Meaning = str | Slot | _Reasoned
-
-
-@dataclass(slots=True)
-class _Markers:
-    """Markers and what each stands for; that of a turn names its role. ``marks`` are of data."""
-
-    marks: Marks
-    secret: str = field(default_factory=lambda: secrets.token_hex(8))
-    meanings: list[_Meaning] = field(default_factory=list)
-
-    def mark(self, meaning: _Meaning) -> str:
-        """Return a fresh marker."""
-        self.meanings.append(meaning)
-        return f"\x00{self.secret}.{len(self.meanings) - 1}\x00"
-
-    @property
-    def boundary(self) -> str:
-        """Return the marker of a boundary."""
-        return f"\x00{self.secret}.boundary\x00"
-
-    def split(self, text: str, layout: str) -> Iterator[_Turn | _Boundary | _Meaning]:
-        """Return the text with what its markers mean. Raises TemplateError for a wrong use."""
-        counts = [0] * len(self.meanings)
-        for number, piece in enumerate(re.split(f"\x00{self.secret}\\.([^\x00]*)\x00", text)):
-            if number % 2 and piece.startswith("turn:"):
-                yield _Turn(piece.removeprefix("turn:"))
-            elif number % 2 and piece == "boundary":
-                yield _Boundary()
-            elif number % 2 and piece.isdecimal() and int(piece) < len(counts):
-                counts[int(piece)] += 1
-                yield self.meanings[int(piece)]
-            elif number % 2 or self.secret in piece:
-                raise TemplateError(
-                    f"layout {layout!r} changes a value; write {{{{ field.value }}}}"
-                )
-            else:
-                yield piece
-        for meaning, count in zip(self.meanings, counts, strict=True):
-            if isinstance(meaning, Slot) and count != 1:
-                raise TemplateError(
-                    f"layout {layout!r} writes the slot of output {meaning.name!r} {count} times; "
-                    "write {{ field.value }} once for each field of outputs"
-                )
-            if not isinstance(meaning, Slot) and not count:
-                text = meaning.text if isinstance(meaning, _Reasoned) else meaning
-                raise TemplateError(
-                    f"layout {layout!r} leaves out or changes the value {text[:40]!r}"
-                )
-
-
 def render(
     signature: Any,
     demos: Sequence[Mapping[str, Any]],
@@ -242,7 +177,7 @@ def render(
     scaffold: Scaffold,
     decoding: Decoding = _UNCHOSEN,
     turns: Sequence[Mapping[str, Any]] = (),
-) -> tuple[Part, ...]:
+) -> Prompt:
     """Return a prompt with slots for the outputs that ``inputs`` does not hold.
 
     The layout is chat and the sampling greedy where nobody chose. ``turns`` are what was said
@@ -253,11 +188,11 @@ def render(
     thought = asked.thought()
     if thought is not None:
         try:
-            return asked.parts(thought)
+            return asked.prompt(thought)
         except NoReasoningBlock:
             if decoding.thinking is True:
                 raise
-    return asked.parts(None)
+    return asked.prompt(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,23 +237,26 @@ class _Asked:
             n for n in ("thinking", "own_thinking") if n not in self.signature.fields
         )
 
-    def parts(self, thought: str | None) -> tuple[Part, ...]:
+    def prompt(self, thought: str | None) -> Prompt:
         """Return the prompt; NoReasoningBlock where the layout has no place for ``thought``."""
         signature, inputs = self.signature, self.inputs
         layout = self.decoding.layout or CHAT
-        markers = _Markers(marks=Marks(signature, [*self.demos, *self.turns, inputs]))
+        marks = Marks(signature, [*self.demos, *self.turns, inputs])
+        making = _Making(Markers(), marks, thought)
         shown = signature.delete(thought) if thought in signature.output_fields else signature
         written = [(name, info) for name, info in self.written() if name != thought]
-        slots = _Slots(dict(written), inputs, self.decoding, markers)
-        past, open_fields = _turns(signature, self.turns, markers, thought)
+        slots = _Slots(inputs, self.decoding, making)
+        past, said = making.turns(signature, self.turns)
         asked = {n: f for n, f in signature.input_fields.items() if n in inputs or not self.turns}
-        demos = [_demo(signature, demo, markers, thought) for demo in self.demos]
+        demos = [making.demo(signature, demo) for demo in self.demos]
         examples = [demo for demo in demos if demo is not None]
+        shown_inputs = (*said, *making.inputs(asked, inputs))
+        making.markers.ask([one.value for one in shown_inputs])
         outputs = signature.output_fields
         made = {
             "instructions": own_instructions(signature),
             "standard": begins_with_default(signature),
-            "inputs": (*open_fields, *_shown_fields(asked, inputs, markers)),
+            "inputs": shown_inputs,
             "demos": [*examples, *past],
             "examples": len(examples),
             "outputs": tuple(slots.field(name, info) for name, info in written),
@@ -326,12 +264,12 @@ class _Asked:
             "data": data_note() if needs_note(signature) else "",
             "reasons": bool(REASONING & set(shown.output_fields)),
             "thought": thought or "",
-            "boundary": markers.boundary,
+            "boundary": making.markers.boundary,
         }
-        done = _rendered(layout, made, markers.secret)
-        pieces = list(markers.split(done.text, layout))
+        done = _rendered(layout, made, making.markers.secret)
+        pieces = list(making.markers.split(done.text, layout))
         opened = () if thought is None else slots.thought(thought, signature)
-        return _assembled(pieces, opened, self.scaffold, done.stop, layout)
+        return assembled(pieces, opened, self.scaffold, done.stop, layout)
 
 
 @functools.cache
@@ -385,12 +323,24 @@ def layout_for(engine: TextEngine, chosen: str | Path | None = None) -> str:
     return CHAT
 
 
+def layout_identity(layout: str | Path) -> str:
+    """Return what a layout is: a hash of its text and of the bundled ones that it imports."""
+    source = find_layout(layout).read_text(encoding="utf-8", errors="replace")
+    imported = [(FOLDER / name).read_text(encoding="utf-8") for name in imports_of(source)]
+    return sha256_bytes("\0".join([source, *imported]).encode())
+
+
+def layouts() -> tuple[str, ...]:
+    """Return the names of the bundled layouts."""
+    return tuple(sorted(known.stem for known in FOLDER.glob("*.jinja")))
+
+
 def find_layout(layout: str | Path) -> Path:
     """Return the file of a layout. Raises TemplateError naming the bundled ones."""
     name = str(layout)
     path = Path(name) if "/" in name or name.endswith(".jinja") else FOLDER / f"{name}.jinja"
     if not path.is_file():
-        bundled = ", ".join(sorted(known.stem for known in FOLDER.glob("*.jinja")))
+        bundled = ", ".join(layouts())
         raise TemplateError(f"no layout {name!r}; use {bundled}, or the path of a .jinja file")
     return path
 
@@ -399,29 +349,46 @@ def find_layout(layout: str | Path) -> Path:
 class _Slots:
     """Makes the output fields of one prompt."""
 
-    written: Mapping[str, Any]
     inputs: Mapping[str, Any]
     decoding: Decoding
-    markers: _Markers
+    making: _Making
 
     def field(self, name: str, info: Any) -> Field:
         """Return an output with its slot, or with its text where the inputs hold it."""
         typed = TypedField.of(name, info)
-        shape = typed.shape
         if name in self.inputs:
-            return _field(name, info, typed.text(self.inputs[name]), self.markers, shape)
-        constraint = typed.constraint(self.inputs)
-        chosen = self.decoding
+            return self.making.output(name, info, typed.text(self.inputs[name]), "input")
+        label = label_of(info)
+        meaning = Open(
+            self.slot(typed, info, as_json=False),
+            lambda: self.slot(typed, info, as_json=True),
+            typed,
+            label,
+            _heading(name, label),
+        )
+        return _field(name, info, typed.shape, self.making.markers.mark(meaning))
+
+    def slot(self, typed: TypedField, info: Any, *, as_json: bool) -> Slot:
+        """Return the slot of an output, for its plain text or for a JSON value."""
+        shape, chosen, stops = typed.shape, self.decoding, self.decoding.stop or ()
+        constraint = (
+            json_constraint(typed, self.inputs, stops) if as_json else typed.constraint(self.inputs)
+        )
         if chosen.weigh and isinstance(constraint, Choice):
             constraint = replace(constraint, weighed=True)
         free = shape.written == "free"
-        own = chosen.reasoning_tokens if reasons(name, info) else chosen.max_tokens
+        own = chosen.reasoning_tokens if reasons(typed.name, info) else chosen.max_tokens
         tokens = self._tokens(shape, own)
-        slot = Slot(
-            name,
+        if constraint and not as_json:
+            stops = ()
+        elif not as_json and shape.kind == "code":
+            stops = ("\n```", *stops)
+        return Slot(
+            typed.name,
             constraint,
-            max_tokens=tokens,
-            stop=() if constraint else (*self._stops(name, shape), *(chosen.stop or ())),
+            # Escapes may double a text, and marks stand around it.
+            max_tokens=2 * tokens + 2 if as_json and shape.is_small else tokens,
+            stop=stops,
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
             beam=None if isinstance(constraint, Choice) and constraint.weighed else chosen.beam,
@@ -429,15 +396,15 @@ class _Slots:
             least=min(LEAST, tokens) if free else 1,
             needs_text=constraint is None,
         )
-        return _field(name, info, slot, self.markers, shape)
 
-    def thought(self, name: str, signature: Any) -> tuple[str | Slot, ...]:
+    def thought(self, name: str, signature: Any) -> tuple[Given | Open, ...]:
         """Return what stands in the reasoning block: a label that somebody chose, and the slot."""
         info = signature.output_fields.get(name)
         label = "" if info is None else label_of(info)
         lead = f"{label} " if label and label != plain_label(name) else ""
         if name in self.inputs:
-            return (lead + TypedField.of(name, info).text(self.inputs[name]),)
+            text = lead + TypedField.of(name, info).text(self.inputs[name])
+            return (Given(text, "input", lambda: text),)
         chosen = self.decoding
         tokens = chosen.reasoning_tokens or MAX_TOKENS
         slot = Slot(
@@ -446,10 +413,12 @@ class _Slots:
             stop=chosen.stop or (),
             sampling=chosen.sampling or Sampling(),
             logprobs=chosen.logprobs,
+            beam=chosen.beam,
             fits=True,
             least=min(LEAST, tokens),
         )
-        return (lead, slot)
+        opened = Open(slot, lambda: slot, TypedField(name, str))
+        return (Given(lead, "template", lambda: lead), opened) if lead else (opened,)
 
     def _tokens(self, shape: Shape, own: int | None) -> int:
         """Return the bound of a slot: a small value has its own, others take what was chosen."""
@@ -459,28 +428,24 @@ class _Slots:
             return own or MAX_TOKENS
         return min(own or MAX_TOKENS, shape.tokens or MAX_TOKENS)
 
-    def _stops(self, name: str, shape: Shape) -> tuple[str, ...]:
-        """Return what ends free text: the label of an output that follows, or code's fence."""
-        names = list(self.written)
-        later = (label_of(self.written[other]) for other in names[names.index(name) + 1 :])
-        fence = ("\n```",) if shape.kind == "code" else ()
-        return (*fence, *(f"\n{label}" for label in later if label))
-
 
 def _described(name: str, info: Any) -> Field:
     """Return an output without a value, for the part of a prompt that says what is wanted."""
-    return _field(name, info, "", None, TypedField.of(name, info).shape)
+    return _field(name, info, TypedField.of(name, info).shape, ("", ""))
 
 
 def _field(
-    name: str, info: Any, value: str | Slot, markers: _Markers | None, shape: Shape
+    name: str, info: Any, shape: Shape, markers: tuple[str, str], long: bool = False
 ) -> Field:
+    label = label_of(info)
     return Field(
         name,
-        label_of(info),
+        label,
         description_of(name, info),
-        markers.mark(value) if markers else "",
-        isinstance(value, str) and "\n" in value,
+        *markers,
+        _heading(name, label),
+        label != plain_label(name),
+        long,
         shape.kind,
         shape.options,
         shape.low,
@@ -490,20 +455,99 @@ def _field(
     )
 
 
+def _heading(name: str, label: str) -> str:
+    return name if label == plain_label(name) else label.strip().removesuffix(":") or name
+
+
 _PLAIN = Shape()
 
 
-def _shown_fields(
-    infos: Mapping[str, Any], values: Mapping[str, Any], markers: _Markers
-) -> tuple[Field, ...]:
-    if missing := [name for name in infos if name not in values]:
-        raise UnknownField(f"the inputs {missing} are missing; give each of {list(infos)}")
-    return tuple(
-        _field(
-            name, info, markers.marks.marked(info, _input_text(name, values[name])), markers, _PLAIN
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """Makes the fields of one prompt whose values are known; ``thought`` stands in its block."""
+
+    markers: Markers
+    marks: Marks
+    thought: str | None
+
+    def inputs(
+        self, infos: Mapping[str, Any], values: Mapping[str, Any], origin: Origin = "input"
+    ) -> tuple[Field, ...]:
+        """Return inputs with their texts. Raises UnknownField and UnsupportedType."""
+        if missing := [name for name in infos if name not in values]:
+            raise UnknownField(f"the inputs {missing} are missing; give each of {list(infos)}")
+        return tuple(self._input(name, info, values[name], origin) for name, info in infos.items())
+
+    def _input(self, name: str, info: Any, value: Any, origin: Origin) -> Field:
+        text = self.marks.marked(info, _input_text(name, value))
+        marked = data_of(info) is not None
+        meaning = Given(text, origin, lambda: _quoted(text), marked=marked)
+        return _field(name, info, _PLAIN, self.markers.mark(meaning), "\n" in text)
+
+    def output(self, name: str, info: Any, text: str, origin: Origin, reasoning: str = "") -> Field:
+        """Return an output with its text."""
+        typed, label = TypedField.of(name, info), label_of(info)
+        meaning = Given(
+            text,
+            origin,
+            lambda: as_json(typed, text),
+            reasoning,
+            label=label,
+            heading=_heading(name, label),
         )
-        for name, info in infos.items()
-    )
+        return _field(name, info, typed.shape, self.markers.mark(meaning), "\n" in text)
+
+    def outputs(
+        self, infos: Mapping[str, Any], values: Mapping[str, Any], origin: Origin
+    ) -> tuple[Field, ...]:
+        """Return outputs that were given, with their texts; ``thought`` apart, in the block."""
+        texts = {name: TypedField.of(name, info).text(values[name]) for name, info in infos.items()}
+        reasoning, thought = "", self.thought
+        if thought in texts and len(texts) > 1:
+            reasoning = texts.pop(thought)
+            label = label_of(infos[thought])
+            reasoning = reasoning if label == plain_label(thought) else f"{label} {reasoning}"
+        return tuple(
+            self.output(name, infos[name], text, origin, "" if number else reasoning)
+            for number, (name, text) in enumerate(texts.items())
+        )
+
+    def demo(self, signature: Any, demo: Mapping[str, Any]) -> Demo | None:
+        """Return what a demo has of the signature; None where it lacks all inputs or outputs."""
+        held = {name: demo[name] for name in demo.keys() if demo[name] is not None}  # noqa: SIM118
+        inputs = {n: info for n, info in signature.input_fields.items() if n in held}
+        outputs = {n: info for n, info in signature.output_fields.items() if n in held}
+        if not inputs or not outputs:
+            return None
+        return Demo(self.inputs(inputs, held, "demo"), self.outputs(outputs, held, "demo"))
+
+    def turns(
+        self, signature: Any, turns: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Demo], tuple[Field, ...]]:
+        """Return past turns as demos, and what was said to the model after the last of them."""
+        past: list[Demo] = []
+        said: tuple[Field, ...] = ()
+        for turn in turns:
+            held = {name: value for name, value in turn.items() if value is not None}
+            inputs = {n: info for n, info in signature.input_fields.items() if n in held}
+            outputs = {n: info for n, info in signature.output_fields.items() if n in held}
+            said += self.inputs(inputs, held)
+            if outputs:
+                results = [r for n in outputs if (r := getattr(held[n], RESULTS, None)) is not None]
+                plain = {n: _without_results(held[n]) for n in outputs}
+                past.append(Demo(said, self.outputs(outputs, plain, "input")))
+                said = tuple(self._results(text) for text in map(to_text, results))
+        return past, said
+
+    def _results(self, text: str) -> Field:
+        meaning = Given(text, "input", lambda: _quoted(text))
+        heading = RESULTS.replace("_", " ")
+        markers = self.markers.mark(meaning)
+        return Field(RESULTS, "Results:", "", *markers, heading, False, "\n" in text)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _input_text(name: str, value: Any) -> str:
@@ -513,63 +557,8 @@ def _input_text(name: str, value: Any) -> str:
         raise UnsupportedType(f"input {name!r}: {error}") from error
 
 
-def _demo(
-    signature: Any, demo: Mapping[str, Any], markers: _Markers, thought: str | None
-) -> Demo | None:
-    """Return what a demo has of the signature; None where it lacks all inputs or all outputs."""
-    held = {name: demo[name] for name in demo.keys() if demo[name] is not None}  # noqa: SIM118
-    inputs = {n: info for n, info in signature.input_fields.items() if n in held}
-    outputs = {n: info for n, info in signature.output_fields.items() if n in held}
-    if not inputs or not outputs:
-        return None
-    return Demo(_shown_fields(inputs, held, markers), _told_fields(outputs, held, markers, thought))
-
-
-def _told_fields(
-    infos: Mapping[str, Any], values: Mapping[str, Any], markers: _Markers, thought: str | None
-) -> tuple[Field, ...]:
-    """Return outputs that were given, with their texts; ``thought`` apart, in the block."""
-    texts = {name: TypedField.of(name, info).text(values[name]) for name, info in infos.items()}
-    reasoning = ""
-    if thought in texts and len(texts) > 1:
-        reasoning = texts.pop(thought)
-        label = label_of(infos[thought])
-        reasoning = reasoning if label == plain_label(thought) else f"{label} {reasoning}"
-    fields = []
-    for number, (name, text) in enumerate(texts.items()):
-        meaning = _Reasoned(text, reasoning) if reasoning and not number else text
-        made = _field(name, infos[name], text, None, _PLAIN)
-        fields.append(replace(made, value=markers.mark(meaning)))
-    return tuple(fields)
-
-
 RESULTS = "tool_call_results"
 """What the outputs of a past turn may carry beside their value: it is said to the model next."""
-
-
-def _turns(
-    signature: Any,
-    turns: Sequence[Mapping[str, Any]],
-    markers: _Markers,
-    thought: str | None,
-) -> tuple[list[Demo], tuple[Field, ...]]:
-    """Return past turns as demos, and what was said to the model after the last of them."""
-    past: list[Demo] = []
-    said: tuple[Field, ...] = ()
-    for turn in turns:
-        held = {name: value for name, value in turn.items() if value is not None}
-        inputs = {n: info for n, info in signature.input_fields.items() if n in held}
-        outputs = {n: info for n, info in signature.output_fields.items() if n in held}
-        said += _shown_fields(inputs, held, markers)
-        if outputs:
-            results = [r for n in outputs if (r := getattr(held[n], RESULTS, None)) is not None]
-            plain = {n: _without_results(held[n]) for n in outputs}
-            past.append(Demo(said, _told_fields(outputs, plain, markers, thought)))
-            said = tuple(
-                Field(RESULTS, "Results:", "", markers.mark(text), "\n" in text)
-                for text in map(to_text, results)
-            )
-    return past, said
 
 
 def _without_results(value: Any) -> Any:
@@ -612,104 +601,3 @@ def _as_data(seen: Mapping[str, Any]) -> dict[str, Any]:
         several = isinstance(value, list | tuple)
         shown[name] = [asdict(one) for one in value] if several else value
     return shown
-
-
-def _assembled(
-    pieces: Sequence[_Turn | _Boundary | _Meaning],
-    thought: Sequence[str | Slot],
-    scaffold: Scaffold,
-    stop: tuple[str, ...],
-    layout: str,
-) -> tuple[Part, ...]:
-    """Join content with the chat template's own texts around it."""
-    pieces = _with_reasoning(pieces, thought, layout)
-    roles = [piece.role for piece in pieces if isinstance(piece, _Turn)]
-    # The model speaks next: the texts of the template end where its turn opens.
-    roles = roles[:-1] if roles[-1:] == ["assistant"] else roles
-    made = scaffold(roles) if roles else ()
-    texts = iter(made)
-    last = len(roles) - (roles[-1:] == [BLOCK])  # the text before what the model is asked
-    parts: list[Part] = []
-    turns = 0
-    for number, piece in enumerate(pieces):
-        if isinstance(piece, _Turn):
-            turns += 1
-            # What comes before the turn that is asked about is alike for all inputs.
-            _append(parts, Text(next(texts), trusted=True, boundary=turns == last))
-        elif isinstance(piece, _Boundary):
-            if parts and isinstance(before := parts[-1], Text):
-                parts[-1] = replace(before, boundary=True)
-        elif isinstance(piece, Slot):
-            closing = made[-1] if thought and turns == last + 1 else ""
-            parts.append(_led(parts, piece, stop, closing))
-        elif piece:
-            if roles and number == 0:
-                raise TemplateError(f"layout {layout!r}: the text {piece[:40]!r} is in no turn")
-            _append(parts, Text(piece))
-    for text in texts:
-        _append(parts, Text(text, trusted=True))
-    return tuple(parts)
-
-
-def _with_reasoning(
-    pieces: Sequence[_Turn | _Boundary | _Meaning], thought: Sequence[str | Slot], layout: str
-) -> list[_Turn | _Boundary | str | Slot]:
-    """Return pieces with reasoning as turns of their own, before the answers that it led to.
-
-    Raises NoReasoningBlock where an answer does not stand in a turn of the assistant of its own.
-    """
-    found: list[_Turn | _Boundary | str | Slot] = []
-    answer: int | None = None  # where the assistant's turn begins, until its reasoning is known
-    for piece in pieces:
-        if isinstance(piece, _Reasoned):
-            if answer is None:
-                raise NoReasoningBlock(_no_place(layout))
-            found[answer:answer] = [_Turn(BLOCK), piece.reasoning]
-            answer = None
-            found.append(piece.text)
-            continue
-        if isinstance(piece, _Turn):
-            answer = len(found) if piece.role == "assistant" else None
-        found.append(piece)
-    if thought:
-        if answer is None:
-            raise NoReasoningBlock(_no_place(layout))
-        found[answer:answer] = [_Turn(BLOCK), *thought]
-    return found
-
-
-def _no_place(layout: str) -> str:
-    return (
-        f"layout {layout!r} has no turn('assistant') of its own for each answer, so that reasoning "
-        "has no block to stand in: leave out thinking=True, or use layout='chat'"
-    )
-
-
-def _append(parts: list[Part], text: Text) -> None:
-    last = parts[-1] if parts else None
-    if isinstance(last, Text) and last.trusted == text.trusted and not last.boundary:
-        parts[-1] = replace(text, text=last.text + text.text)
-    elif text.text:
-        parts.append(text)
-
-
-def _led(parts: list[Part], slot: Slot, stop: tuple[str, ...], closing: str) -> Slot:
-    """Return the slot with the spaces before it as its lead, and take them from the text.
-
-    Tokenizers join a space with the word that follows it.
-    """
-    lead = ""
-    last = parts[-1] if parts else None
-    if isinstance(last, Text) and not last.trusted:
-        text = last.text.rstrip(" ")
-        lead = last.text[len(text) :]
-        if text:
-            parts[-1] = replace(last, text=text)
-        elif lead:
-            parts.pop()
-    if closing:
-        # A block that the model closes ends there; what a layout stops at is for answers.
-        stops = (*stops_of(closing), *slot.stop)
-    else:
-        stops = slot.stop if slot.constraint else (*slot.stop, *stop)
-    return replace(slot, stop=stops, lead=lead)

@@ -22,6 +22,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
@@ -40,6 +41,9 @@ MAX_RANGE = 10_000
 MAX_BITS = 4096
 """The longest whole number that a product makes."""
 MAX_OUTPUT = 4 << 20
+LAYOUTS = Path(__file__).resolve().parent / "layouts"
+"""What layouts may import from: this package's own, whoever wrote the layout."""
+
 Kind = Literal["chat", "layout"]
 
 
@@ -116,6 +120,29 @@ def _written(template: Template, job: Job) -> Rendered:
     return Rendered("".join(pieces), tuple(stop))
 
 
+def _bundled(name: str) -> str | None:
+    """Return the text of a layout of this package, or of what its layouts share."""
+    known = {path.name: path for path in (*LAYOUTS.glob("*.jinja"), *LAYOUTS.glob("*.j2"))}
+    return known[name].read_text(encoding="utf-8") if name in known else None
+
+
+def imports_of(source: str) -> list[str]:
+    """Return the names of the bundled files that a layout imports, and they in turn."""
+    from jinja2 import TemplateError, meta
+
+    found: list[str] = []
+    environment = _environment("layout")
+    waiting = [source]
+    while waiting:
+        with contextlib.suppress(TemplateError):  # whoever renders it says what is wrong
+            names = meta.find_referenced_templates(environment.parse(waiting.pop()))
+            for name in names:
+                if name is not None and name not in found and (text := _bundled(name)):
+                    found.append(name)
+                    waiting.append(text)
+    return found
+
+
 def turn_mark(secret: str, role: str) -> str:
     """Return what ``turn(role)`` writes into a layout's text."""
     return f"\0{secret}.turn:{role}\0"
@@ -143,7 +170,7 @@ def _template(kind: Kind, source: str) -> Template:
 @functools.cache
 def _environment(kind: Kind) -> Environment:
     """Return a sandbox in which powers are small, repetition is bounded and globals are few."""
-    from jinja2 import StrictUndefined, Undefined
+    from jinja2 import FunctionLoader, StrictUndefined, Undefined
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -170,7 +197,8 @@ def _environment(kind: Kind) -> Environment:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     if kind == "layout":
-        environment = Bounded(undefined=StrictUndefined, autoescape=False)
+        loader = FunctionLoader(_bundled)
+        environment = Bounded(undefined=StrictUndefined, autoescape=False, loader=loader)
         environment.globals.clear()
         return environment
 

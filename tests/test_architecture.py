@@ -22,6 +22,8 @@ LAYERS = [
     {"retrieval"},
     {"fields", "marks"},
     {"signatures"},
+    {"json_fields"},
+    {"prompt"},
     {"layout"},
     {"lm"},
     {"flow"},

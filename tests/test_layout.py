@@ -45,7 +45,7 @@ INPUTS = {"passage": "P.", "question": "Q?"}
 def rendered(spec: Any = QA, inputs: Any = INPUTS, demos: Any = (), **chosen: Any) -> Any:
     if "layout" in chosen:
         chosen["layout"] = str(chosen["layout"])
-    return layout.render(spec, demos, inputs, SCAFFOLD, layout.Decoding(**chosen))
+    return layout.render(spec, demos, inputs, SCAFFOLD, layout.Decoding(**chosen)).parts
 
 
 def flat(parts: tuple[Part, ...]) -> str:
@@ -389,7 +389,7 @@ def thought_text(spec: Any, demos: Any = (), **options: Any) -> tuple[str, tuple
     given = options.pop("given", {"question": "Q"})
     parts = layout.render(
         spec, demos, given, thinking_engine().scaffold, layout.Decoding(**options)
-    )
+    ).parts
     return prompt_text(parts), parts
 
 
@@ -485,13 +485,20 @@ def test_thinking_is_true_false_or_auto():
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_what_comes_before_the_turn_that_is_asked_about_is_a_boundary(thinking: bool):
+def test_what_comes_before_the_first_input_is_a_boundary(thinking: bool):
     demos = [{"question": "a", "reasoning": "b", "answer": 1}]
     _, parts = thought_text(signature(REASONED), demos, thinking=thinking)
     [place] = [n for n, part in enumerate(parts) if isinstance(part, Text) and part.boundary]
     asked = parts[place + 1]
     assert isinstance(asked, Text)
-    assert (asked.text, asked.trusted) == ("Question: Q", False)
+    assert (asked.text, asked.trusted) == (" Q", False)
+
+
+@pytest.mark.parametrize("name", layout.layouts())
+def test_without_inputs_a_boundary_is_where_the_last_turn_begins(name: str):
+    parts = rendered(signature("a -> b").delete("a"), {}, layout=name)
+    bounds = [part for part in parts if isinstance(part, Text) and part.boundary]
+    assert [text.trusted for text in bounds] == ([] if name == "completion" else [True])
 
 
 def test_completion_sets_a_boundary_where_the_last_example_begins():
@@ -501,12 +508,10 @@ def test_completion_sets_a_boundary_where_the_last_example_begins():
     before, asked = parts[place : place + 2]
     assert isinstance(before, Text)
     assert isinstance(asked, Text)
-    assert before.text.endswith("Answer: B\n\n")
-    assert next(iter(INPUTS.values())) in asked.text
+    assert before.text.endswith("Answer: B\n\nPassage:")
+    assert asked.text.startswith(" P.")
     unmarked = [Text(before.text + asked.text), *parts[place + 2 :]]
     assert prompt_text(parts) == prompt_text(unmarked)
-    alone = rendered(signature("a -> b"), {"a": "x"}, layout="completion")
-    assert not any(part.boundary for part in alone if isinstance(part, Text))
 
 
 def test_a_layout_of_ones_own_may_set_a_boundary(tmp_path):
@@ -515,7 +520,8 @@ def test_a_layout_of_ones_own_may_set_a_boundary(tmp_path):
         "Be brief.\n\n{{ boundary }}{% for f in inputs %}{{ f.label }} {{ f.value }}\n{% endfor %}"
         "{% for f in outputs %}{{ f.label }} {{ f.value }}{% endfor %}"
     )
-    first, asked, slot = rendered(signature("a -> b"), {"a": "x"}, layout=str(own))
+    first, label, asked, slot = rendered(signature("a -> b"), {"a": "x"}, layout=str(own))
     assert first == Text("Be brief.\n\n", boundary=True)
-    assert asked == Text("A: x\nB:")
+    assert label == Text("A:", boundary=True)
+    assert asked == Text(" x\nB:")
     assert isinstance(slot, Slot)

@@ -114,7 +114,11 @@ def test_outcomes_are_completions_or_scores(completion, scores):
 
 
 def test_texts_are_sent_with_their_trust_and_slots_as_gaps():
-    assert texts([Text("a", True), Slot("s"), Text("b")]) == [["a", True], None, ["b", False]]
+    assert texts([Text("a", True), Slot("s"), Text("b", boundary=True)]) == [
+        ["a", True, False],
+        None,
+        ["b", False, True],
+    ]
 
 
 def test_a_submission_says_whether_it_streams():

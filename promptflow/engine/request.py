@@ -19,7 +19,7 @@ class Text:
     """Text written by the program. Control tokens are parsed only where ``trusted``.
 
     ``boundary`` tells that requests which begin alike are likely to differ after this text: a model
-    whose memory cannot be cut keeps its state there.
+    whose memory cannot be cut keeps its state there, and no token spans it.
     """
 
     text: str

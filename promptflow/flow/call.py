@@ -41,6 +41,7 @@ from promptflow.lm import (
     written_text,
 )
 from promptflow.lm.remote import Answer, Question, ask
+from promptflow.prompt import Prompt
 
 _UNCHOSEN = layout.Decoding()
 
@@ -214,19 +215,24 @@ class Prediction(dspy.Prediction):
 
 def request_of(call: Call) -> Request:
     """Return the engine's request for a complete call: the exact prompt, with its slots."""
+    return Request(prompt_of(call).parts, call.seed or 0, continued=call.continued)
+
+
+def prompt_of(call: Call) -> Prompt:
+    """Return the prompt of a complete call, with where each part of it comes from."""
     return _prompted(call)[0]
 
 
-def _prompted(call: Call) -> tuple[Request, list[dict[str, str]], Shown]:
-    """Return the request, its prompt as messages, and what it shows of the call."""
+def _prompted(call: Call) -> tuple[Prompt, list[dict[str, str]], Shown]:
+    """Return the prompt, the same as messages, and what it shows of the call."""
     engine = call.lm.text_engine
     chosen = replace(call.decoding, layout=layout.layout_for(engine, call.decoding.layout))
     shown = Shown.of(call.signature, call.inputs, call.config)
     scaffold = Turns(engine.scaffold)
-    parts = layout.render(
+    prompt = layout.render(
         shown.signature, call.demos or (), shown.inputs, scaffold, chosen, shown.turns
     )
-    return Request(parts, call.seed or 0, continued=call.continued), scaffold.messages(parts), shown
+    return prompt, scaffold.messages(prompt.parts), shown
 
 
 def answer(
@@ -253,14 +259,15 @@ def told(call: Call) -> Generator[tuple[Call, Delta], None, Prediction | Promptf
         asked = _Asked.of(0, call)
     except PromptflowError as error:
         return error
-    completion = Completion()
+    completion, heard = Completion(), asked.prompt.heard()
     try:
         with engine.stream(asked.request) as deltas:
             for delta in deltas:
-                if delta.completion is None:
-                    yield call, delta
-                else:
+                if delta.completion is not None:
                     completion = delta.completion
+                for plain in heard(delta):
+                    if plain.completion is None:
+                        yield call, plain
     except BaseException as error:
         asked.told.ended(error)
         raise
@@ -340,7 +347,7 @@ def _heard(batch: Sequence[_Asked | _Passed]) -> dict[int, Audience]:
     ]
     if not loud:
         return {}
-    asking = [(asked.call.predictor, asked.request) for _, asked in loud]
+    asking = [(asked.call.predictor, asked.request, asked.prompt) for _, asked in loud]
     found = audiences(asking, loud[0][1].call.lm.model)
     return {loud[n][0]: audience for n, audience in found.items()}
 
@@ -392,6 +399,7 @@ class _Asked:
     place: int
     call: Call
     request: Request
+    prompt: Prompt
     shown: Shown
     told: Told
 
@@ -405,9 +413,10 @@ class _Asked:
             )
             step = told.formatting(signature, demos, inputs)
             try:
-                request, messages, shown = _prompted(
+                prompt, messages, shown = _prompted(
                     replace(call, signature=signature, demos=demos, inputs=inputs)
                 )
+                request = Request(prompt.parts, call.seed or 0, continued=call.continued)
             except BaseException as error:
                 step.end(exception=error)
                 raise
@@ -416,7 +425,7 @@ class _Asked:
         except BaseException as error:
             told.ended(error)
             raise
-        return cls(place, call, request, shown, told)
+        return cls(place, call, request, prompt, shown, told)
 
     @property
     def retries(self) -> int:
@@ -438,6 +447,7 @@ class _Asked:
         usage = told.answered(self.request, completion)
         text = written_text(self.request, completion)
         step = told.parsing(call.signature, text)
+        completion = self.prompt.plain(completion)
         try:
             values = self.shown.read(completion)
         except PromptflowError as error:

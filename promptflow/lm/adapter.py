@@ -26,6 +26,7 @@ from promptflow.lm.local import LocalLM, lm_of, load
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import AGAIN, Turns, decoding_of, seed_of, written_text
 from promptflow.lm.shown import Shown
+from promptflow.prompt import Prompt
 from promptflow.signatures import label_of
 
 _FOREIGN: ContextVar[bool] = ContextVar("promptflow_foreign", default=False)
@@ -115,14 +116,15 @@ class SlotAdapter(dspy.ChatAdapter):
             )
             shown = Shown.of(signature, inputs, lm_kwargs)
             scaffold = Turns(lm.text_engine.scaffold)
-            parts = layout.render(
+            prompt = layout.render(
                 shown.signature, demos, shown.inputs, scaffold, chosen, shown.turns
             )
-            outputs.append(messages := scaffold.messages(parts))
+            outputs.append(messages := scaffold.messages(prompt.parts))
         n = config.get("n") or 1
         seed = seed_of(config.get("seed"), config.get("rollout_id"))
         seeds = [seed] if n == 1 else [seed_of(seed, k) for k in range(n)]
-        return _Asked(signature, shown, messages, options, [Request(parts, seed) for seed in seeds])
+        requests = [Request(prompt.parts, seed) for seed in seeds]
+        return _Asked(signature, shown, messages, options, requests, prompt)
 
     def _values(
         self, lm: LocalLM, asked: _Asked, filling: Filling, outputs: Sequence[Any]
@@ -136,7 +138,7 @@ class SlotAdapter(dspy.ChatAdapter):
             given = {"signature": asked.signature, "completion": text}
             with _step("adapter_parse", self, given) as told:
                 try:
-                    values = asked.shown.read(completion)
+                    values = asked.shown.read(asked.prompt.plain(completion))
                 except ParseError as error:
                     if asked.is_second:
                         error.args = (f"{error} (it was asked for twice)",)
@@ -231,6 +233,7 @@ class _Asked:
     messages: list[dict[str, str]]
     options: Mapping[str, Any]
     requests: Sequence[Request]
+    prompt: Prompt
     is_second: bool = False
 
     def again(self) -> _Asked:
@@ -251,7 +254,7 @@ class _Asked:
     @contextlib.contextmanager
     def filling(self, lm: LocalLM) -> Iterator[Filling]:
         """Have the LM's next call fill the requests, and say to listeners what it writes."""
-        asking = [(dspy.settings.caller_predict, self.requests[0])]
+        asking = [(dspy.settings.caller_predict, self.requests[0], self.prompt)]
         heard = {} if self.is_second else audiences(asking, lm.model)
         filling = Filling(self.requests, heard, dspy.settings.send_stream)
         token = FILLING.set(filling)

@@ -35,11 +35,12 @@ from promptflow.errors import (
     PromptflowError,
     UnsupportedOption,
 )
-from promptflow.layout import BLOCK, LEAST, MAX_TOKENS
+from promptflow.layout import LEAST, MAX_TOKENS
 from promptflow.lm.faults import as_dspys
 from promptflow.lm.listeners import Audience, agenerate, generate
 from promptflow.lm.options import REFUSED
 from promptflow.lm.record import sampling_of, seed_of, written_text
+from promptflow.prompt import BLOCK
 
 CHANNEL = "promptflow"
 """The key in ``metadata`` under which ``LocalLM`` passes what DSPy would drop."""

@@ -23,6 +23,7 @@ from promptflow.engine.request import Completion, Request, Text
 from promptflow.engine.stream import Delta
 from promptflow.fields import to_text
 from promptflow.lm.waiting import complete
+from promptflow.prompt import Prompt
 from promptflow.signatures import label_of
 
 
@@ -33,8 +34,8 @@ class Audience(Protocol):
         """Yield what to send for a delta."""
 
 
-def audiences(calls: Sequence[tuple[Any, Request]], model: str) -> dict[int, Audience]:
-    """Return who hears which of ``calls``, pairs of a predictor and its request, by place.
+def audiences(calls: Sequence[tuple[Any, Request, Prompt]], model: str) -> dict[int, Audience]:
+    """Return who hears which of ``calls``, by place: a predictor, its request and that's prompt.
 
     Of several calls of a predictor the first one is heard: it becomes the prediction.
     """
@@ -42,14 +43,14 @@ def audiences(calls: Sequence[tuple[Any, Request]], model: str) -> dict[int, Aud
         return {}
     found: dict[int, Audience] = {}
     seen: set[int] = set()
-    for place, (predictor, request) in enumerate(calls):
+    for place, (predictor, request, prompt) in enumerate(calls):
         if id(predictor) in seen:
             continue
         seen.add(id(predictor))
         if not dspy.settings.stream_listeners:
             found[place] = _Everybody(predictor, request, model)
         elif mine := _listeners(predictor):
-            found[place] = _Listeners(mine)
+            found[place] = _Plain(prompt, _Listeners(mine))
     return found
 
 
@@ -59,6 +60,18 @@ def _listeners(predictor: Any) -> list[StreamListener]:
         for listener in dspy.settings.stream_listeners
         if listener.predict is predictor and (listener.allow_reuse or not listener.stream_end)
     ]
+
+
+class _Plain:
+    """Says values to others without JSON's marks, where a layout writes these."""
+
+    def __init__(self, prompt: Prompt, others: Audience) -> None:
+        self._plain, self._others = prompt.heard(), others
+
+    def messages(self, delta: Delta) -> Iterator[Any]:
+        """Yield what the others say of the plain text."""
+        for plain in self._plain(delta):
+            yield from self._others.messages(plain)
 
 
 class _Listeners:

@@ -11,7 +11,7 @@ import dspy
 
 from promptflow import layout
 from promptflow.engine.request import Completion, Fill, Part, Request, Sampling, Slot, Text, Usage
-from promptflow.layout import Scaffold
+from promptflow.prompt import BLOCK, Scaffold
 
 _UNCHOSEN = layout.Decoding()
 
@@ -144,7 +144,7 @@ class Turns:
 
     def messages(self, parts: Sequence[Part]) -> list[dict[str, str]]:
         """Return a prompt as DSPy's messages; as one of the user's where it has no such turns."""
-        asked = self._roles[-1:] == [layout.BLOCK]
+        asked = self._roles[-1:] == [BLOCK]
         roles = list(self._roles[:-1] if asked else self._roles)
         contents: list[str] = []
         for part in parts:
@@ -160,7 +160,7 @@ class Turns:
         messages: list[dict[str, str]] = []
         thought: dict[str, str] = {}
         for role, content in zip(roles, contents, strict=False):
-            if role == layout.BLOCK:
+            if role == BLOCK:
                 thought = {"reasoning_content": content}
                 continue
             messages.append({"role": role, "content": content, **thought})

@@ -13,7 +13,7 @@ import dspy
 
 from promptflow import storage
 from promptflow.errors import ProgramError, StoreCorrupt, StoreError, StoreNotFound, names_options
-from promptflow.layout import find_layout
+from promptflow.layout import layout_identity
 from promptflow.lm import is_local, lm_of
 from promptflow.program.classes import named_classes, table_of
 from promptflow.program.identity import code_hash, index_hash
@@ -198,7 +198,7 @@ def lock_of(program: Any, lm: Any = None) -> dict[str, str]:
     for name, part in predictors_of(program):
         layout = settings_of(part).get("layout", "")
         if layout.endswith(".jinja"):
-            lock[f"{name}.layout"] = storage.sha256_of(find_layout(layout))
+            lock[f"{name}.layout"] = layout_identity(layout)
     for name, part in parts:
         index = getattr(part, "index", None)
         at = f"{name}.index".lstrip(".")

@@ -31,7 +31,7 @@ from pydantic.fields import FieldInfo
 
 from promptflow.engine.interface import ModelInfo
 from promptflow.errors import ProgramError
-from promptflow.layout import Decoding, find_layout
+from promptflow.layout import Decoding, layout_identity
 from promptflow.modules import Predict, ZeroShotCoT
 from promptflow.program.code import (
     attributes_of,
@@ -369,7 +369,7 @@ class _Description:
         described = {str(name): self.of(item) for name, item in held.items()}
         layout = held.get("layout")
         if layout and isinstance(owner, Decoding):
-            described["layout"] = {"<layout>": sha256_of(find_layout(layout))}
+            described["layout"] = {"<layout>": layout_identity(layout)}
         return described
 
     def retrieve(self, value: dspy.Retrieve) -> Any:

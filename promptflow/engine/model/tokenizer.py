@@ -2,13 +2,15 @@
 
 All texts between two slots are tokenized as one, so that tokens may span trusted and untrusted
 text, unless a control text lies in untrusted text or reaches into it. Then each text is tokenized
-apart, with those in untrusted text cut after their first character.
+apart, with those in untrusted text cut after their first character. No token spans a boundary: what
+stands before it makes the same tokens whatever follows.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 from promptflow.engine.model.protocol import Model
@@ -25,6 +27,8 @@ class Prompts:
     def __init__(self, model: Model) -> None:
         """Gather the model's control texts."""
         self._model = model
+        # Some tokenizers put a space before every text; where one goes on, it is there already.
+        self._adds_space = model.piece(next(iter(model.tokenize("a", False)), 0))[:1] == b" "
         controls = sorted({c for c in model.control_texts() if c}, key=len, reverse=True)
         either = "|".join(map(re.escape, controls))
         # Looking ahead finds the ones that overlap too.
@@ -86,9 +90,22 @@ class Prompts:
         return tokens or [min(self._model.end_tokens)]
 
     def _tokenize(self, run: Sequence[Text]) -> list[int]:
+        tokens: list[int] = []
+        since: list[Text] = []
+        for text in run:
+            since.append(text)
+            if text.boundary:
+                tokens += self._stretch(since, follows=bool(tokens))
+                since = []
+        return tokens + self._stretch(since, follows=bool(tokens))
+
+    def _stretch(self, run: Sequence[Text], follows: bool) -> list[int]:
+        """Return the tokens of texts without a boundary between them."""
         run = [text for text in run if text.text != ""]  # an empty one parts nothing
         if not run:
             return []
+        if follows and self._adds_space and run[0].text[0] == " ":
+            run = [replace(run[0], text=run[0].text[1:]), *run[1:]]
         merged = [
             ("".join(text.text for text in texts), trusted)
             for trusted, texts in groupby(run, key=lambda text: text.trusted)

@@ -25,7 +25,7 @@ def submission(request: Request, stream: bool = False) -> Message:
 
 def texts(parts: Sequence[Part]) -> list[list[str | bool] | None]:
     """Return texts as JSON data. A slot is null: texts around it are tokenized apart."""
-    return [[p.text, p.trusted] if isinstance(p, Text) else None for p in parts]
+    return [[p.text, p.trusted, p.boundary] if isinstance(p, Text) else None for p in parts]
 
 
 def to_wire(value: Any) -> Any:

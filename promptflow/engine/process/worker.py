@@ -86,7 +86,7 @@ class Worker:
             for key, wire in message["jobs"]:
                 self._try(key, self._submit, key, wire, message)
         elif operation == "score":
-            prefix = [Text(text, trusted) for text, trusted in message["prefix"]]
+            prefix = [Text(*text) for text in message["prefix"]]
             for key, text in message["jobs"]:
                 self._try(key, self._decoder.score, key, prefix, text)
         elif operation == "cancel":
@@ -129,7 +129,7 @@ class Worker:
             self._emit({"deltas": deltas})
 
     def _keep(self, message: Message) -> None:
-        prefix = [Text(text, trusted) for text, trusted in message["prefix"]]
+        prefix = [Text(*text) for text in message["prefix"]]
         self._reply(message["key"], self._decoder.keep(prefix))
 
     def _pieces(self, message: Message) -> None:
