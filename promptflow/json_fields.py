@@ -10,9 +10,10 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from promptflow.engine.request import Choice, Constraint, Lark, Substring
+from promptflow.engine.request import Choice, Constraint, Dependent, Lark, Substring
 from promptflow.fields import TypedField
 from promptflow.grammar import JSON_CHAR, terminal
 
@@ -32,6 +33,9 @@ def json_constraint(
         return Lark(_quotation(constraint.texts))
     if isinstance(constraint, Choice):
         return Choice(tuple(as_json(typed, option) for option in constraint.options))
+    if isinstance(constraint, Dependent):
+        options = ((_quoted(text), held) for text, held in constraint.options)
+        return replace(constraint, options=tuple(options))
     if shape.in_json is not None:
         return shape.in_json
     if constraint is not None:
@@ -55,7 +59,11 @@ def _quotation(texts: Sequence[str]) -> str:
 
 def _inside(text: str) -> str:
     """Return a text as it stands between the marks of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return _quoted(text)[1:-1]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def as_json(typed: TypedField, text: str) -> str:
@@ -63,7 +71,7 @@ def as_json(typed: TypedField, text: str) -> str:
     shape = typed.shape
     if shape.written in ("json", "number"):
         return text
-    return _named(typed).get(text) or json.dumps(text, ensure_ascii=False)
+    return _named(typed).get(text) or _quoted(text)
 
 
 def from_json(typed: TypedField, written: str) -> str:
