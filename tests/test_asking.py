@@ -105,9 +105,9 @@ def test_weighed_verdicts_are_one_call_and_the_mean_by_probability() -> None:
 
 
 def test_the_worth_of_a_verdict_that_is_no_number_is_refused() -> None:
-    prediction = pf.Prediction(verdict="perhaps")
-    with pytest.raises(ValueError, match="perhaps"):
-        verdict_worth(prediction)
+    for said in ("perhaps", None, float("nan"), [1.0]):
+        with pytest.raises(ProgramError, match="value= said"):
+            verdict_worth(pf.Prediction(verdict=said))
 
 
 def test_the_most_probable_options_of_one_weighed_choice_are_the_proposals() -> None:
@@ -245,3 +245,49 @@ def test_code_in_the_place_of_a_part_is_named_when_loading(tmp_path: Any) -> Non
     pf.save_program(tree(len, "state -> worth: float", problem=None), tmp_path / "saved")
     with pytest.raises(ProgramError, match=r"made with code \(propose\)"):
         pf.load_program(tmp_path / "saved")
+
+
+FREE = "state -> step"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"propose": Predict(FREE, weigh=True)}, "propose='state -> step' has weigh=True"),
+        ({"value": Predict("state -> worth: float", weigh=True)}, "no options to weigh"),
+        ({"votes": True, "value": "state -> best"}, "no input 'states'"),
+        ({"goal": "state -> verdict: Literal['yes', 'no']"}, "must be a bool"),
+        ({"temperature": 0.0}, "5 equal proposals"),
+        ({"temperature": 0.0, "proposals": 1}, "3 equal samples"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_at_once(options: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TreeOfThoughts(**options)
+
+
+def test_what_is_asked_once_needs_no_temperature() -> None:
+    TreeOfThoughts(lambda state: [], Predict(VERDICT, weigh=True), temperature=0.0)
+    TreeOfThoughts(temperature=0.0, proposals=1, samples=1)
+    TreeOfThoughts(value=Predict("states -> best", weigh=True), votes=True)
+    problem = Problem(options=lambda state: ["a"])
+    TreeOfThoughts(Predict(FREE, weigh=True), problem=problem)
+
+
+def test_a_start_that_is_solved_asks_nothing() -> None:
+    asked = Asked()
+    problem = Problem(start=lambda inputs: "done", done=lambda state: state == "done")
+    result = run(TreeOfThoughts("state -> step", VERDICT, problem=problem), lm=asked.lm)
+    assert (result.solved, result.state, result.answer, asked.slots) == (True, "done", "", [])
+
+
+def test_a_function_that_forgets_to_return_is_told() -> None:
+    with pytest.raises(ProgramError, match="returned None"):
+        run(tree(lambda state: None, lambda state: 1.0), lm=Asked().lm)
+
+
+def test_a_proposer_that_has_no_thought_ends_there() -> None:
+    asked = Asked(step="null")
+    module = tree("state -> step: Optional[str]", lambda state: 1.0, proposals=1)
+    result = run(module, lm=asked.lm)
+    assert len(result.tree.thoughts) == 1

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import promptflow as pf
-from promptflow.errors import ProgramError
+from promptflow.errors import ProgramError, UnknownOption
 from promptflow.flow import run, run_many
 from promptflow.modules.search import (
     SEARCHES,
@@ -253,6 +253,21 @@ def test_what_is_worth_nothing_is_drawn_last() -> None:
 def test_a_search_that_there_is_not(given: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TreeOfThoughts(search=given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        (DepthFirst, {"step": 3}, "steps"),
+        (MonteCarlo, {"exploraton": 1.0}, "exploration"),
+        (BreadthFirst, {"select": "greedy"}, "selection"),
+        (BestFirst, {"steps": 0}, "steps=0 is below 1"),
+        (MonteCarlo, {"exploration": -1.0}, "exploration=-1.0"),
+    ],
+)
+def test_options_of_searches_are_checked(kind: Any, options: Any, says: str) -> None:
+    with pytest.raises((ValueError, UnknownOption), match=says):
+        kind(**options)
 
 
 @pytest.mark.parametrize("best", [None, -1, 99, "cab"])

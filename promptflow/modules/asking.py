@@ -9,7 +9,9 @@ from typing import Any
 
 import dspy
 
+from promptflow.engine.request import Choice
 from promptflow.errors import ProgramError
+from promptflow.fields import TypedField
 from promptflow.flow import Call, Flow, Prediction, changed
 from promptflow.flow.drive import flow_of
 from promptflow.modules.options import confined
@@ -27,6 +29,37 @@ def weighs(part: Any) -> bool:
     return isinstance(part, dspy.Predict) and bool(
         getattr(getattr(part, "decoding", None), "weigh", None)
     )
+
+
+def check_part(name: str, part: Any, confined: bool, needed: str | None = None) -> None:
+    """Raise ValueError for a predictor that lacks an input, or weighs an output without options.
+
+    ``confined`` tells that a call confines the last output to options.
+    """
+    if not isinstance(part, dspy.Predict):
+        return
+    if needed is not None and needed not in part.signature.input_fields:
+        raise ValueError(f"{name}={_shown(part)} has no input {needed!r}, which it is asked about")
+    if weighs(part) and not confined and not isinstance(_last(part).constraint({}), Choice):
+        raise ValueError(
+            f"{name}={_shown(part)} has weigh=True, but its last output has no options to weigh: "
+            "make it a Literal, or leave weigh out"
+        )
+
+
+def check_goal(part: Any) -> None:
+    """Raise ValueError for a predictor whose last output is no bool."""
+    if isinstance(part, dspy.Predict) and _last(part).annotation is not bool:
+        raise ValueError(f"goal={_shown(part)}: its last output must be a bool")
+
+
+def _last(part: Any) -> TypedField:
+    name, info = list(part.signature.output_fields.items())[-1]
+    return TypedField.of(name, info)
+
+
+def _shown(part: Any) -> str:
+    return repr(part.signature.signature)
 
 
 def asked(
@@ -54,6 +87,8 @@ def _called(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Flow:
     _, *others = inspect.signature(function).parameters
     named = {name: inputs[name] for name in others if name in inputs}
     value = function(inputs[list(inputs)[-1]], **named)
+    if value is None:
+        raise ProgramError(f"{function!r} returned None: a search cannot go on from that")
     if not isinstance(value, str) and isinstance(value, Sequence):
         value = list(value)
     return value if isinstance(value, dspy.Prediction) else Prediction(value=value)

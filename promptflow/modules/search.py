@@ -11,10 +11,11 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
+from promptflow.errors import names_options
 from promptflow.flow import Call
 from promptflow.modules.tree import ROOT, VERDICTS, Growth
 
@@ -24,6 +25,7 @@ TreeSearch = Callable[[Growth], Searching]
 IMPOSSIBLE = VERDICTS["impossible"]
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class BreadthFirst:
     """Keep the ``breadth`` best states of each level (Yao et al. 2023, algorithm 1).
@@ -68,6 +70,7 @@ def _drawn(growth: Growth, numbers: Sequence[int], rng: random.Random) -> list[i
     return sorted(numbers, key=lambda n: (-keys[n], n))
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class DepthFirst:
     """Follow the best child down, and go back where it leads nowhere (Yao et al., algorithm 2).
@@ -79,6 +82,10 @@ class DepthFirst:
 
     threshold: float = IMPOSSIBLE
     steps: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse no step."""
+        _check(self.steps)
 
     def __call__(self, growth: Growth) -> Searching:
         """Search down and back."""
@@ -95,6 +102,7 @@ class DepthFirst:
         return growth.best()
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class BestFirst:
     """Grow the most valuable open states next, ``breadth`` of them at a time, on any level.
@@ -107,6 +115,10 @@ class BestFirst:
     steps: int = 100
 
     takes_votes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse no step."""
+        _check(self.steps)
 
     def __call__(self, growth: Growth) -> Searching:
         """Search from the front of all open states."""
@@ -124,83 +136,78 @@ class BestFirst:
         return growth.best()
 
 
+@names_options
 @dataclass(frozen=True, slots=True)
 class MonteCarlo:
     """Grow where worth and neglect are greatest, by upper confidence bounds (UCT).
 
     Kocsis and Szepesvari, 2006; as in Hao et al. 2023 (arXiv 2305.14992) a new state brings its own
     value in place of a random playout. ``breadth`` leaves grow at a time, each taken for a failure
-    until it is known. ``exploration`` weighs neglect against worth, which is taken relative to the
-    highest seen. Ends at the first state that is done, or after ``steps`` expansions with the best
-    of the deepest states.
+    until it is known. ``exploration`` weighs neglect against worth, which counts as a share of the
+    highest seen. Ends as ``BestFirst`` does.
     """
 
     exploration: float = 1.0
     steps: int = 100
-
     takes_votes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse no step, and to explore less than not at all."""
+        _check(self.steps, exploration=self.exploration)
 
     def __call__(self, growth: Growth) -> Searching:
         """Search by repeated descent."""
-        tally, left = _Tally(growth, self.exploration), self.steps
-        while left > 0 and (leaves := tally.leaves(min(growth.breadth, left))):
-            left -= len(leaves)
-            fresh = yield from growth.expand(growth.keep(leaves))
+        grown: set[int] = set()
+        tally = {ROOT: [0.0, 0.0]}  # how often the search went through a state, and what it gained
+        left = self.steps
+        while left > 0 and _leads_on(growth, ROOT, grown):
+            lines: list[list[int]] = []
+            while len(lines) < min(growth.breadth, left) and _leads_on(growth, ROOT, grown):
+                lines.append(self._descent(growth, grown, tally))
+                grown.add(lines[-1][-1])
+                for number in lines[-1]:
+                    tally[number][0] += 1.0
+            left -= len(lines)
+            fresh = yield from growth.expand(growth.keep([line[-1] for line in lines]))
             if solved := growth.solved(fresh):
                 return growth.keep(solved[:1])[0]
             yield from growth.value(fresh)
-            tally.add(leaves, fresh)
+            tally |= {number: [1.0, max(growth.worth(number), 0.0)] for number in fresh}
+            for line in lines:
+                gain = max((tally[n][1] for n in growth.children(line[-1])), default=0.0)
+                for number in line:
+                    tally[number][1] += gain
         return growth.best()
 
+    def _descent(self, growth: Growth, grown: set[int], tally: Mapping[int, list[float]]) -> Any:
+        """Return the states from the root down to one that may grow."""
+        line, highest = [ROOT], max(growth.worth(n) for n in tally)
+        while line[-1] in grown:
+            above = math.log(tally[line[-1]][0])
+            bounds = {
+                n: tally[n][1] / tally[n][0] / (highest if highest > 0.0 else 1.0)
+                + self.exploration * math.sqrt(above / tally[n][0])
+                for n in growth.children(line[-1])
+                if _leads_on(growth, n, grown)
+            }
+            line.append(max(bounds, key=lambda n: (bounds[n], -n)))
+        return line
 
-@dataclass(slots=True)
-class _Tally:
-    """How often the search went through a state, what it gained there, and where it can go on."""
 
-    growth: Growth
-    exploration: float
-    visits: dict[int, int] = field(default_factory=lambda: {ROOT: 0})
-    gains: dict[int, float] = field(default_factory=lambda: {ROOT: 0.0})
-    children: dict[int, list[int]] = field(default_factory=dict)
+def _leads_on(growth: Growth, number: int, grown: set[int]) -> bool:
+    """Say whether a state, or one below it, may still grow."""
+    if number in grown:
+        return any(_leads_on(growth, n, grown) for n in growth.children(number))
+    return growth.thoughts[number].depth < growth.depth
 
-    def leaves(self, count: int) -> list[int]:
-        """Descend up to ``count`` times, each to another leaf."""
-        taken: list[int] = []
-        highest = max(map(self.growth.worth, self.visits), default=0.0)
-        while len(taken) < count and self._leads_on(ROOT, taken):
-            number = ROOT
-            while number in self.children:
-                ways = [n for n in self.children[number] if self._leads_on(n, taken)]
-                above = math.log(self.visits[number])
-                number = max(ways, key=lambda n: (self._bound(n, above, highest), -n))
-            taken.append(number)
-            for above_it in self._line(number):
-                self.visits[above_it] += 1
-        return taken
 
-    def add(self, leaves: Sequence[int], fresh: Sequence[int]) -> None:
-        """Give every leaf its children, and what is above it the best of their values."""
-        self.children |= {leaf: [] for leaf in leaves}
-        for number in fresh:
-            self.children[self.growth.thoughts[number].parent or ROOT].append(number)
-            self.visits[number], self.gains[number] = 1, max(self.growth.worth(number), 0.0)
-        for leaf in leaves:
-            gain = max((self.gains[n] for n in self.children[leaf]), default=0.0)
-            for number in self._line(leaf):
-                self.gains[number] += gain
-
-    def _leads_on(self, number: int, taken: Sequence[int]) -> bool:
-        if number in self.children:
-            return any(self._leads_on(n, taken) for n in self.children[number])
-        return number not in taken and self.growth.thoughts[number].depth < self.growth.depth
-
-    def _bound(self, number: int, above: float, highest: float) -> float:
-        mean = self.gains[number] / self.visits[number] / (highest if highest > 0.0 else 1.0)
-        return mean + self.exploration * math.sqrt(above / self.visits[number])
-
-    def _line(self, number: int) -> list[int]:
-        """Return a state and all above it."""
-        return [ROOT, *(thought.number for thought in self.growth.path(number))]
+def _check(steps: int, **numbers: float) -> None:
+    """Raise ValueError for fewer steps than one, and for numbers below 0 or that are none."""
+    if steps < 1:
+        raise ValueError(f"steps={steps} is below 1")
+    for name, number in numbers.items():
+        if not number >= 0.0:
+            raise ValueError(f"{name}={number} is no number from 0")
 
 
 SEARCHES: Mapping[str, Callable[..., TreeSearch]] = {

@@ -14,11 +14,11 @@ import dspy
 
 from promptflow.errors import ProgramError, names_options
 from promptflow.flow import Flow, Module, Prediction
-from promptflow.modules.asking import is_function
+from promptflow.modules.asking import check_goal, check_part, is_function, weighs
 from promptflow.modules.predict import Predict
 from promptflow.modules.search import TreeSearch, find_search, search_settings
 from promptflow.modules.settings import code_name, settings_of
-from promptflow.modules.tree import Growing, Growth, Problem
+from promptflow.modules.tree import ROOT, Growing, Growth, Problem
 from promptflow.storage import find_document
 
 
@@ -77,6 +77,17 @@ class TreeOfThoughts(Module):
                 f"TreeOfThoughts: search={search!r} compares states that were not voted on "
                 "together; use votes=False, 'breadth_first' or 'depth_first'"
             )
+        check_part("propose", self.propose, self.problem.options is not None)
+        check_part("value", self.value, votes, "states" if votes else None)
+        if self.goal is not None:
+            check_goal(self.goal)
+        times = {"proposals": (self.propose, proposals), "samples": (self.value, samples)}
+        for name, (part, number) in times.items():
+            if temperature <= 0 and number > 1 and not (is_function(part) or weighs(part)):
+                raise ValueError(
+                    f"TreeOfThoughts: temperature={temperature} gives {number} equal {name}; "
+                    f"use 0.7, or {name}=1"
+                )
         self.depth = depth
         self.breadth = breadth
         self.proposals = proposals
@@ -106,7 +117,7 @@ class TreeOfThoughts(Module):
         """
         names = [f.name for f in dataclasses.fields(Growing)]
         growth = Growth(Growing(**{name: getattr(self, name) for name in names}), inputs)
-        best = yield from self.search(growth)
+        best = ROOT if growth.thoughts[ROOT].terminal else (yield from self.search(growth))
         if not isinstance(best, int) or not 0 <= best < len(growth.thoughts):
             raise ProgramError(
                 f"search={self.search!r} returned {best!r}: it returns the number of a thought, "

@@ -32,8 +32,10 @@ Steps = Generator[list[Call], list[Any], Any]
 
 
 def first_output(prediction: Prediction) -> list[str]:
-    """Return the last output as thoughts: the items of a list, or one text."""
+    """Return the last output as thoughts: the items of a list, or one text; None is no thought."""
     value = prediction[list(prediction.keys())[-1]]
+    if value is None:
+        return []
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
@@ -48,12 +50,21 @@ def verdict_worth(prediction: Prediction) -> float:
     Of one that was weighed, the mean over its options by their probability.
     """
     last = list(prediction.keys())[-1]
-    shares = prediction.weighed.get(last) or {prediction[last]: 1.0}
+    if not (shares := prediction.weighed.get(last)):
+        return _worth_of(prediction[last])
     return math.fsum(share * _worth_of(verdict) for verdict, share in shares.items())
 
 
 def _worth_of(verdict: Any) -> float:
-    return VERDICTS[verdict] if verdict in VERDICTS else float(verdict)
+    try:
+        worth = VERDICTS[verdict] if verdict in VERDICTS else float(verdict)
+    except (TypeError, ValueError):
+        worth = math.nan
+    if math.isnan(worth):
+        raise ProgramError(
+            f"value= said {verdict!r}: its last output is a number or one of {', '.join(VERDICTS)}"
+        )
+    return worth
 
 
 def _nothing(inputs: Mapping[str, Any]) -> str:
@@ -121,21 +132,16 @@ class Tree:
 
     def path(self, number: int | None = None) -> tuple[Thought, ...]:
         """Return the thoughts from below the root to ``number`` (default: the best)."""
-        return path_to(self.thoughts, self.best if number is None else number)
+        node = self.thoughts[self.best if number is None else number]
+        path = []
+        while node.parent is not None:
+            path.append(node)
+            node = self.thoughts[node.parent]
+        return tuple(reversed(path))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the thoughts as JSON data."""
         return [dataclasses.asdict(thought) for thought in self.thoughts]
-
-
-def path_to(thoughts: Sequence[Thought], number: int) -> tuple[Thought, ...]:
-    """Return the thoughts from below the root to ``number``."""
-    node = thoughts[number]
-    path = []
-    while node.parent is not None:
-        path.append(node)
-        node = thoughts[node.parent]
-    return tuple(reversed(path))
 
 
 ROOT = 0
@@ -173,12 +179,14 @@ class Growth:
 
     def __init__(self, how: Growing, inputs: Mapping[str, Any]) -> None:
         """Begin with the problem's first state."""
-        root = Thought(ROOT, None, 0, "", how.problem.start(inputs), kept=True)
+        start = how.problem.start(inputs)
+        root = Thought(ROOT, None, 0, "", start, kept=True, terminal=how.problem.done(start))
         self.how = how
         self.inputs = inputs
         self.thoughts = [root]
         self.depth, self.breadth = how.depth, how.breadth
         self._seen = {root.state}
+        self._children: dict[int, list[int]] = {}
         self._values: dict[str, float] = {}
         self._counts = dict.fromkeys(_COUNTS, 0)
 
@@ -254,9 +262,9 @@ class Growth:
         value = self.thoughts[number].value
         return -math.inf if value is None else value
 
-    def path(self, number: int) -> tuple[Thought, ...]:
-        """Return the thoughts from below the root to ``number``."""
-        return path_to(self.thoughts, number)
+    def children(self, number: int) -> list[int]:
+        """Return the numbers of the states that were found from a state."""
+        return self._children.get(number, [])
 
     def best(self) -> int:
         """Return the number of the most valuable of the deepest states that were not pruned."""
@@ -289,6 +297,7 @@ class Growth:
         done = self.how.problem.done(state)
         node = Thought(number, parent.number, depth, text, state, terminal=done)
         self.thoughts.append(node)
+        self._children.setdefault(parent.number, []).append(number)
         return node
 
     def _look_for_goal(self, fresh: Sequence[int]) -> Steps:
