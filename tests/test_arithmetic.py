@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import random
+import re
 from fractions import Fraction
 
 import pytest
 
-from promptflow.modules.arithmetic import ArithmeticFault, number_text, value_of
+from promptflow.engine.model.constraint import Walks
+from promptflow.engine.request import Regex
+from promptflow.modules.arithmetic import WRITTEN, ArithmeticFault, number_text, value_of
 
 TABLE = {
     "1 + 2 * 3": "7",
@@ -113,3 +116,28 @@ def test_products_come_before_sums():
             total += product if sign == "+" else -product
         whole = texts[0] + "".join(f" {s} {t}" for s, t in zip(signs, texts[1:], strict=True))
         assert value_of(whole) == total
+
+
+def test_what_a_model_may_write_has_a_value_where_one_exists():
+    """Faults that are left are of values: a division by zero, a power that is too large."""
+    walks, faults = Walks(3), 0
+    for _ in range(60):
+        try:
+            value_of(walks.text(Regex(WRITTEN), 60))
+        except ArithmeticFault as error:
+            faults += 1
+            assert re.search("division by zero|too large|no whole number", str(error)), error
+    assert faults < 30
+
+
+@pytest.mark.parametrize(
+    "text", ["12.5 * 8", "(3 + 4) * 2", "((3 + 4) * 2 - 1) / -3", "2**10 % 7", "17//5"]
+)
+def test_what_people_write_may_be_written(text: str):
+    assert re.fullmatch(WRITTEN, text)
+    value_of(text)
+
+
+@pytest.mark.parametrize("text", ["x * 2", "3 +", "(3", "", "__import__('os')", "3 apples"])
+def test_what_is_no_expression_may_not(text: str):
+    assert not re.fullmatch(WRITTEN, text)

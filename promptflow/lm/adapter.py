@@ -22,7 +22,7 @@ from promptflow.lm.callbacks import Step
 from promptflow.lm.chat import FILLING, Filling
 from promptflow.lm.faults import as_dspys, without_frames
 from promptflow.lm.listeners import audiences
-from promptflow.lm.local import LocalLM, lm_of, load
+from promptflow.lm.local import LocalLM, lm_of, load, local_of
 from promptflow.lm.options import TOOL_OPTIONS, calls_tools, refuse_unknown
 from promptflow.lm.record import AGAIN, Turns, decoding_of, seed_of, written_text
 from promptflow.lm.shown import Shown
@@ -54,22 +54,22 @@ class SlotAdapter(dspy.ChatAdapter):
         """Fill the outputs of a signature, ``n`` times where ``lm_kwargs`` says so."""
         if isinstance(lm, _Mirror):
             raise _Seen(signature, demos, inputs)
-        if not isinstance(lm, LocalLM):
+        if (local := local_of(lm)) is None:
             with _foreign():
                 plain: list[dict[str, Any]] = super().__call__(
                     lm, lm_kwargs, signature, demos, inputs
                 )
             return plain
-        asked = self._asked(lm, lm_kwargs, signature, demos, inputs)
-        with asked.filling(lm) as filling:
+        asked = self._asked(local, lm_kwargs, signature, demos, inputs)
+        with asked.filling(local) as filling:
             outputs = lm(messages=asked.messages, **asked.options)
         try:
-            return self._values(lm, asked, filling, outputs)
+            return self._values(local, asked, filling, outputs)
         except ValueRefused:
             asked = asked.again()
-        with asked.filling(lm) as filling:
+        with asked.filling(local) as filling:
             outputs = lm(messages=asked.messages, **asked.options)
-        return self._values(lm, asked, filling, outputs)
+        return self._values(local, asked, filling, outputs)
 
     async def acall(
         self,
@@ -80,23 +80,23 @@ class SlotAdapter(dspy.ChatAdapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
-        if not isinstance(lm, LocalLM):
+        if (local := local_of(lm)) is None:
             with _foreign():
                 plain: list[dict[str, Any]] = await super().acall(
                     lm, lm_kwargs, signature, demos, inputs
                 )
             return plain
         # In a thread: a chat template is rendered in a process of its own, once.
-        asked = await asyncio.to_thread(self._asked, lm, lm_kwargs, signature, demos, inputs)
-        with asked.filling(lm) as filling:
+        asked = await asyncio.to_thread(self._asked, local, lm_kwargs, signature, demos, inputs)
+        with asked.filling(local) as filling:
             outputs = await lm.acall(messages=asked.messages, **asked.options)
         try:
-            return self._values(lm, asked, filling, outputs)
+            return self._values(local, asked, filling, outputs)
         except ValueRefused:
             asked = asked.again()
-        with asked.filling(lm) as filling:
+        with asked.filling(local) as filling:
             outputs = await lm.acall(messages=asked.messages, **asked.options)
-        return self._values(lm, asked, filling, outputs)
+        return self._values(local, asked, filling, outputs)
 
     def _asked(
         self,
@@ -307,8 +307,8 @@ def _is_local() -> bool:
     for module in reversed(dspy.settings.caller_modules or []):
         for predictor in module.predictors():
             if predictor.lm is not None:
-                return isinstance(predictor.lm, LocalLM)
-    return isinstance(dspy.settings.lm, LocalLM)
+                return local_of(predictor.lm) is not None
+    return local_of(dspy.settings.lm) is not None
 
 
 def configure(lm: dspy.BaseLM | str | Path, *, trust: bool = False, **settings: Any) -> dspy.BaseLM:

@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 from dspy import lm15
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+from dspy.primitives.facade import SandboxLM
 
 from promptflow import catalog
 from promptflow.engine import Engine, EngineOptions
@@ -177,6 +178,13 @@ def load(
 def is_local(model: Any) -> bool:
     """Say whether an LM, or the one of that name, runs on an engine of ours."""
     return model is not None and hasattr(lm_of(model), "text_engine")
+
+
+def local_of(lm: Any) -> LocalLM | None:
+    """Return the local LM that an LM is, or that code in DSPy's sandboxes (Flex, RLM) calls."""
+    if isinstance(lm, SandboxLM):
+        lm = lm._lm
+    return lm if isinstance(lm, LocalLM) else None
 
 
 def answers_by_engine(lm: Any) -> bool:

@@ -92,7 +92,7 @@ class Shown:
             return plain_arguments(self.tools[name].get(tool), made)
         calls = made["tool_calls"]
         if fill.finish == "length" and not _is_whole(fill.text):
-            if len(calls) == 1 and '"args"' not in fill.text:
+            if len(calls) == 1 and len(self.tools[name]) > 1 and '"args"' not in fill.text:
                 raise ParseError(
                     f"output {name!r} was cut before it named a tool; raise max_tokens"
                 )

@@ -12,6 +12,13 @@ LENGTH, DEPTH, POWER, BITS = 500, 40, 1_000, 20_000
 DIGITS = 20
 """Digits after the point that a result without an end is shown with."""
 
+_NUMBER, _SIGN = r"-?[0-9]{1,15}(\.[0-9]{1,9})?", r" ?(\+|-|\*\*?|//?|%) ?"
+_FLAT = f"{_NUMBER}({_SIGN}{_NUMBER}){{0,9}}"
+_ONCE = f"({_NUMBER}|\\({_FLAT}\\))"
+_TWICE = f"({_ONCE}|\\({_ONCE}({_SIGN}{_ONCE}){{0,9}}\\))"
+WRITTEN = f"{_TWICE}({_SIGN}{_TWICE}){{0,19}}"
+"""A pattern of what is computed, in parentheses in parentheses at most: what a model may write."""
+
 _TOKEN = re.compile(r"\s*(?:(\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|(\*\*|//|[-+*/%^()]))")
 _SIGNS = str.maketrans("\u00d7\u00b7\u00f7\u2212\u2013:", "**/--/")  # as people write them
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from promptflow.errors import ProgramError, SignatureError, names_options
 from promptflow.lm.arguments import of_function, of_tool, typed_dict
-from promptflow.modules.arithmetic import number_text, value_of
+from promptflow.modules.arithmetic import WRITTEN, number_text, value_of
 from promptflow.notation import type_text
 from promptflow.retrieval import Passage, Retriever
 
@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__promptflow_read_only__"
 _FOUND = "__promptflow_found__"
 _Short = Field(min_length=1, max_length=200)
+_Written = Field(pattern=f"^{WRITTEN}$")
 _Offset = Field(ge=0, le=100_000_000)
 _Length = Field(ge=1, le=4_000)
 
@@ -203,6 +204,6 @@ def read_tool(search: Callable[[str], list[Found]]) -> Callable[..., str]:
 
 
 @read_only
-def calculate(expression: Annotated[str, _Short]) -> str:
+def calculate(expression: Annotated[str, _Written]) -> str:
     """Compute an expression of numbers, + - * / // % ** and parentheses, exactly."""
     return number_text(value_of(expression))
