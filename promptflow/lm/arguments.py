@@ -54,6 +54,7 @@ def typed_dict(kinds: Mapping[str, Any], optional: Any = ()) -> Any:
     return made
 
 
+@functools.lru_cache(maxsize=256)
 def of_function(tool: str, function: Callable[..., Any]) -> Arguments:
     """Return the arguments of a function of the user's. Raises ProgramError."""
     hints, taken = _hints(function), inspect.signature(function).parameters

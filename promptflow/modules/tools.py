@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import dspy
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from promptflow.errors import ProgramError, SignatureError, names_options
 from promptflow.lm.arguments import of_function, of_tool, typed_dict
@@ -26,7 +26,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__promptflow_read_only__"
 _FOUND = "__promptflow_found__"
 _Short = Field(min_length=1, max_length=200)
-_Written = Field(pattern=f"^{WRITTEN}$")
+_Written = WithJsonSchema(
+    {"x-written": "text", "x-patterns": [WRITTEN], "x-kind": "expression"}, mode="validation"
+)
 _Offset = Field(ge=0, le=100_000_000)
 _Length = Field(ge=1, le=4_000)
 

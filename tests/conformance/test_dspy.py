@@ -37,7 +37,7 @@ WAYS = {
 OTHERS = """
 ## Beside DSPy's suite
 
-`make conformance` runs three suites of our own too, too long for every day:
+`make conformance` runs four suites of our own too, too long for every day:
 
 - `test_templates.py`: the 70 chat templates that llama.cpp carries, from the source of the
   installed llama-cpp-python on the package index, or from the folder in `LLAMA_SRC`. 69 render;
@@ -48,6 +48,7 @@ OTHERS = """
 - `test_real_models.py`: a typed program, a vote, options weighed and a score on each small model
   that `make test-models` fetches, together and alone to the last bit; and `dspy.ReAct` asking for
   10,000 tokens. A model that is not there is skipped by name.
+- `test_dspy_programs.py`: every module and optimizer that DSPy exports, with budgets of a few calls.
 """
 
 
