@@ -48,7 +48,7 @@ OTHERS = """
 - `test_real_models.py`: a typed program, a vote, options weighed and a score on each small model
   that `make test-models` fetches, together and alone to the last bit; and `dspy.ReAct` asking for
   10,000 tokens. A model that is not there is skipped by name.
-- `test_dspy_programs.py`: every module and optimizer that DSPy exports, with budgets of a few calls.
+- `test_dspy_programs.py`: every module and optimizer that DSPy exports, on budgets of few calls.
 """
 
 
