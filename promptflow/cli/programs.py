@@ -220,6 +220,8 @@ def evaluate(
 def _print_scores(result: Evaluation) -> None:
     """Print the score, those of further metrics, and how labels were confused."""
     say(f"{result.about['metric']} {_score(result)}")
+    if own := result.about.get("self_judged"):
+        say(f"{', '.join(own)}: the model judged its own text, which it may prefer", error=True)
     for name, found in result.beside.items():
         say(f"{name} {found.mean:.3f} ({found.low:.3f} to {found.high:.3f}, n={found.n})")
     if table := result.confusion:

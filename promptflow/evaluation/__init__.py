@@ -1,5 +1,6 @@
 """Scores with intervals: metrics, evaluation of a program on data, paired comparison."""
 
+from promptflow.evaluation.bymodel import ByModel
 from promptflow.evaluation.corpus import Corpus
 from promptflow.evaluation.data import load_data, split
 from promptflow.evaluation.evaluate import (
@@ -10,6 +11,7 @@ from promptflow.evaluation.evaluate import (
 )
 from promptflow.evaluation.extraction import stated
 from promptflow.evaluation.inputs import input_fields, read_examples
+from promptflow.evaluation.judged import groundedness, judged_by
 from promptflow.evaluation.labels import accuracy, brier, confusion, ece, macro_f1
 from promptflow.evaluation.likeness import cosine, perplexity
 from promptflow.evaluation.metrics import Metric, contains, exact_match, f1, numeric
@@ -21,16 +23,21 @@ from promptflow.evaluation.ranking import (
     ndcg,
     retrieved,
 )
+from promptflow.evaluation.rating import Played, Rating, WinRate, rate, win_rate
 from promptflow.evaluation.registry import METRICS, default_metric, find_metric
 from promptflow.evaluation.scoring import Record
 
 __all__ = [
     "METRICS",
+    "ByModel",
     "Comparison",
     "Corpus",
     "Evaluation",
     "Metric",
+    "Played",
+    "Rating",
     "Record",
+    "WinRate",
     "accuracy",
     "bleu",
     "brier",
@@ -47,13 +54,16 @@ __all__ = [
     "exact_match",
     "f1",
     "find_metric",
+    "groundedness",
     "input_fields",
+    "judged_by",
     "load_data",
     "macro_f1",
     "mrr",
     "ndcg",
     "numeric",
     "perplexity",
+    "rate",
     "read_examples",
     "retrieved",
     "rouge_1",
@@ -61,4 +71,5 @@ __all__ = [
     "rouge_l",
     "split",
     "stated",
+    "win_rate",
 ]

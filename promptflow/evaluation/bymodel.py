@@ -15,12 +15,14 @@ class ByModel:
     """A metric that asks a model: ``ask(example, prediction, field=None)`` is a flow.
 
     What the flow returns has a ``score`` from 0 to 1. ``lm`` is the model that is asked; left out,
-    the one that is configured, which is then the judge of its own text.
+    the one that is configured, which is then the judge of its own text. ``asked`` are the models
+    where the flow asks others, None standing for the configured one.
     """
 
     name: str
     ask: Callable[..., Flow]
     lm: Any = None
+    asked: tuple[Any, ...] = ()
     needs: str = ""
 
     @property

@@ -24,6 +24,7 @@ from promptflow.errors import DataError, names_options
 from promptflow.evaluation.corpus import Corpus, corpus_of
 from promptflow.evaluation.identity import (
     data_hash,
+    judges_itself,
     language_model,
     metric_name,
     model_identity,
@@ -32,7 +33,7 @@ from promptflow.evaluation.identity import (
 from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.labels import accuracy, confusion, macro_f1
 from promptflow.evaluation.metrics import Metric, bound, has_gold, no_gold
-from promptflow.evaluation.registry import default_metric, find_metric
+from promptflow.evaluation.registry import as_metric, default_metric
 from promptflow.evaluation.renewal import Exact
 from promptflow.evaluation.scoring import (
     CHUNK,
@@ -50,6 +51,7 @@ from promptflow.evaluation.stats import (
     paired_interval,
     permutation_p,
 )
+from promptflow.modules import Judge, Panel
 from promptflow.program.identity import hash_of, program_identity
 from promptflow.progress import bar
 from promptflow.storage import Journal
@@ -153,9 +155,9 @@ class Comparison:
 def evaluate(
     program: Any,
     data: Sequence[dspy.Example],
-    metric: Metric | str | None = None,
+    metric: Metric | Judge | Panel | str | None = None,
     *,
-    beside: Sequence[Metric | str] = (),
+    beside: Sequence[Metric | Judge | Panel | str] = (),
     lm: Any = None,
     seed: int = 0,
     journal: Journal | str | Path | None = None,
@@ -163,19 +165,21 @@ def evaluate(
 ) -> Evaluation:
     """Run ``program`` on every example and return the mean score with its interval.
 
-    ``metric`` is a function or a name of ``METRICS``; left out, the output's type decides: see
-    ``default_metric``. ``beside`` are further ones of the same runs; with ``accuracy`` macro-F1 is
-    always given. A ``Corpus`` metric is scored over all runs together. ``journal`` keeps finished
-    chunks: the same call with the same journal continues, and ends as it would have, since each
-    chunk begins with a fresh engine. Raises the commonest failure's type when more than 2 % of the
-    runs have no score, and DataError for no data. Examples without a gold value for the metric are
-    left out and counted; DataError where all are.
+    ``metric`` is a function, a judge, or a name of ``METRICS``; left out, the output's type
+    decides: see ``default_metric``. ``beside`` are further ones of the same runs; with ``accuracy``
+    macro-F1 is always given. A ``Corpus`` metric is scored over all runs together. ``journal``
+    keeps finished chunks: the same call with the same journal continues, and ends as it would have,
+    since each chunk begins with a fresh engine. Raises the commonest failure's type when more than
+    2 % of the runs have no score, and DataError for no data. Examples without a gold value for the
+    metric are left out and counted; DataError where all are.
     """
     if not data:
         raise DataError("evaluate: there are no examples; pass a list of dspy.Example")
     outputs = output_types(program)
     metric, others = _chosen(metric, beside, data, outputs)
     about = describe(program, data, metric, lm=lm, seed=seed)
+    if own := [metric_name(m) for m in (metric, *others.values()) if judges_itself(m, lm, program)]:
+        about["self_judged"] = own
     if others:
         about["beside"] = {name: hash_of(other) for name, other in others.items()}
     metric = bound(metric, data, outputs)
@@ -207,16 +211,15 @@ def evaluate(
 
 
 def _chosen(
-    metric: Metric | str | None,
-    beside: Sequence[Metric | str],
+    metric: Metric | Judge | Panel | str | None,
+    beside: Sequence[Metric | Judge | Panel | str],
     data: Sequence[dspy.Example],
     outputs: Mapping[str, Any] | None,
 ) -> tuple[Metric, dict[str, Metric]]:
     """Return the metric, and those beside it by their names, bound to their fields."""
     if metric is None:
         metric = default_metric(outputs, data)
-    first = find_metric(metric) if isinstance(metric, str) else metric
-    others = [find_metric(one) if isinstance(one, str) else one for one in beside]
+    first, others = as_metric(metric), [as_metric(one) for one in beside]
     if not any(corpus_of(other) is macro_f1 for other in others):
         if isinstance(first, partial) and first.func is accuracy:
             others.append(partial(macro_f1, **first.keywords))

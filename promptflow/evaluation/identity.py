@@ -16,8 +16,10 @@ from typing import Any
 import dspy
 
 import promptflow
+from promptflow.evaluation.bymodel import ByModel
 from promptflow.evaluation.metrics import Metric
 from promptflow.lm import lm_of
+from promptflow.modules.judge import model_name, same_model
 from promptflow.program.identity import hash_of
 from promptflow.program.walk import predictors_of
 from promptflow.storage import sha256_bytes, sha256_of
@@ -43,6 +45,16 @@ def language_model(lm: Any, program: Any = None) -> Any:
     """
     own = [] if program is None else [part.lm for _, part in predictors_of(program)]
     return lm_of(lm or dspy.settings.lm or (own and all(own) and own[0]) or None)
+
+
+def judges_itself(metric: Metric, lm: Any, program: Any) -> bool:
+    """Say whether a metric has the text of a model judged by this very model."""
+    function = metric.func if isinstance(metric, partial) else metric
+    if not isinstance(function, ByModel):
+        return False
+    writer = model_name(language_model(lm, program))
+    asked = function.asked or (function.lm,)
+    return any(one is None or same_model(model_name(lm_of(one)), writer) for one in asked)
 
 
 def model_identity(lm: Any) -> str:

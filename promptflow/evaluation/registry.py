@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 from promptflow.errors import DataError, ProgramError
 from promptflow.evaluation.extraction import stated
+from promptflow.evaluation.judged import groundedness, judge, judged_by
 from promptflow.evaluation.labels import accuracy, brier, ece, has_labels, macro_f1
 from promptflow.evaluation.likeness import cosine, perplexity
 from promptflow.evaluation.metrics import Metric, bound, contains, exact_match, f1, numeric
@@ -24,6 +25,7 @@ from promptflow.evaluation.ranking import (
     ndcg,
     retrieved,
 )
+from promptflow.modules import Judge, Panel
 from promptflow.program.resolve import find_code
 
 METRICS: dict[str, Metric] = {
@@ -50,6 +52,8 @@ METRICS: dict[str, Metric] = {
         retrieved,
         citation_precision,
         citation_recall,
+        groundedness,
+        judge,
     )
 }
 
@@ -76,6 +80,13 @@ def find_metric(name: str) -> Metric:
         f"no metric {name!r}. {hint}There are {', '.join(METRICS)}, or module:function, "
         "or file.py:function"
     )
+
+
+def as_metric(metric: Metric | Judge | Panel | str) -> Metric:
+    """Return a metric of a name, of a judge, or of a function, which it is."""
+    if isinstance(metric, str):
+        return find_metric(metric)
+    return judged_by(metric) if isinstance(metric, Judge | Panel) else metric
 
 
 def default_metric(outputs: Mapping[str, Any] | None, data: Sequence[Any]) -> Metric:

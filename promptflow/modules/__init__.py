@@ -4,10 +4,16 @@ from promptflow.modules.agent import Agent, Step, Steps
 from promptflow.modules.agreement import Agreement, fit_agreement
 from promptflow.modules.conversation import Conversation, Turn
 from promptflow.modules.grounded import GroundedQA
-from promptflow.modules.judge import Judge, PairJudge
+from promptflow.modules.judge import Judge, PairJudge, Panel
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
 from promptflow.modules.relevance import Relevance
+from promptflow.modules.reliability import (
+    Reliability,
+    cohen_kappa,
+    krippendorff_alpha,
+    reliability,
+)
 from promptflow.modules.rewards import BestOf
 from promptflow.modules.search import BestFirst, BreadthFirst, DepthFirst, MonteCarlo
 from promptflow.modules.thoughts import TreeOfThoughts
@@ -31,9 +37,11 @@ __all__ = [
     "Judge",
     "MonteCarlo",
     "PairJudge",
+    "Panel",
     "Predict",
     "Problem",
     "Relevance",
+    "Reliability",
     "SelfConsistency",
     "Step",
     "Steps",
@@ -42,8 +50,11 @@ __all__ = [
     "Votes",
     "ZeroShotCoT",
     "calculate",
+    "cohen_kappa",
     "fit_agreement",
+    "krippendorff_alpha",
     "read_only",
     "read_tool",
+    "reliability",
     "search_tool",
 ]

@@ -51,6 +51,7 @@ FRAMES = 8000
 """Python frames that a walk over a program may take: some 1,000 functions in a row."""
 
 _RUNTIME = frozenset({"callbacks", "history", "_compiled", "compiled", "stage", "traces", "train"})
+_RUNTIME |= {"seen"}
 """Attributes of modules that record what happened and decide nothing."""
 
 _MADE = frozenset({"__dict__", "__weakref__", "__module__", "__qualname__", "__annotations__"})
