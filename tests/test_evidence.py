@@ -112,6 +112,10 @@ def test_agreement_is_of_words() -> None:
     assert agreement("the July of 1967", ["July of 1967", "July of 1967!"]) == 1.0
     assert agreement("1967", ["1968", "1967"]) == 0.5
     assert agreement("Paris", []) == 1.0
+    assert agreement("2015년", ["2015년에", "2015년"]) > 0.9
+    assert agreement("1조 2천억 원", ["1조2천억원"]) == 1.0
+    assert agreement("東京", ["東京都"]) == 0.8
+    assert agreement("서울", ["부산"]) == 0.0
     assert 0.0 < agreement("in July 1967", ["1967"]) < 1.0
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptflow.normal import normalize
+from promptflow.normal import is_unspaced, words
 from promptflow.numerals import Number, number_spans, numbers_in, read_number, spelled_numbers
 from promptflow.retrieval import Citation, Passage, Reading, read_passage
 from promptflow.retrieval.quotes import shown
@@ -109,13 +109,17 @@ def _goes_on(pair: str) -> bool:
 
 
 def agreement(answer: str, others: Iterable[str]) -> float:
-    """Return how far other answers say the same: the mean F1 of their words, 0 to 1."""
-    own = Counter(normalize(answer).split())
+    """Return how far other answers say the same: the mean F1 of their words, 0 to 1.
+
+    Where words are not told by spaces, or have particles behind them, of their characters.
+    """
+    apart = is_unspaced(answer)
+    own = Counter(words(answer, apart=apart))
     scores = []
     for other in others:
-        words = Counter(normalize(other).split())
-        both = (own & words).total()
-        scores.append(2.0 * both / (own.total() + words.total()) if both else 0.0)
+        said = Counter(words(other, apart=apart))
+        both = (own & said).total()
+        scores.append(2.0 * both / (own.total() + said.total()) if both else 0.0)
     return math.fsum(scores) / len(scores) if scores else 1.0
 
 
