@@ -142,11 +142,11 @@ def word_problems(task: str) -> list[Arm]:
     # Longer than any chain that ends: what has no end yet is cut, and then answered.
     chain = pf.ChainOfThought(WORDS, demos=demos, reasoning_tokens=256)
     programs = {
-        "direct": (pf.Predict(WORDS), 20),
-        "few-shot": (pf.Predict(WORDS, demos=plain), 20),
-        "zero-shot CoT": (pf.ZeroShotCoT(WORDS, reasoning_tokens=400), 12),
-        "few-shot CoT": (chain, 12),
-        "self-consistency": (pf.SelfConsistency(chain, n=8, batch=4), 4),
+        "direct": (pf.Predict(WORDS), 60),
+        "zero-shot CoT": (pf.ZeroShotCoT(WORDS, reasoning_tokens=400), 30),
+        "few-shot CoT": (chain, 30),
+        "few-shot": (pf.Predict(WORDS, demos=plain), 60),
+        "self-consistency": (pf.SelfConsistency(chain, n=8, batch=4), 10),
     }
     return [Arm(task, name, p, size, number_is_right) for name, (p, size) in programs.items()]
 
@@ -177,12 +177,12 @@ def games(task: str) -> list[Arm]:
     chain = pf.Predict(here / "game24_chain.toml", reasoning_tokens=128)
     programs = {
         "random": (by_chance(), 30),
-        "direct": (pf.Predict(here / "game24_answer.toml"), 15),
-        "CoT": (chain, 15),
-        "CoT-SC": (pf.SelfConsistency(chain, n=8, batch=4), 6),
-        "breadth-first": (game_of_24.solver(), 6),
+        "breadth-first": (game_of_24.solver(), 10),
+        "CoT": (chain, 30),
+        "direct": (pf.Predict(here / "game24_answer.toml"), 30),
+        "best-first": (game_of_24.solver(pf.BestFirst(0.5, steps=22)), 10),
         "depth-first": (game_of_24.solver(pf.DepthFirst(0.5, steps=22), breadth=3), 15),
-        "best-first": (game_of_24.solver(pf.BestFirst(0.5, steps=22)), 6),
+        "CoT-SC": (pf.SelfConsistency(chain, n=8, batch=4), 10),
     }
     return [Arm(task, name, p, size, makes_24) for name, (p, size) in programs.items()]
 
