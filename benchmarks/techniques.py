@@ -351,7 +351,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.seconds > 0:
-        pf.configure(options.model, options={"threads": options.threads})
+        chosen = {"threads": options.threads, "context": 16384}
+        pf.configure(options.model, options=chosen)
     with Journal(options.journal) as journal:
         runs = Runs(journal, options.model, time.monotonic() + options.seconds)
         found = {}
