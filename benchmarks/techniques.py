@@ -5,9 +5,9 @@
     python benchmarks/techniques.py --seconds 0       report what is journalled
 
 GSM8K and MultiArith: 60 seeded problems each, direct, few-shot, zero-shot chain of thought (two
-stages), few-shot chain of thought, and self-consistency over eight of those chains. The eight
-exemplars are the published ones. Game of 24: 30 seeded puzzles of the ranks 900 to 999, answered
-directly, by chains, by a vote over eight of them, and by trees of thoughts; with ``random``, a tree
+stages), few-shot chain of thought, and self-consistency over eight of those chains at most. The
+eight exemplars are the published ones. Game of 24: 30 seeded puzzles of the ranks 900 to 999, by
+direct answers, chains, a vote over eight of them, and trees of thoughts; with ``random``, a tree
 whose steps and values are drawn, is shown what the search gets without a model. Mini crosswords:
 five of the 20 of Yao et al. 2023 by depth-first search; ``right`` is the share of right letters.
 Prompts were tuned on other rows than these, which ``--tune`` asks instead. Every answer is
@@ -146,7 +146,7 @@ def word_problems(task: str) -> list[Arm]:
         "zero-shot CoT": (pf.ZeroShotCoT(WORDS, reasoning_tokens=400), 30),
         "few-shot CoT": (chain, 30),
         "few-shot": (pf.Predict(WORDS, demos=plain), 60),
-        "self-consistency": (pf.SelfConsistency(chain, n=8, batch=4), 10),
+        "self-consistency": (pf.SelfConsistency(chain, n=8), 15),
     }
     return [Arm(task, name, p, size, number_is_right) for name, (p, size) in programs.items()]
 
@@ -182,7 +182,7 @@ def games(task: str) -> list[Arm]:
         "direct": (pf.Predict(here / "game24_answer.toml"), 30),
         "best-first": (game_of_24.solver(pf.BestFirst(0.5, steps=22)), 10),
         "depth-first": (game_of_24.solver(pf.DepthFirst(0.5, steps=22), breadth=3), 15),
-        "CoT-SC": (pf.SelfConsistency(chain, n=8, batch=4), 10),
+        "CoT-SC": (pf.SelfConsistency(chain, n=8), 15),
     }
     return [Arm(task, name, p, size, makes_24) for name, (p, size) in programs.items()]
 

@@ -99,6 +99,7 @@ def test_the_contract_of_a_search(search: Any, goal: str) -> None:
     assert result.solved == (result.state == goal and bool(goal))
     assert [t.state for t in thoughts if t.terminal] == ([goal] if result.solved else [])
     assert thoughts[ROOT].kept
+    assert thoughts[result.tree.best].kept
     again = run(Counted(goal).tree(search))
     assert again.tree.rows() == result.tree.rows(), "not the same twice"
 

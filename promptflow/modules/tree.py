@@ -273,6 +273,7 @@ class Growth:
 
     def finished(self, best: int) -> Tree:
         """Return the record of a search that ended with the thought ``best``."""
+        self.keep([best])
         return Tree(tuple(self.thoughts), best, **self._counts)
 
     def _thoughts_of(self, prediction: Prediction) -> Sequence[str]:
