@@ -36,6 +36,7 @@ from .engine.stream import (
 from .errors import PromptflowError as PromptflowError
 from .evaluation import (
     METRICS as METRICS,
+    Attack as Attack,
     ByModel as ByModel,
     Comparison as Comparison,
     Corpus as Corpus,
@@ -44,6 +45,7 @@ from .evaluation import (
     Rating as Rating,
     WinRate as WinRate,
     accuracy as accuracy,
+    arena as arena,
     bleu as bleu,
     brier as brier,
     chrf as chrf,
@@ -64,8 +66,12 @@ from .evaluation import (
     mrr as mrr,
     ndcg as ndcg,
     numeric as numeric,
+    own_attacks as own_attacks,
     perplexity as perplexity,
     rate as rate,
+    read_attacks as read_attacks,
+    read_outputs as read_outputs,
+    redteam as redteam,
     retrieved as retrieved,
     rouge_1 as rouge_1,
     rouge_2 as rouge_2,

@@ -13,7 +13,17 @@ from typing import Annotated
 
 import typer
 
-from promptflow.cli import abstention, answers, chat, indexes, library, options, outputs, programs
+from promptflow.cli import (
+    abstention,
+    answers,
+    chat,
+    indexes,
+    library,
+    options,
+    outputs,
+    programs,
+    redteam,
+)
 from promptflow.cli.console import (
     Json,
     commands,
@@ -99,6 +109,7 @@ app.command()(programs.show)
 app.command("eval")(programs.evaluate)
 app.command()(programs.optimize)
 app.command()(outputs.arena)
+app.command()(redteam.redteam)
 app.command("tune-abstention")(abstention.tune_abstention)
 app.add_typer(indexes.index, name="index")
 app.add_typer(library.models, name="models")

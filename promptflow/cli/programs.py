@@ -60,7 +60,7 @@ Metrics = Annotated[
 ]
 
 
-def _ready(
+def ready(
     chosen: Chosen, program: str, imports: Sequence[str], force: bool = False
 ) -> tuple[Any, Any]:
     """Return the configured model and the program, whose lock is compared with the model."""
@@ -75,7 +75,7 @@ def _ready(
     return lm, resolved
 
 
-def _given(pairs: Sequence[str], program: Any) -> dict[str, Any]:
+def given_inputs(pairs: Sequence[str], program: Any) -> dict[str, Any]:
     """Return the inputs of ``name=value`` pairs, each value read as its field's type."""
     types = {
         name: field.annotation
@@ -124,8 +124,8 @@ def run(
     from promptflow import flow
     from promptflow.evaluation.data import plain
 
-    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
-    given = _given(inputs, resolved)
+    lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
+    given = given_inputs(inputs, resolved)
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
     fields = plain(dict(prediction.items()))
     if as_json:
@@ -152,8 +152,8 @@ def show(
 
     Nothing is generated.
     """
-    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
-    given = _given(inputs, resolved)
+    lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
+    given = given_inputs(inputs, resolved)
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
         if wanted <= set(given):
@@ -194,7 +194,7 @@ def evaluate(
 
     how = reading(column, encoding, key)  # and the metrics, before a model is read
     scored_by, *beside = [find_metric(name) for name in metric] or [None]  # type: ignore[list-item]
-    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
+    lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
     result = evaluate(
@@ -303,7 +303,7 @@ def optimize(
 
     how, scored_by = reading(column, encoding, key), find_metric(metric)  # before a model is read
     limits = _budget(budget)
-    lm, resolved = _ready(Chosen(model, chat_template, layout, thinking), program, imports)
+    lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports)
     check_savable(resolved, out / "program")
     result = optimize(
         resolved,

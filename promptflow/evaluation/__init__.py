@@ -1,5 +1,6 @@
 """Scores with intervals: metrics, evaluation of a program on data, paired comparison."""
 
+from promptflow.evaluation.arena import Arena, arena, read_outputs
 from promptflow.evaluation.bymodel import ByModel
 from promptflow.evaluation.corpus import Corpus
 from promptflow.evaluation.data import load_data, split
@@ -24,11 +25,14 @@ from promptflow.evaluation.ranking import (
     retrieved,
 )
 from promptflow.evaluation.rating import Played, Rating, WinRate, rate, win_rate
+from promptflow.evaluation.redteam import Attack, RedTeam, own_attacks, read_attacks, redteam
 from promptflow.evaluation.registry import METRICS, default_metric, find_metric
 from promptflow.evaluation.scoring import Record
 
 __all__ = [
     "METRICS",
+    "Arena",
+    "Attack",
     "ByModel",
     "Comparison",
     "Corpus",
@@ -37,8 +41,10 @@ __all__ = [
     "Played",
     "Rating",
     "Record",
+    "RedTeam",
     "WinRate",
     "accuracy",
+    "arena",
     "bleu",
     "brier",
     "chrf",
@@ -62,9 +68,13 @@ __all__ = [
     "mrr",
     "ndcg",
     "numeric",
+    "own_attacks",
     "perplexity",
     "rate",
+    "read_attacks",
     "read_examples",
+    "read_outputs",
+    "redteam",
     "retrieved",
     "rouge_1",
     "rouge_2",
