@@ -10,7 +10,7 @@ eight exemplars are the published ones. Game of 24: 30 seeded puzzles of the ran
 direct answers, chains, a vote over eight of them, and trees of thoughts; with ``random``, a tree
 whose steps and values are drawn, is shown what the search gets without a model. Mini crosswords:
 five of the 20 of Yao et al. 2023 by depth-first search; ``right`` is the share of right letters.
-Prompts were tuned on other rows than these, which ``--tune`` asks instead. Every answer is
+Prompts are tuned on other rows than these, which ``--tune`` asks instead. Every answer is
 journalled with its tokens before it counts, under what its program is: a run that was stopped goes
 on, and a changed prompt is asked again. ``--quick`` takes every tenth problem. Differences are
 paired, with bootstrap intervals of 95 %. Seconds are those of the batch divided by its problems.
@@ -177,8 +177,8 @@ def games(task: str) -> list[Arm]:
     chain = pf.Predict(here / "game24_chain.toml", reasoning_tokens=128)
     programs = {
         "random": (by_chance(), 30),
-        "breadth-first": (game_of_24.solver(), 10),
         "CoT": (chain, 30),
+        "breadth-first": (game_of_24.solver(), 10),
         "direct": (pf.Predict(here / "game24_answer.toml"), 30),
         "best-first": (game_of_24.solver(pf.BestFirst(0.5, steps=22)), 10),
         "depth-first": (game_of_24.solver(pf.DepthFirst(0.5, steps=22), breadth=3), 15),
