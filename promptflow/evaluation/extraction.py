@@ -12,7 +12,8 @@ from promptflow.numerals import number_of, numbers_in, read_number
 
 Kind = Literal["number", "option", "yes or no", "text"]
 
-_OPTION = re.compile(r"(?<![^\W_])[A-Z](?![^\W_])")
+_LATIN = r"A-Za-z0-9\u00c0-\u024f"  # in Korean and Japanese a word goes on after an option
+_OPTION = re.compile(rf"(?<![{_LATIN}])[A-Z](?![{_LATIN}]|['\u2019][a-z])")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _DRESS = re.compile(r"[\s.\"'\u2018\u2019\u201c\u201d]+")  # spaces, full stops, quotation marks
 
