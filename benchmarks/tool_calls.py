@@ -206,9 +206,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=500)
     parser.add_argument("--agent", choices=AGENTS, action="append")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, help="of the engine; fewer where others compute too")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    pf.configure(given.model, temperature=1.0, max_tokens=given.tokens)
+    engine = pf.EngineOptions(threads=given.threads)
+    pf.configure(given.model, options=engine, temperature=1.0, max_tokens=given.tokens)
     rows = [measured(name, given.calls) for name in given.agent or AGENTS]
     if given.json:
         print(json.dumps({"model": given.model, "tokens": given.tokens, "rows": rows}))
