@@ -53,6 +53,10 @@ TARGETS = (
     ("multiarith", "zero-shot CoT", "direct"),
     ("gsm8k", "self-consistency", "few-shot CoT"),
     ("multiarith", "self-consistency", "few-shot CoT"),
+    ("multiarith", "agent", "zero-shot CoT"),
+    ("multiarith", "few-shot agent", "few-shot CoT"),
+    ("gsm8k", "agent", "zero-shot CoT"),
+    ("gsm8k", "few-shot agent", "few-shot CoT"),
     ("game24", "breadth-first", "CoT"),
     ("game24", "depth-first", "CoT"),
     ("game24", "best-first", "CoT"),
@@ -90,6 +94,17 @@ def exemplars() -> list[dict[str, Any]]:
         number = int(re.sub(r"\D", "", answer))
         made.append({"question": sample["question"], "reasoning": reasoning, "answer": number})
     return made
+
+
+def calculated(demo: dict[str, Any]) -> dict[str, Any]:
+    """Return an exemplar as a run of an agent: each equation of its reasoning is a call."""
+    steps, at, text = [], 0, demo["reasoning"]
+    for found in re.finditer(r"(\d+ [-+*x] \d+) (?:=|is) (\d+)", text):
+        expression = {"expression": found[1].replace("x", "*")}
+        call = {"tool": "calculate", "arguments": expression, "result": found[2]}
+        steps.append({"thought": text[at : found.end(1)], **call})
+        at = text.find(". ", found.end()) + 2
+    return {"question": demo["question"], "answer": demo["answer"], "steps": steps}
 
 
 def gsm8k(tune: bool) -> list[Row]:

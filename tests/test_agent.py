@@ -396,3 +396,50 @@ def test_an_error_is_told_in_short_and_kept_in_whole():
     assert "\n" in step.error
     assert "\n" not in step.result
     assert len(step.result) < 320
+
+
+DEMO: dict[str, Any] = {
+    "question": "How much is 15 from 21?",
+    "steps": [
+        {
+            "thought": "I take 21 - 15.",
+            "tool": "calculate",
+            "arguments": {"expression": "21 - 15"},
+            "result": "6",
+        }
+    ],
+    "answer": "six",
+}
+
+
+def test_demos_are_runs_before_the_question(tmp_path: Path):
+    agent = Agent("question -> answer", ["calculate"], demos=[DEMO])
+    lm = scripted(PLAY[2:])
+    assert pf.run(agent, lm=lm, question="How much is 9400 * 2?").answer == "Mira Kostan"
+    prompts = lm.text_engine.prompts
+    for prompt in prompts:
+        turns = [turn.split("<|im_end|>")[0] for turn in prompt.split("<|im_start|>")]
+        assert turns[2] == "user\nQuestion: How much is 15 from 21?"
+        assert turns[3].endswith('Tool: calculate\nArguments: {"expression": "21 - 15"}')
+        assert "6" in turns[4]
+        assert turns[5].endswith("Tool: finish\nAnswer: six")
+        assert "How much is 9400 * 2?" in turns[6]
+    for before, after in zip(prompts[::2], prompts[2::2], strict=False):
+        assert after.startswith(before[: before.rindex("Tool (")])
+    pf.save_program(agent, tmp_path / "agent")
+    assert pf.load_program(tmp_path / "agent").demos == [DEMO]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": None, "why": "x"}, "no field 'why'"),
+        ({"answer": ...}, r"lacks \['answer'\]"),
+        ({"steps": [{"tool": "calculate"}]}, "is none"),
+        ({"steps": [{"thought": "", "tool": "browse"}]}, "calls 'browse'"),
+    ],
+)
+def test_demos_that_are_no_runs_are_refused(change: dict[str, Any], says: str):
+    demo = {name: value for name, value in (DEMO | change).items() if value is not ...}
+    with pytest.raises(SignatureError, match=says):
+        Agent("question -> answer", ["calculate"], demos=[demo])

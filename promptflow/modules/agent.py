@@ -95,7 +95,9 @@ class Agent(Module):
     ``max_tokens`` tokens written in steps, the agent has to answer; ``thought_tokens`` bounds a
     thought, ``argument_tokens`` a tool's arguments, which are ended where they are longer,
     ``answer_tokens`` a free text of the answer, and of a result ``result_chars`` characters are
-    shown. Raises ProgramError and SignatureError.
+    shown. ``demos`` are runs that come before the question, as the paper's prompts have them: the
+    inputs and outputs, and ``steps`` of ``thought``, ``tool``, ``arguments`` and ``result``. Raises
+    ProgramError and SignatureError.
     """
 
     @names_options
@@ -106,6 +108,7 @@ class Agent(Module):
         *,
         index: Any = None,
         allow: Sequence[str] = (),
+        demos: Sequence[Mapping[str, Any]] = (),
         max_steps: int = 6,
         max_tokens: int = 2_000,
         thought_tokens: int = 64,
@@ -137,6 +140,9 @@ class Agent(Module):
             )
         document = document_of(signature)
         made = _stepping(document.signature, [*self.tools, FINISH])
+        self.demos = [dict(demo) for demo in demos]
+        for demo in self.demos:
+            _check_demo(demo, document.signature, self.tools)
         self.step = Predict(made, demos=document.demos, layout=document.layout or None)
 
     def settings(self) -> dict[str, Any]:
@@ -144,7 +150,13 @@ class Agent(Module):
         functions = [code_name(one)["code"] for one in self.given if not isinstance(one, str)]
         tools = {"code": ", ".join(functions)} if functions else list(self.given)
         index = None if self.index is None else index_name(self.index)
-        return {"tools": tools, "index": index, "allow": list(self.allow), **self.limits}
+        return {
+            "tools": tools,
+            "index": index,
+            "allow": list(self.allow),
+            "demos": self.demos,
+            **self.limits,
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Agent:
         """Return a copy that shares tools and index: files and connections are not copied."""
@@ -182,6 +194,9 @@ class Agent(Module):
         run = _Run(self, self.step.call(tools=self.described(), **inputs))
         return self.step.show(signature=run.choosing().signature, **run.base.inputs)
 
+
+Said = dict[str, Any]
+"""Fields of one turn, by name."""
 
 Answered = Generator[list[Call], list[Any], Any]
 
@@ -231,18 +246,14 @@ class _Run:
         """Return the call that writes a tool's arguments."""
         documents = list(dict.fromkeys(passage.document for passage in self.passages))
         kind: Any = Annotated[tool.arguments(documents), Ended()]
-        signature = self._signature().append("arguments", dspy.OutputField(), kind)
+        signature = self._signature().insert(2, "arguments", dspy.OutputField(), kind)
         given = {"thought": thought, "tool": tool.name}
         return self._call(signature, given, "arguments", self.agent.limits["argument_tokens"])
 
     def finishing(self, thought: str) -> Call:
         """Return the call that fills the signature's own outputs."""
-        signature = self._signature()
-        outputs = self.base.signature or self.agent.step.signature
-        for name, info in outputs.output_fields.items():
-            if name not in OWN:
-                kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else None
-                signature = signature.append(name, info, kind or info.annotation)
+        signature = self._signature(own=True)
+        *_, name = signature.output_fields
         given = {"thought": thought, "tool": FINISH}
         tokens = self.agent.limits["answer_tokens"]
         return replace(self._call(signature, given, name, tokens), continued=False)
@@ -299,39 +310,47 @@ class _Run:
             text = f"{text[:room]}\n({cut} more characters are not shown)"
         self.steps.append(replace(step, result=text, cut=cut))
 
-    def _signature(self) -> Any:
-        """Return the signature of a step: the inputs so far, thought, and one of the tools."""
+    def _signature(self, own: bool = False) -> Any:
+        """Return the signature of a step: the inputs so far, thought, and one of the tools.
+
+        The signature's ``own`` outputs come after them; demos show theirs in every step.
+        """
         names = [n for n, t in self.agent.tools.items() if self.passages or not t.handles]
         kind: Any = Literal[tuple([*names, FINISH])]
         made = self.base.signature or self.agent.step.signature
         made = made.with_updated_fields("tool", type_=kind)
         for name in made.output_fields:
-            if name not in OWN:
+            if name not in OWN and not (own or (self.agent.demos and self._is_local)):
                 made = made.delete(name)
-        if self.steps:
+        if self.steps or self.agent.demos:
             info = _own().signature.fields["result"]
             made = made.append("result", info, Annotated[(info.annotation, *info.metadata)])
             made = made.append("history", dspy.InputField(), dspy.History)
         return made
 
+    def _demos(self, local: bool) -> list[Said]:
+        outputs = [n for n in self.agent.step.signature.output_fields if n not in OWN]
+        return [t for demo in self.agent.demos for t in _demonstrated(demo, outputs, local)]
+
+    @property
+    def _is_local(self) -> bool:
+        lm = self.base.lm or self.agent.step.lm or dspy.settings.lm
+        return lm is None or is_local(lm)
+
     def _call(
         self, signature: Any, given: Mapping[str, Any], until: str, tokens: int | None = None
     ) -> Call:
         """Return a call that writes on until a field, after ``given``, in a prompt of all steps."""
-        lm = self.base.lm or self.agent.step.lm or dspy.settings.lm
-        local = lm is None or is_local(lm)
+        local = self._is_local
         inputs = dict(self.base.inputs)
         decoding = Decoding(max_tokens=tokens) if local else Decoding()
-        if self.steps:
-            turns, said = [], inputs
-            for number, step in enumerate(self.steps):
-                told = {"thought": step.thought, "tool": step.tool}
-                told["called"] = json.dumps(dict(step.arguments), ensure_ascii=False)
-                turns.append({**said, **told})
-                result = LEFT_OUT if number in self.hidden else step.result
-                # DSPy's adapter shows no field that the model is not asked for.
-                said = {"result": result if local else f"{step.call}\n{result}"}
-            inputs = {**said, "history": dspy.History(messages=turns)}
+        if self.steps or self.agent.demos:
+            results = [
+                LEFT_OUT if number in self.hidden else step.result
+                for number, step in enumerate(self.steps)
+            ]
+            taken, said = _turns(inputs, self.steps, results, local)
+            inputs = {**said, "history": dspy.History(messages=[*self._demos(local), *taken])}
             if local:
                 signature = signature.append("called", _own().signature.fields["called"], str)
                 decoding = replace(decoding, until=until)
@@ -342,6 +361,49 @@ class _Run:
             decoding=decoding,
             continued=local,
         )
+
+
+def _turns(
+    inputs: Said, steps: Sequence[Step], results: Sequence[str], local: bool
+) -> tuple[list[Said], Said]:
+    """Return what was said in steps, turn by turn, and what is said to the model after them."""
+    turns, said = [], inputs
+    for step, result in zip(steps, results, strict=True):
+        told = {"thought": step.thought, "tool": step.tool}
+        told["called"] = json.dumps(dict(step.arguments), ensure_ascii=False)
+        turns.append({**said, **told})
+        # DSPy's adapter shows no field that the model is not asked for.
+        said = {"result": result if local else f"{step.call}\n{result}"}
+    return turns, said
+
+
+def _demonstrated(demo: Said, outputs: Sequence[str], local: bool) -> list[Said]:
+    """Return the turns of a run that was given as an example."""
+    steps = [Step(**step) for step in demo["steps"]]
+    inputs = {name: v for name, v in demo.items() if name not in ("steps", "thought", *outputs)}
+    turns, said = _turns(inputs, steps, [step.result for step in steps], local)
+    thought = demo.get("thought") or str(_own().extra["last_thought"])
+    answers = {name: demo[name] for name in outputs}
+    return [*turns, {**said, "thought": thought, "tool": FINISH, **answers}]
+
+
+def _check_demo(demo: Said, signature: Any, tools: Mapping[str, Tool]) -> None:
+    """Raise SignatureError for a demo that is none of a signature's, or calls what is no tool."""
+    wanted = [*(name for name in signature.fields if name not in OWN), "steps"]
+    missing = [name for name in wanted if name not in demo]
+    if unknown := [name for name in demo if name not in (*wanted, "thought")]:
+        raise SignatureError(f"Agent: a demo has no field {unknown[0]!r}; it has {wanted}")
+    if missing:
+        raise SignatureError(f"Agent: a demo lacks {missing}; it has each of {wanted}")
+    for step in demo["steps"]:
+        try:
+            name = Step(**step).tool
+        except TypeError as error:
+            raise SignatureError(
+                f"Agent: a demo's step {step!r} is none: give thought, tool, arguments and result"
+            ) from error
+        if name not in tools:
+            raise SignatureError(f"Agent: a demo calls {name!r}; the tools are {[*tools]}")
 
 
 @functools.cache
