@@ -141,7 +141,8 @@ _UNCHOSEN = Decoding()
 class Field:
     """What a template sees of a field; ``value`` is a marker for its text or its slot.
 
-    ``json`` is a marker for the same as a JSON value: a layout writes the one or the other.
+    ``json`` is a marker for the same as a JSON value: a layout writes the one or the other. ``gap``
+    is what may stand before it: a space, or a line break where the text has several lines.
     ``heading`` is the name, or the label that somebody chose (``own``) without its colon. ``long``
     tells that the text has more than one line. For the rest see ``fields.Shape``.
     """
@@ -151,6 +152,7 @@ class Field:
     description: str
     value: str
     json: str
+    gap: str
     heading: str
     own: bool
     long: bool
@@ -431,11 +433,11 @@ class _Slots:
 
 def _described(name: str, info: Any) -> Field:
     """Return an output without a value, for the part of a prompt that says what is wanted."""
-    return _field(name, info, TypedField.of(name, info).shape, ("", ""))
+    return _field(name, info, TypedField.of(name, info).shape, ("", "", ""))
 
 
 def _field(
-    name: str, info: Any, shape: Shape, markers: tuple[str, str], long: bool = False
+    name: str, info: Any, shape: Shape, markers: tuple[str, str, str], long: bool = False
 ) -> Field:
     label = label_of(info)
     return Field(

@@ -66,11 +66,8 @@ class _Boundary:
     """Where requests that begin alike are likely to differ: see ``Text``."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Asked(_Boundary):
     """The same, before the first input that is asked about."""
-
-    marked: bool
 
 
 Span = tuple[Origin, Part]
@@ -86,11 +83,11 @@ class Markers:
     meanings: list[Meaning] = field(default_factory=list)
     asked: set[int] = field(default_factory=set)
 
-    def mark(self, meaning: Meaning) -> tuple[str, str]:
-        """Return fresh markers of a value, and of the same as JSON."""
+    def mark(self, meaning: Meaning) -> tuple[str, str, str]:
+        """Return fresh markers: of a value, of the same as JSON, and of the gap before it."""
         self.meanings.append(meaning)
-        number = len(self.meanings) - 1
-        return f"\x00{self.secret}.{number}\x00", f"\x00{self.secret}.{number}:json\x00"
+        name = f"{self.secret}.{len(self.meanings) - 1}"
+        return f"\x00{name}\x00", f"\x00{name}:json\x00", f"\x00{name}:gap\x00"
 
     def ask(self, markers: Sequence[str]) -> None:
         """Note which values are the inputs that are asked about."""
@@ -112,12 +109,15 @@ class Markers:
             elif number % 2 and piece == "boundary":
                 yield _Boundary()
             elif number % 2 and place.isdecimal() and int(place) < len(counts):
-                counts[int(place)] += 1
                 meaning = self.meanings[int(place)]
-                if int(place) in self.asked and not asked:
+                counts[int(place)] += form != "gap"
+                gap = _gap(meaning) if form == "gap" else ""
+                # Before marks of data the gap is always the same.
+                apart = form != "gap" or not getattr(meaning, "marked", False)
+                if int(place) in self.asked and not asked and apart:
                     asked = True
-                    yield _Asked(getattr(meaning, "marked", False))
-                yield _formed(meaning, form)
+                    yield _Asked()
+                yield gap or _formed(meaning, form)
             elif number % 2 or self.secret in piece:
                 raise TemplateError(
                     f"layout {layout!r} changes a value; write {{{{ field.value }}}}"
@@ -138,6 +138,11 @@ class Markers:
                 raise TemplateError(
                     f"layout {layout!r} leaves out or changes the value {meaning.text[:40]!r}"
                 )
+
+
+def _gap(meaning: Meaning) -> str:
+    """Return what stands between a label and a value: texts of several lines begin below it."""
+    return "\n" if isinstance(meaning, Given) and "\n" in meaning.text else " "
 
 
 def _formed(meaning: Meaning, form: str) -> Meaning:
@@ -305,16 +310,12 @@ def _no_place(layout: str) -> str:
 
 
 def _bound(spans: list[Span], boundary: _Boundary) -> None:
-    """Set a boundary after the last text; spaces and line breaks before an input go with it.
-
-    Tokenizers join a colon with the line break after it, and whether there is one depends on the
-    input; before marks of data there always is.
-    """
+    """Set a boundary after the last text; spaces before an input go with it."""
     space = ""
     while spans and isinstance(text := spans[-1][1], Text):
         kept = text.text
-        if isinstance(boundary, _Asked) and not boundary.marked and not text.trusted:
-            kept = kept.rstrip()
+        if isinstance(boundary, _Asked) and not text.trusted:
+            kept = kept.rstrip(" ")
         space = text.text[len(kept) :] + space
         origin, _ = spans.pop()
         if kept:

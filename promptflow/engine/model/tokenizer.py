@@ -29,10 +29,14 @@ class Prompts:
         self._model = model
         # Some tokenizers put a space before every text; where one goes on, it is there already.
         self._adds_space = model.piece(next(iter(model.tokenize("a", False)), 0))[:1] == b" "
-        controls = sorted({c for c in model.control_texts() if c}, key=len, reverse=True)
-        either = "|".join(map(re.escape, controls))
-        # Looking ahead finds the ones that overlap too.
-        self._controls = re.compile(f"(?=({either}))") if controls else None
+        # By their first character, longest first: some vocabularies have thousands of them.
+        self._controls: dict[str, tuple[list[int], set[str]]] = {}
+        # Those of white space alone do nothing: Gemma's line breaks are among them.
+        named = sorted({text for text in model.control_texts() if text.strip()})
+        for first, some in groupby(named, lambda text: text[0]):
+            held = set(some)
+            self._controls[first] = (sorted({len(text) for text in held}, reverse=True), held)
+        self._firsts = re.compile(f"[{re.escape(''.join(self._controls) or chr(0))}]")
 
     def before_slots(self, parts: Sequence[Part]) -> list[list[int]]:
         """Return the tokens before each slot; what follows the last one is left out.
@@ -123,10 +127,17 @@ class Prompts:
         return tokens
 
     def _found(self, text: str) -> list[tuple[int, str]]:
-        """Return where control texts are, and which."""
-        if self._controls is None:
+        """Return where control texts are, and which: the longest at each place, overlaps too."""
+        if not self._controls:
             return []
-        return [(match.start(), match[1]) for match in self._controls.finditer(text)]
+        found = []
+        for match in self._firsts.finditer(text):
+            at = match.start()
+            lengths, held = self._controls[text[at]]
+            known = (text[at : at + n] for n in lengths)
+            if (control := next((one for one in known if one in held), None)) is not None:
+                found.append((at, control))
+        return found
 
     def _found_in_trusted(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[int, str]]:
         found: list[tuple[int, str]] = []
