@@ -53,9 +53,15 @@ class Pipeline(Module):
         return {"steps": len(self.steps)}
 
 
+def _said(text: str, slot: pf.Slot) -> str:
+    """What a model says to any of the programs."""
+    said = {"verdict": "A", "subquestions": '["one?", "two?"]'}
+    return "no" if slot.name.startswith("needed") else said.get(slot.name, "1")
+
+
 def prompts(module: Any, **inputs: Any) -> list[str]:
     """The exact prompts that a module sends for an input."""
-    engine = ScriptedEngine(lambda text, slot: "A" if slot.name == "verdict" else "1")
+    engine = ScriptedEngine(_said)
     run(module, lm=pf.load("scripted", engine=engine), **(inputs or {"question": "2 + 2?"}))
     return engine.prompts
 
@@ -67,6 +73,11 @@ PROGRAMS = {
     "zero_shot_cot": lambda: ZeroShotCoT(QA, reasoning_tokens=33),
     "votes": lambda: SelfConsistency(ChainOfThought(QA), n=3, vote="logprob", batch=1),
     "all votes": lambda: SelfConsistency(ChainOfThought(QA), n=3, sure="all"),
+    "chains": lambda: pf.MultiChainComparison(QA, m=2),
+    "least to most": lambda: pf.LeastToMost(QA, most=2),
+    "self-ask": lambda: pf.SelfAsk(QA, most=2),
+    "step back": lambda: pf.StepBack(QA),
+    "plan and solve": lambda: ZeroShotCoT(QA, triggers="plan_and_solve"),
     "best": lambda: BestOf(SelfConsistency(Predict(QA), n=2), n=2, threshold=-1.0),
     "judge": lambda: Judge("Is it right?"),
     "pair": lambda: PairJudge(),

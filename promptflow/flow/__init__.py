@@ -25,6 +25,7 @@ from promptflow.flow.drive import (
     run_many,
     streamed,
     together,
+    within,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "streamed",
     "together",
     "usage_of_answer",
+    "within",
 ]

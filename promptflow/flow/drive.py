@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,6 +180,26 @@ def changed(flow: Flow, change: Callable[[Any, int, int], Any], *, quiet: bool =
         error = None
         try:
             answers = yield type(calls)(change(call, step, n) for n, call in enumerate(calls))
+        except PromptflowError as caught:
+            error = caught
+
+
+def within(flow: Flow, context: Callable[[], AbstractContextManager[Any]]) -> Flow:
+    """Pass a flow through, each of its steps run inside a context of its own.
+
+    Calls that it yields are answered outside; a plain program that it begins stays inside.
+    """
+    answers: list[Any] | None = None
+    error: Exception | None = None
+    while True:
+        try:
+            with context():
+                calls = flow.throw(error) if error else flow.send(answers)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            return stop.value
+        error = None
+        try:
+            answers = yield calls
         except PromptflowError as caught:
             error = caught
 

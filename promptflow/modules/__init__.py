@@ -2,11 +2,14 @@
 
 from promptflow.modules.agent import Agent, Step, Steps
 from promptflow.modules.agreement import Agreement, fit_agreement
+from promptflow.modules.comparison import MultiChainComparison
 from promptflow.modules.conversation import Conversation, Turn
+from promptflow.modules.decomposition import LeastToMost, SelfAsk, StepBack
 from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge, Panel
 from promptflow.modules.predict import Predict
 from promptflow.modules.reasoning import ChainOfThought, ZeroShotCoT
+from promptflow.modules.refine import Refine
 from promptflow.modules.relevance import Relevance
 from promptflow.modules.reliability import (
     Reliability,
@@ -35,15 +38,20 @@ __all__ = [
     "GroundedQA",
     "Growth",
     "Judge",
+    "LeastToMost",
     "MonteCarlo",
+    "MultiChainComparison",
     "PairJudge",
     "Panel",
     "Predict",
     "Problem",
+    "Refine",
     "Relevance",
     "Reliability",
+    "SelfAsk",
     "SelfConsistency",
     "Step",
+    "StepBack",
     "Steps",
     "TreeOfThoughts",
     "Turn",

@@ -14,6 +14,14 @@ from promptflow.modules.settings import settings_of
 Reward = Callable[[Mapping[str, Any], Prediction], float]
 
 
+def reward_of(reward: Reward, inputs: Mapping[str, Any], prediction: Prediction) -> float:
+    """Return what a function gives a prediction. Raises ProgramError for what is no number."""
+    given = float(reward(inputs, prediction))
+    if math.isnan(given):
+        raise ProgramError(f"the reward {reward!r} is no number: return one, or -inf")
+    return given
+
+
 class BestOf(Module):
     """Sample a module ``n`` times and return the sample of the highest reward.
 
@@ -72,10 +80,7 @@ class BestOf(Module):
 
     def _reward(self, inputs: Mapping[str, Any], prediction: Prediction) -> float:
         if callable(self.reward):
-            reward = float(self.reward(inputs, prediction))
-            if math.isnan(reward):
-                raise ProgramError(f"the reward {self.reward!r} is no number: return one, or -inf")
-            return reward
+            return reward_of(self.reward, inputs, prediction)
         return mean_logprob(prediction) if self.reward == "logprob" else 0.0
 
     def _satisfied(self, scored: Sequence[tuple[bool, float, Prediction]]) -> bool:
