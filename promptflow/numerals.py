@@ -56,6 +56,11 @@ _COUNTED = re.compile(
     rf"(?P<parts>(?:\d[\d,]*(?:\.\d+)?\s?[{_SINGLE}]+\s?)+)(?P<rest>[\d,]*)"
 )
 _COUNT = re.compile(rf"([\d,.]+)\s?([{_SINGLE}]+)")
+_DATED = re.compile(
+    r"['\u2018\u2019](?P<short>\d\d)(?!\d)(?:\s?\.\s?\d{1,2}(?!\d))*"
+    r"|\d{1,4}(?:\s?\.\s?\d{1,2}){2}(?!\.?\d)|\d+(?:[:/-]\d+)+"
+)
+_SHARE = re.compile(r"(\d{1,9})분의\s?(\d{1,9})")
 _ARTICLE = re.compile(r"(제\s?\d+)조|(?<!\d)(\d{1,4})조(?=\s?(?:의\s?\d|제?\s?\d+\s?[항호]))")
 _NO_NUMBER = re.compile(
     r"\d+(?::\d+)+|\d+(?:/\d+){2,}|\d++(?:\.\d++){2,}+(?!,\d)|\d{4}-\d\d?-\d\d?(?!\d)"
@@ -175,6 +180,22 @@ def spelled_numbers(text: str) -> list[Number]:
     for match in _WORD.finditer(text):
         scale = _WORDS.get((match[2] or "").lower(), 0)
         found.append(Decimal(_SMALL[match[1].lower()]).scaleb(scale))
+    return found
+
+
+def date_numbers(text: str) -> list[Number]:
+    """Return the numbers in dates, times and ratios: 2022.1.1, '23.12월, 10:30, 1/3, 3분의 1.
+
+    Of a year that is cut both that it may be.
+    """
+    text = folded(text)
+    found: list[Number] = []
+    for match in _DATED.finditer(text):
+        found += [Decimal(digits) for digits in re.findall(r"\d+", match[0])]
+        if match["short"]:
+            found += [Decimal(century + int(match["short"])) for century in (1900, 2000)]
+    for match in _SHARE.finditer(text):
+        found += [_ratio(int(match[2]), int(match[1]))] if int(match[1]) else []
     return found
 
 

@@ -33,7 +33,14 @@ def test_no_order_of_a_document_has_an_effect(tmp_path: Path):
     assert made == {"cases": CASES, "effects": [], "count": 0}
 
 
-@pytest.mark.parametrize("kind", ["tool", "file"])
+def test_no_order_has_an_effect_through_react(tmp_path: Path):
+    """DSPy's own agent, on our tools: thousands of cases where the long checks run."""
+    cases = CASES if os.environ.get("PROMPTFLOW_SOAK") else 100
+    made = run(tmp_path, str(cases), "react")
+    assert made == {"cases": cases, "effects": [], "count": 0}
+
+
+@pytest.mark.parametrize("kind", ["tool", "file", "react file"])
 def test_an_effect_would_be_seen(tmp_path: Path, kind: str):
     """With a tool that acts, which the program allows, and with a tool that opens any file."""
     made = run(tmp_path, "60", kind)

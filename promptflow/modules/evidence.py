@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptflow.normal import is_unspaced, words
-from promptflow.numerals import Number, number_spans, numbers_in, read_number, spelled_numbers
+from promptflow.numerals import (
+    Number,
+    date_numbers,
+    number_spans,
+    numbers_in,
+    read_number,
+    spelled_numbers,
+)
 from promptflow.retrieval import Citation, Passage, Reading, read_passage
 from promptflow.retrieval.quotes import shown
 from promptflow.retrieval.text import content_words, normal
@@ -135,12 +142,13 @@ def strange_numbers(answer: str, texts: Iterable[str]) -> list[str]:
 
 
 def _values(text: str) -> Iterator[Number]:
-    """Give the numbers of a text, in digits or in words; 0125 is a name."""
+    """Give the numbers of a text, in digits, in words and in dates; 0125 is a name."""
     for start, end in number_spans(text):
         reading = read_number(text[start:end])
         if reading is not None and reading.sure:
             yield reading.value
     yield from spelled_numbers(text)
+    yield from date_numbers(text)
 
 
 @functools.cache
