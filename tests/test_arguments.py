@@ -179,12 +179,39 @@ def pictured(picture: dspy.Image) -> str:
         (dspy.Tool(pictured), "picture"),
         (dspy.Tool(text, args={"query": {"type": "string"}}), "needs 'times'"),
         (dspy.Tool(nothing, args={"x": {"type": "string"}}), "no such argument"),
-        (dspy.Tool(served, args={"x": {"type": "string", "not": {}}}), "cannot be compiled"),
+        (
+            dspy.Tool(served, args={"x": {"type": "string", "not": {}}}),
+            r"Schema of its argument 'x' cannot be held: Unimplemented keys: .\"not\"",
+        ),
     ],
 )
 def test_what_no_model_can_call_is_refused_by_name(tool: dspy.Tool, says: str):
     with pytest.raises(ProgramError, match=says):
         of_tool(tool)
+
+
+REMARKED = {
+    "type": "object",
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "properties": {
+        "format": {"type": "string", "format": "byte", "examples": ["a"]},
+        "tags": {"type": "array", "items": {"type": "integer", "format": "int32"}},
+        "only": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True},
+    },
+    "required": ["format", "only"],
+    "additionalProperties": False,
+}
+
+
+def test_remarks_of_a_schema_hold_nothing():
+    tool = dspy.Tool(served, args={"x": REMARKED}, arg_types={"x": dict})
+    constraint = TypedField("args", of_tool(tool).kind()).shape.constraint
+    assert constraint is not None
+    walks = Walks(1)
+    for _ in range(20):
+        given = plain_arguments(tool, call_of(Fill(walks.text(constraint, 80), "stop"), constraint))
+        tool(**given)
+        assert {"format", "only"} <= set(given["x"])
 
 
 def test_a_tool_is_read_once():

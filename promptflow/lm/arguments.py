@@ -30,6 +30,13 @@ _STYLE = {
     "key_separator": ": ",
     "json_allowed_escapes": 'nrt"\\',
 }
+_REMARKS = {"$comment", "$id", "$schema", "deprecated", "examples", "readOnly", "writeOnly"}
+_FORMATS = {
+    *("date", "time", "date-time", "duration"),
+    *("email", "hostname", "ipv4", "ipv6", "uri", "uuid"),
+}
+"""Those that are held; any other is a remark, as validators take it."""
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
 _REQUIRED = " (Required)"  # how DSPy marks what a server's tool needs, in its description
 
 
@@ -157,10 +164,29 @@ def _allowed(schema: Any) -> Any:
 
 
 def _by_schema(schema: Mapping[str, Any]) -> Any:
-    allowed = _allowed(schema)
+    allowed = _held(_allowed(schema))
     if not allowed:
         return Any
     return Annotated[Any, WithJsonSchema({"x-json": {**allowed, "x-guidance": _STYLE}})]
+
+
+def _held(schema: Any) -> Any:
+    """Return a schema without remarks, and without what is made so after a call was written."""
+    if isinstance(schema, list):
+        return [_held(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {}
+    for word, value in schema.items():
+        one_of_each = word == "uniqueItems" and schema.get("minItems", 0) <= 1
+        odd_format = word == "format" and value not in _FORMATS
+        if word in _REMARKS or one_of_each or odd_format:
+            continue
+        if word in _NAMED and isinstance(value, dict):
+            made[word] = {name: _held(part) for name, part in value.items()}
+        else:
+            made[word] = value if word in ("const", "enum", "default") else _held(value)
+    return made
 
 
 def _hints(function: Any, extras: bool = True) -> dict[str, Any]:
@@ -179,5 +205,9 @@ def _checked(tool: str, made: Arguments) -> Arguments:
             # By itself too: of a picture the model would write the path, and we would open it.
             _ = TypedField(name, kind).shape, TypedField(name, typed_dict({name: kind})).shape
         except UnsupportedType as error:
-            raise ProgramError(f"the tool {tool}: {error}") from error
+            said = str(error)
+            if any(isinstance(m, WithJsonSchema) for m in getattr(kind, "__metadata__", ())):
+                reason = said.splitlines()[0].rpartition("failed to compile JSON schema: ")[2]
+                said = f"the JSON Schema of its argument {name!r} cannot be held: {reason}"
+            raise ProgramError(f"the tool {tool}: {said}") from error
     return made
