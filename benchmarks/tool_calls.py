@@ -1,7 +1,7 @@
 """How many calls of tools are malformed: arguments that a tool's own types refuse, or none at all.
 
     python benchmarks/tool_calls.py [--model M] [--calls N] [--agent react|react_v2|agent]
-                                    [--tokens T] [--json]
+                                    [--tokens T] [--seconds S] [--json]
 
 Tools of many types are offered two at a time, and called until each agent has made N calls. A call
 is malformed where its arguments do not fit the tool (DSPy checks them by JSON Schema and by type),
@@ -175,14 +175,14 @@ SAID = ("the same call as before", "cannot", "ArithmeticFault", "is not called w
 """What a tool, or an agent's own rule, says of a well-formed call."""
 
 
-def measured(name: str, calls: int) -> dict[str, Any]:
-    """Have one agent make ``calls`` calls, sixteen runs at a time."""
+def measured(name: str, calls: int, seconds: float) -> dict[str, Any]:
+    """Have one agent make ``calls`` calls, sixteen runs at a time, and none after ``seconds``."""
     began, made = time.perf_counter(), rounds()
     called: Counter[str] = Counter()
     wrong: list[tuple[str, str]] = []
     seed = 0
     with ThreadPoolExecutor(RUNS) as pool:
-        while called.total() < calls:
+        while called.total() < calls and time.perf_counter() < began + seconds:
             given = [(*next(made), seed := seed + 1) for _ in range(RUNS)]
             for found in pool.map(lambda one: AGENTS[name](*one), given):
                 for tool, error in found:
@@ -206,12 +206,13 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=500)
     parser.add_argument("--agent", choices=AGENTS, action="append")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of each agent")
     parser.add_argument("--threads", type=int, help="of the engine; fewer where others compute too")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     engine = pf.EngineOptions(threads=given.threads)
     pf.configure(given.model, options=engine, temperature=1.0, max_tokens=given.tokens)
-    rows = [measured(name, given.calls) for name in given.agent or AGENTS]
+    rows = [measured(name, given.calls, given.seconds) for name in given.agent or AGENTS]
     if given.json:
         print(json.dumps({"model": given.model, "tokens": given.tokens, "rows": rows}))
         return
