@@ -140,9 +140,13 @@ from .notation import (
 )
 from .optimization import (
     Budget as Budget,
+    Filters as Filters,
     Optimization as Optimization,
     Search as Search,
+    Synthesis as Synthesis,
     optimize as optimize,
+    synthesize as synthesize,
+    synthesize_like as synthesize_like,
 )
 from .program import (
     load_program as load_program,

@@ -23,6 +23,7 @@ from promptflow.cli import (
     outputs,
     programs,
     redteam,
+    synthesize,
 )
 from promptflow.cli.console import (
     Json,
@@ -110,6 +111,7 @@ app.command("eval")(programs.evaluate)
 app.command()(programs.optimize)
 app.command()(outputs.arena)
 app.command()(redteam.redteam)
+app.command()(synthesize.synthesize)
 app.command("tune-abstention")(abstention.tune_abstention)
 app.add_typer(indexes.index, name="index")
 app.add_typer(library.models, name="models")
