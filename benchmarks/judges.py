@@ -2,9 +2,9 @@
 
     python benchmarks/judges.py --model qwen2.5-coder-0.5b --out runs/judges --seconds 280
 
-200 seeded pairs of the 999 that three people judged alike, each asked in both orders; 40 others
-calibrate the prior of the first place. Every verdict is journalled: the same command continues, and
-prints the table once all are there. Nothing of the 200 is tuned on; the rest of the set is kept.
+200 seeded pairs of the 999 that three people judged alike, each asked in both orders. The prior of
+the first place comes from the other half of the pairs, without what people said. Every verdict is
+journalled: the same command continues, and prints the table of what is judged so far.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from promptflow.evaluation.stats import bootstrap_interval
 from promptflow.modules.judge import PairJudge
 from promptflow.storage import Journal
 
-SEED, JUDGED, CALIBRATED, BATCH = 2026, 200, 40, 8
+SEED, JUDGED, BATCH = 2026, 200, 4
 PEOPLE = {0: "tie", 1: "first", 2: "second"}
 Verdict = Callable[[dict[str, Any]], str]
 
 
 def pairs() -> list[dict[str, Any]]:
-    """Return the seeded pairs with what people say, first those that are judged."""
+    """Return the seeded pairs with what people say."""
     rows = json.loads(evaluation_sets.file("pandalm/testset-v1.json").read_text(encoding="utf-8"))
     agreed = [r for r in rows if r["annotator1"] == r["annotator2"] == r["annotator3"]]
-    chosen = random.Random(SEED).sample(agreed, JUDGED + CALIBRATED)
+    chosen = random.Random(SEED).sample(agreed, JUDGED)
     return [
         {
             "question": f"{row['instruction']}\n{row['input']}".strip(),
@@ -121,17 +121,18 @@ def row(
     return figures
 
 
-def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the figures without and with each control, on the pairs that calibrate nothing."""
-    judged, others = found[:JUDGED], found[JUDGED:]
-    prior = statistics.median(pair["place"] for pair in others)
+def table(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the figures without and with each control."""
+    halves = judged[::2], judged[1::2]
+    priors = [statistics.median(pair["place"] for pair in half) for half in halves]
     raw = [tuple(pair["verdicts"]) for pair in judged]
-    off = [calibrated(prior)(pair) for pair in judged]
+    off = [calibrated(priors[1 - n % 2])(pair) for n, pair in enumerate(judged)]
     longer = ["first" if len(p["first"]) > len(p["second"]) else "second" for p in judged]
+    shown = " and ".join(f"{prior:.2f}" for prior in priors)
     return [
         row("one order", [pair[0] for pair in raw], judged),
         row("both orders", [agreed(pair) for pair in raw], judged, raw),
-        row(f"both orders, prior {prior:.2f} off", [agreed(pair) for pair in off], judged, off),
+        row(f"both orders, prior {shown} off", [agreed(pair) for pair in off], judged, off),
         row("each pair's own prior off", [preferred(pair) for pair in judged], judged),
         row("(the longer answer)", longer, judged),
     ]
@@ -144,15 +145,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=280.0)
     options = parser.parse_args()
     found = judge(options.model, options.out, options.seconds)
-    if len(found) < JUDGED + CALIBRATED:
-        raise SystemExit(f"{len(found)} pairs are judged: run the same again to continue")
     for line in table(found):
         print(json.dumps(line))
     played = [
         Played("first", "second", p["preference"], (len(p["first"]), len(p["second"])))
-        for p in found[:JUDGED]
+        for p in found
     ]
     print(win_rate(played))
+    if len(found) < JUDGED:
+        raise SystemExit(f"{len(found)} of {JUDGED} are judged: run the same again to continue")
 
 
 if __name__ == "__main__":

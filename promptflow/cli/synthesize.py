@@ -94,7 +94,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _seeds(source: str) -> list[Any]:
-    """Return the rows of a file as examples; of Self-Instruct's form each with its first instance."""
+    """Return the rows of a file; one in Self-Instruct's form has the fields of its first instance."""
     rows = []
     for row in _rows(Path(source)):
         first = row.get("instances")
