@@ -94,7 +94,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _seeds(source: str) -> list[Any]:
-    """Return the rows of a file; one in Self-Instruct's form has the fields of its first instance."""
+    """Return the rows of a file; in Self-Instruct's form each has its first instance's fields."""
     rows = []
     for row in _rows(Path(source)):
         first = row.get("instances")
