@@ -17,6 +17,7 @@ from promptflow.cli import (
     abstention,
     answers,
     chat,
+    detection,
     indexes,
     library,
     options,
@@ -112,6 +113,7 @@ app.command()(programs.optimize)
 app.command()(outputs.arena)
 app.command()(redteam.redteam)
 app.command()(synthesize.synthesize)
+app.command()(detection.detect)
 app.command("tune-abstention")(abstention.tune_abstention)
 app.add_typer(indexes.index, name="index")
 app.add_typer(library.models, name="models")

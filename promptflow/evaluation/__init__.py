@@ -4,6 +4,7 @@ from promptflow.evaluation.arena import Arena, arena, read_outputs
 from promptflow.evaluation.bymodel import ByModel
 from promptflow.evaluation.corpus import Corpus
 from promptflow.evaluation.data import load_data, split
+from promptflow.evaluation.detection import Detection, detect
 from promptflow.evaluation.evaluate import (
     Comparison,
     Evaluation,
@@ -36,6 +37,7 @@ __all__ = [
     "ByModel",
     "Comparison",
     "Corpus",
+    "Detection",
     "Evaluation",
     "Metric",
     "Played",
@@ -55,6 +57,7 @@ __all__ = [
     "contains",
     "cosine",
     "default_metric",
+    "detect",
     "ece",
     "evaluate",
     "exact_match",
