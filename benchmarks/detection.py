@@ -3,9 +3,9 @@
     python benchmarks/detection.py --model qwen2.5-coder-0.5b --out runs/detection --seconds 270
 
 Texts of people: paragraphs of SQuAD, worked solutions of GSM8K, answers of Self-Instruct's seeds.
-Texts of models: answers of 7B models in PandaLM, GPT-4's references of MT-Bench, chains of thought
-of text-davinci-002. All of 50 to 120 words. A seeded half of each fits the threshold, so that one in
-twenty texts of people is called a model's; the other half is reported. Every text is journalled.
+Texts of models: answers of 7B models in PandaLM, GPT-4's references of MT-Bench. All of at least 50
+words, cut to 120. A seeded half fits the threshold, so that one in twenty texts of people is called
+a model's; the other half is reported. Every text is journalled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def texts() -> list[dict[str, str]]:
     sources = {
         ("people", "squad"): [
             paragraph["context"]
-            for article in json.load(gzip.open(read["squad"]))["data"]
+            for article in json.loads(gzip.decompress(read["squad"].read_bytes()))["data"]
             for paragraph in article["paragraphs"]
         ],
         ("people", "gsm8k"): [row["answer"].split("####")[0] for row in _lines(read["gsm8k"])],
