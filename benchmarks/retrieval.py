@@ -10,7 +10,8 @@ train claims and SQuAD's articles between. Korean questions have no others: noth
 them. ``hybrid`` is compared with the better of ``dense`` and ``sparse``, question by question, and
 ``ask`` is the mode that ``Index.search`` and ``promptflow ask`` use. With --rerank the best
 --candidates of a seeded sample of --rerank-questions are reranked, by the weighed verdicts of a
-local model (a GGUF) or by a cross-encoder, and compared with the same search without.
+local model (a GGUF) or by a cross-encoder, and compared with the same search without, question by
+question; what a model has said is kept in --folder, and a run that --seconds cut goes on.
 Indexes stay in --folder, so that vectors are computed once. Data: evaluation_sets.py.
 """
 
@@ -38,6 +39,7 @@ import promptflow as pf
 from promptflow.catalog import locate
 from promptflow.evaluation.stats import paired_interval
 from promptflow.progress import bar
+from promptflow.storage import Journal
 
 MODES = ("dense", "sparse", "hybrid")
 DEEP = 50
@@ -181,12 +183,17 @@ def reranked(data: Retrieval, index: pf.Index, arguments: argparse.Namespace) ->
         data.cases, min(arguments.rerank_questions, len(data.cases))
     )
     scores: dict[str, list[list[float]]] = {measure: [] for measure in data.measures}
-    begun = time.perf_counter()
-    with bar(f"{data.name} reranked", len(sample)) as advance:
+    until = time.perf_counter() + arguments.seconds
+    with (
+        bar(f"{data.name} reranked", len(sample)) as advance,
+        Journal(arguments.folder / "rerank.sqlite") as journal,
+    ):
         for done, case in enumerate(sample, 1):
             found = index.search(case.question, arguments.candidates)
+            values = judged(journal, arguments.rerank, rerank, case.question, found, until)
+            if len(values) < len(found):
+                break
             # Alone it takes the place of the search; by half it shares the decision.
-            values = rerank(case.question, found)
             blend = [(p.score + value) / 2 for p, value in zip(found, values, strict=True)]
             orders = {"search": [p.score for p in found], "alone": values, "half": blend}
             names = [passage.document.removesuffix(".txt") for passage in found]
@@ -195,15 +202,33 @@ def reranked(data: Retrieval, index: pf.Index, arguments: argparse.Namespace) ->
                     [score(measure, ordered(names, by), case.gold) for by in orders.values()]
                 )
             advance(done)
-    made: dict[str, Any] = {"model": arguments.rerank, "n": len(sample)}
-    made["seconds_per_query"] = round((time.perf_counter() - begun) / len(sample), 2)
+    made: dict[str, Any] = {"model": arguments.rerank, "candidates": arguments.candidates}
     for measure, rows in scores.items():
+        made["n"] = len(rows)
         before, alone, half = (list(column) for column in zip(*rows, strict=True))
         made[measure] = {"search": mean(before)}
         for name, after in (("alone", alone), ("half", half)):
             gap = paired_interval(after, before, seed=SEED)
             made[measure][name] = [mean(after), gap.low, gap.high]
     return made
+
+
+def judged(
+    journal: Journal,
+    model: str,
+    rerank: Any,
+    question: str,
+    found: Sequence[pf.Passage],
+    until: float,
+) -> list[float]:
+    """Return a reranker's score of each passage; fewer where time was up before it could say."""
+    keys = [json.dumps([model, question, p.document, p.start, p.end]) for p in found]
+    asked = [p for p, key in zip(found, keys, strict=True) if journal.get(key) is None]
+    if asked and time.perf_counter() < until:
+        for passage, value in zip(asked, rerank(question, asked), strict=True):
+            journal.append(keys[found.index(passage)], {"score": value})
+    known = [journal.get(key) for key in keys]
+    return [one["score"] for one in known if one is not None]
 
 
 def ordered(names: Sequence[str], by: Sequence[float]) -> list[str]:
@@ -264,8 +289,8 @@ def table(made: dict[str, Any]) -> str:
                 f"[{gap['low']:+.3f}, {gap['high']:+.3f}]"
             )
         if rerank := result.get("rerank"):
-            lines.append(f"  reranked by {rerank['model']}: {rerank['n']} questions, "
-                         f"{rerank['seconds_per_query']:.1f} s a query")  # fmt: skip
+            lines.append(f"  reranked by {rerank['model']}: {rerank['n']} questions, the best "
+                         f"{rerank['candidates']} of each")  # fmt: skip
             for measure in (name for name in rerank if "@" in name):
                 shown = rerank[measure]
                 lines += [
@@ -287,15 +312,16 @@ def main() -> None:
     parser.add_argument("--rerank", help="a GGUF or a cross-encoder, by name")
     parser.add_argument("--rerank-questions", type=int, default=50)
     parser.add_argument("--candidates", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of reranking, a set")
     parser.add_argument("--tune", action="store_true", help="ask the questions that tune")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    folder = arguments.folder or Path(tempfile.gettempdir()) / "promptflow-retrieval"
+    arguments.folder = arguments.folder or Path(tempfile.gettempdir()) / "promptflow-retrieval"
     made: dict[str, Any] = {"seed": SEED, "tune": arguments.tune, "sets": {}}
     for name in arguments.sets:
         data = SETS[name](arguments.tune, arguments.questions)
         embedder = arguments.korean_embedder if name == "korean_rag" else arguments.embedder
-        with built(data, embedder, folder) as index:
+        with built(data, embedder, arguments.folder) as index:
             made["sets"][name] = {"embedder": embedder, **measured(data, index)}
             if arguments.rerank:
                 made["sets"][name]["rerank"] = reranked(data, index, arguments)

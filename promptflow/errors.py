@@ -34,6 +34,7 @@
     │   ├── StoreBusy              another process writes
     │   └── DiskFull               no space left
     ├── DocumentRejected           a document that could not be read
+    │   └── DocumentDelayed        ... in time, by a busy machine: the next build reads it again
     ├── EmptyCorpus                a folder without a readable document
     ├── DataError                  evaluation data that cannot be read
     │   └── NoGold                 an example without a gold value: left out of the score
@@ -208,6 +209,10 @@ class DiskFull(StoreError):
 
 class DocumentRejected(PromptflowError):
     """A document could not be read."""
+
+
+class DocumentDelayed(DocumentRejected):
+    """A document was not read in time, though it had not used the time: the machine was busy."""
 
 
 class EmptyCorpus(PromptflowError):

@@ -8,7 +8,9 @@ import pytest
 
 from promptflow.errors import PromptflowError
 from promptflow.retrieval import HashingEmbedder, Index, Passage, build_index
+from promptflow.retrieval.embed import Array
 from promptflow.retrieval.explain import written
+from promptflow.retrieval.passages import Mode
 from promptflow.retrieval.text import query_words
 
 DOCUMENTS = {
@@ -42,6 +44,22 @@ def test_ranks_are_those_of_the_searches(index: Index, mode: str) -> None:
             rank = order.index(one.passage.chunk) + 1 if one.passage.chunk in order else None
             assert one.ranks.get(name) == rank
     assert "reranked" not in told.found[0].ranks
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse", "hybrid"])
+def test_a_query_is_embedded_once(
+    index: Index, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encode = HashingEmbedder.encode_query
+
+    def counted(self: HashingEmbedder, text: str) -> Array:
+        asked.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(HashingEmbedder, "encode_query", counted)
+    index.explain("which metal is dense?", 2, mode=mode)
+    assert asked == ["which metal is dense?"]
 
 
 def test_words_are_told_as_the_query_writes_them(index: Index) -> None:

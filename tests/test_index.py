@@ -13,8 +13,17 @@ from test_dense import unit
 
 from promptflow import storage
 from promptflow.errors import EmptyCorpus, PromptflowError, StoreCorrupt, StoreError, StoreNotFound
-from promptflow.retrieval import HashingEmbedder, Index, Rejected, build_index, verify_index
+from promptflow.retrieval import (
+    HashingEmbedder,
+    Index,
+    Rejected,
+    build,
+    build_index,
+    update_index,
+    verify_index,
+)
 from promptflow.retrieval.dense import build_dense
+from promptflow.retrieval.documents import Document, load_all
 from promptflow.retrieval.segment import DENSE, SPARSE
 from promptflow.retrieval.sparse import SparseWriter
 from promptflow.retrieval.store import commit, read_manifest
@@ -194,6 +203,21 @@ def test_bad_files_are_reported_and_the_rest_is_built(project: Path) -> None:
         assert [entry.path for entry in index.report.rejected] == ["bad.pdf", "out.txt"]
         assert all(isinstance(entry, Rejected) and entry.reason for entry in index.report.rejected)
         assert index.manifest.counts["documents"] == 3
+
+
+def test_a_file_that_a_busy_machine_did_not_read_is_read_by_the_next_build(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(item: Document | Rejected) -> Document | Rejected:
+        return Rejected(item.path, "not read in 9 s") if item.path == "tree.txt" else item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "load_all", lambda *given: map(busy, load_all(*given)))
+        with build_index("k", "docs", embedder=EMBEDDER) as index:
+            assert [one.path for one in index.store.rejected()] == ["tree.txt"]
+    with update_index("k", embedder=EMBEDDER) as index:
+        assert index.store.rejected() == []
+        assert index.search("a beam keeps the best", 1)[0].document == "tree.txt"
 
 
 def test_passages_longer_than_the_embedder_reads_are_refused(project: Path, minilm: Path) -> None:

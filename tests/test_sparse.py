@@ -117,6 +117,14 @@ def test_the_same_text_gives_the_same_bytes() -> None:
     assert Segment(made()).languages == ["en"]
 
 
+def test_the_language_of_a_chunk_is_that_of_its_document() -> None:
+    first = segment([["one of the two", "gold"], ["본사는 서울에 있다", "x1"]])
+    second = segment([["본사는 서울에 있다"], ["where is it"]])
+    made = Sparse([first, segment([]), second])
+    spoken = ["en", "en", "ko", "ko", "ko", "en"]
+    assert [made.language(chunk) for chunk in range(6)] == spoken
+
+
 def test_an_index_without_words_finds_nothing() -> None:
     for made in (Sparse([]), Sparse([segment([])]), Sparse([segment([["..."]])])):
         assert made.search("gold", 5) == []
@@ -138,6 +146,7 @@ def test_a_damaged_segment_is_named() -> None:
         ("counts", np.zeros(1)),
         ("parts", np.zeros(3)),
         ("first", np.zeros(0)),
+        ("spoken", np.full_like(tables["spoken"], 7)),
     ]:
         buffer = io.BytesIO()
         np.savez(buffer, **{**tables, name: value})

@@ -90,6 +90,10 @@ class SparseAcross:
         """Return the BM25 score of every chunk by its id, 0 for those that share no word."""
         return self._words.scores(query)[self._place]
 
+    def language(self, chunk: int) -> str:
+        """Return the language of a chunk's document, by its id."""
+        return self._words.language(int(self._place[chunk]))
+
     def search(self, query: str, k: int, allowed: Sequence[int] | None = None) -> Ranking:
         """Return at most ``k`` (id, BM25 score), best first, of texts that share a word."""
         return ranked(self.scores(query), k, allowed)

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from promptflow import child
-from promptflow.errors import DocumentRejected
+from promptflow.errors import DocumentDelayed, DocumentRejected
 from promptflow.retrieval.kinds import Parsed
 from promptflow.retrieval.parser import HEAD, HEAD_LIMIT, READY, Request, receive
 
@@ -49,7 +49,8 @@ class Child:
     def parse(self, request: Request, descriptor: int, gate: Gate) -> tuple[Parsed, str]:
         """Return what an open file says and its SHA-256; ``gate`` is asked before text comes.
 
-        Raises DocumentRejected with the reason.
+        Raises DocumentRejected with the reason; DocumentDelayed where the file has had its time but
+        not the processor: one that uses its processor time up dies of it before.
         """
         while True:
             before, began = self._done, time.monotonic()
@@ -62,7 +63,10 @@ class Child:
                 raise DocumentRejected(reason) from None
             except TimeoutError:
                 self.close()
-                raise DocumentRejected(f"took more than {request.limits.wall} s to read") from None
+                raise DocumentDelayed(
+                    f"not read in {request.limits.wall} s, in which its reader waited or the "
+                    "machine was busy: the next build or update reads it again"
+                ) from None
             if head.get("last"):
                 self.close()
             if "error" in head:

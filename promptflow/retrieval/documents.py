@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from promptflow.child import usable_cores
-from promptflow.errors import DocumentRejected, EmptyCorpus
+from promptflow.errors import DocumentDelayed, DocumentRejected, EmptyCorpus
 from promptflow.retrieval import kinds
 from promptflow.retrieval.children import Child, Gate, in_children
 from promptflow.retrieval.chunk import BLANK
@@ -253,6 +253,8 @@ def load_all(
             return name
         try:
             return _document(root, name, limits, child, gate)
+        except DocumentDelayed as error:
+            return Rejected(name, str(error))  # without its hash, every later build takes it up
         except DocumentRejected as error:
             return Rejected(name, str(error), sha256_inside(root, name, limits))
 
@@ -267,7 +269,7 @@ def _document(root: Path, name: str, limits: Limits, child: Child, gate: Gate) -
             parsed, sha256 = _plain(Request(name, kind.read, limits), file.read())
             gate(len(parsed.text))
         else:
-            cpu = min(limits.cpu, 3 + (os.fstat(descriptor).st_size >> 19))
+            cpu = min(limits.cpu, 2 + (os.fstat(descriptor).st_size >> 19))
             request = Request(name, kind.read, limits, kinds.places(kind), cpu)
             parsed, sha256 = child.parse(request, descriptor, gate)
     if not parsed.text.strip(BLANK):

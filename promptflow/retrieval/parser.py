@@ -39,14 +39,14 @@ _WORN = 300 << 20
 class Limits:
     """What one document may cost: bytes, bytes of text, memory, seconds, characters a byte.
 
-    Of ``cpu``, a small file may use three seconds, and two more for each megabyte.
+    Of ``cpu``, a small file may use two seconds, and two more for each megabyte.
     """
 
     file: int = 100 << 20
     text: int = 12_000_000
     memory: int = 1 << 30
-    cpu: int = 7
-    wall: int = 20
+    cpu: int = 6
+    wall: int = 9
     expansion: int = 100
 
 
@@ -58,7 +58,7 @@ class Request:
     read: str
     limits: Limits
     path: tuple[str, ...] = ()
-    cpu: int = 7
+    cpu: int = 6
 
 
 def text_of(request: Request, data: bytes) -> Parsed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 from promptflow.retrieval.bert import read_json_file
@@ -37,7 +38,12 @@ def own_prefixes(folder: Path, name: str) -> Prefixes:
 
 def family_prefixes(name: str) -> Prefixes | None:
     """Return the prefixes of the family that a model's name belongs to."""
-    for family in toml_loads(read_text(FAMILIES))["families"]:
-        if re.search(family["pattern"], name):
-            return family["query"], family["passage"]
-    return None
+    found = (prefixes for pattern, prefixes in _families() if re.search(pattern, name))
+    return next(found, None)
+
+
+@cache
+def _families() -> tuple[tuple[str, Prefixes], ...]:
+    """Return the pattern of each family's names, and its prefixes."""
+    families = toml_loads(read_text(FAMILIES))["families"]
+    return tuple((one["pattern"], (one["query"], one["passage"])) for one in families)

@@ -154,13 +154,21 @@ class Segment:
         self.live = np.ones(number, bool) if live is None else live
         if len(self.live) != number:
             raise StoreCorrupt(f"holds {number} texts, expected {len(self.live)}")
+        if number and not spoken.max() < len(languages):
+            raise StoreCorrupt("not a BM25 segment: it names languages that it does not have")
         self.languages = [languages[at] for at in np.unique(spoken[self.live])]
+        self._names: list[str] = languages
+        self._spoken = spoken
         self.vocabulary = {name: at for at, name in enumerate(names)}
         chunks = Postings(first, units, counts)
         if live is not None and not live.all():
             chunks = chunks.kept(live[units])
         self.chunks = chunks
         self.whole = chunks.grouped(self.parts)
+
+    def language(self, chunk: int) -> str:
+        """Return the language by whose stems a chunk was counted."""
+        return self._names[int(self._spoken[chunk])]
 
 
 Places = Sequence[Sequence[tuple[int, int]]]
@@ -229,6 +237,12 @@ class Sparse:
             [np.zeros(0, np.int64)]
             + [segment.parts + start for segment, start in zip(segments, before, strict=False)]
         )
+        self._firsts = np.cumsum([0, *(len(length) for length in lengths)])
+
+    def language(self, chunk: int) -> str:
+        """Return the language by whose stems a chunk was counted."""
+        at = int(np.searchsorted(self._firsts, chunk, side="right")) - 1
+        return self._segments[at].language(chunk - int(self._firsts[at]))
 
     def scores(self, query: str) -> Floats:
         """Return the score of every chunk, 0 for those that share no word with ``query``."""

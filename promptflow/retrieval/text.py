@@ -207,13 +207,15 @@ def content_words(text: str, language: str | None = None) -> list[str]:
     return [word.terms[0] for word in query_words(text, (language,), language)]
 
 
-def query_words(query: str, languages: Collection[str], language: str | None = None) -> list[Word]:
+def query_words(
+    query: str, languages: Collection[str], language: str | None = None, *, grammar: bool = False
+) -> list[Word]:
     """Return the words of a query, with their terms in texts of each of these ``languages``.
 
-    Function words of the query's own language are left out, unless they are all that there is or
-    are written as an acronym.
+    Function words of the query's own language are left out, unless they are all that there is, are
+    written as an acronym, or are asked for as ``grammar``.
     """
-    own = function_words(language or language_of(query))
+    own = frozenset() if grammar else function_words(language or language_of(query))
     changed = _traced(query, _searchable)
     shouted = not any(c.islower() for c in query)
     found: list[Word] = []
