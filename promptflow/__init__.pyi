@@ -98,6 +98,7 @@ from .lm import (
 from .modules import (
     Agent as Agent,
     Agreement as Agreement,
+    Balanced as Balanced,
     BestFirst as BestFirst,
     BestOf as BestOf,
     BreadthFirst as BreadthFirst,
@@ -111,6 +112,7 @@ from .modules import (
     LeastToMost as LeastToMost,
     MonteCarlo as MonteCarlo,
     MultiChainComparison as MultiChainComparison,
+    Nearest as Nearest,
     PairJudge as PairJudge,
     Panel as Panel,
     Predict as Predict,

@@ -5,6 +5,7 @@ from promptflow.modules.agreement import Agreement, fit_agreement
 from promptflow.modules.comparison import MultiChainComparison
 from promptflow.modules.conversation import Conversation, Turn
 from promptflow.modules.decomposition import LeastToMost, SelfAsk, StepBack
+from promptflow.modules.exemplars import Balanced, Nearest
 from promptflow.modules.grounded import GroundedQA
 from promptflow.modules.judge import Judge, PairJudge, Panel
 from promptflow.modules.predict import Predict
@@ -28,6 +29,7 @@ from promptflow.modules.voting import SelfConsistency
 __all__ = [
     "Agent",
     "Agreement",
+    "Balanced",
     "BestFirst",
     "BestOf",
     "BreadthFirst",
@@ -41,6 +43,7 @@ __all__ = [
     "LeastToMost",
     "MonteCarlo",
     "MultiChainComparison",
+    "Nearest",
     "PairJudge",
     "Panel",
     "Predict",

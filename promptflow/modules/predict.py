@@ -21,6 +21,8 @@ from promptflow.layout import Decoding
 from promptflow.lm import is_local, prompt_text, seed_of
 from promptflow.lm.options import KNOWN
 from promptflow.lm.remote import check_options, seeded_option
+from promptflow.modules.exemplars import Chooser, demos_of
+from promptflow.modules.settings import code_name
 from promptflow.signatures import document_of
 from promptflow.terminal import say, visible
 
@@ -30,7 +32,11 @@ EQUAL, VARIED = 0.15, 0.7
 OWN = (
     "callbacks",
     "demos",
+    "embedder",
+    "k",
+    "label",
     "layout",
+    "pool",
     "reasoning_tokens",
     "sampling",
     "thinking",
@@ -44,7 +50,9 @@ class Predict(dspy.Predict):
 
     ``signature`` is a string, the name or path of a document, or a class. What is left out comes
     from the document, then from the LM; ``layout`` is then chat, or completion for a model without
-    a chat template. Outputs after ``until`` are not written. ``weigh`` looks at every option of a
+    a chat template. ``demos`` may be a function of the inputs: ``nearest`` is
+    ``Nearest(pool, k, embedder, label)``, ``balanced`` is ``Balanced(pool, k, label)``. Outputs
+    after ``until`` are not written. ``weigh`` looks at every option of a
     Literal: see ``Prediction.weighed``. ``thinking`` chooses whether reasoning stands in the block
     that a thinking model has for it: see ``layout.Decoding``. Raises SignatureError.
 
@@ -57,7 +65,7 @@ class Predict(dspy.Predict):
         self,
         signature: str | Path | type[Any],
         *,
-        demos: Sequence[Mapping[str, Any]] = (),
+        demos: Sequence[Mapping[str, Any]] | Chooser | Literal["nearest", "balanced"] = (),
         layout: str | Path | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
@@ -71,8 +79,10 @@ class Predict(dspy.Predict):
         document = document_of(signature)
         if isinstance(thinking, Mapping):  # an option of a remote provider's
             config["thinking"], thinking = thinking, None
+        chosen = demos_of(document, demos, config)
         super().__init__(document.signature, **config)
-        self.demos = [dspy.Example(**demo) for demo in (*document.demos, *demos)]
+        self.chooser = chosen if callable(chosen) else None
+        self.demos = [] if callable(chosen) else [dspy.Example(**demo) for demo in chosen]
         self.decoding = Decoding(
             sampling=sampling,
             max_tokens=max_tokens,
@@ -95,8 +105,9 @@ class Predict(dspy.Predict):
         super().__setattr__(name, value)
 
     def settings(self) -> dict[str, Any]:
-        """Return how it decodes as JSON data: the constructor's settings that were chosen."""
-        return self.decoding.to_json()
+        """Return how it decodes as JSON data, and what chooses its demos by its name."""
+        chooser = {} if self.chooser is None else {"chooser": code_name(self.chooser)}
+        return {**self.decoding.to_json(), **chooser}
 
     def call(self, /, **inputs: Any) -> Call:
         """Return the call for these inputs. Raises UnknownField for a wrong or missing one.
@@ -119,13 +130,17 @@ class Predict(dspy.Predict):
         signature = own.get("signature")
         if signature is not None:
             signature = document_of(signature).signature
+        inputs = _checked(signature or self.signature, inputs)
+        demos = own.get("demos")
+        if demos is None and self.chooser is not None:
+            demos = [*self.demos, *self.chooser(inputs)]
         return Call(
             self,
-            _checked(signature or self.signature, inputs),
+            inputs,
             seed=seed,
             lm=own.get("lm"),
             signature=signature,
-            demos=None if own.get("demos") is None else tuple(own["demos"]),
+            demos=None if demos is None else tuple(demos),
             config=config,
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 
 from promptflow.flow import Flow, Module
 from promptflow.lm.remote import check_options
+from promptflow.modules.exemplars import Chooser, demos_of
 from promptflow.modules.predict import OWN, Predict
 from promptflow.signatures import document_of, label_of, plain_label, read_document
 
@@ -33,7 +34,7 @@ class ChainOfThought(Module):
         signature: str | Path | type[Any],
         *,
         reasoning_tokens: int | None = None,
-        demos: Sequence[Mapping[str, Any]] = (),
+        demos: Sequence[Mapping[str, Any]] | Chooser | Literal["nearest", "balanced"] = (),
         **options: Any,
     ) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class ChainOfThought(Module):
         document = document_of(signature)
         self.predict = Predict(
             _reasoned(document.signature),
-            demos=[*document.demos, *demos],
+            demos=demos_of(document, demos, options),
             reasoning_tokens=reasoning_tokens,
             **{"layout": document.layout, **options},
         )
@@ -80,7 +81,8 @@ class ZeroShotCoT(Module):
         check_options("ZeroShotCoT", options, (*OWN, "triggers"))
         document = document_of(signature)
         made = _triggered(_reasoned(document.signature), triggers)
-        shared = {"layout": document.layout, "demos": document.demos, **options}
+        demos = demos_of(document, options.pop("demos", ()), options)
+        shared = {"layout": document.layout, **options, "demos": demos}
         self.triggers = str(triggers)
         self.reason = Predict(made, reasoning_tokens=reasoning_tokens, until=REASONING, **shared)
         self.extract = Predict(made, **shared)

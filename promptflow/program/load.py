@@ -146,7 +146,13 @@ def _restore(folder: Path, saved: Saved, classes: Mapping[str, Any], program: An
             )
         documents[name] = document
     for name, predictor in predictors_of(program):
-        document, settings = documents[name], saved.predictors[name].get("settings", {})
+        document, settings = documents[name], dict(saved.predictors[name].get("settings", {}))
+        chooser = settings.pop("chooser", None)
+        if chooser is not None and getattr(predictor, "chooser", None) is None:
+            raise ProgramError(
+                f"{folder}: the demos of {name} are chosen from a pool by {chooser['code']}, which "
+                f"is not saved; load it with load_program({str(folder)!r}, into=...)"
+            )
         predictor.signature = document.signature
         predictor.demos = [dspy.Example(**demo) for demo in document.demos]
         if document.compiled:
