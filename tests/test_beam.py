@@ -67,6 +67,29 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(seed, penalty):
         assert math.isclose(alternative.score, expected[alternative.text], rel_tol=1e-4)
 
 
+@pytest.mark.parametrize("within", [0.0, 0.5, 2.0, 6.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_search_within_some_nats_finds_all_that_ends_within_them(seed, within):
+    def search(beam: Beam) -> Fill:
+        constraint = Regex("[ab]{1,3}")
+        return searched(FakeModel(seed=seed), beam, constraint=constraint, max_tokens=8)
+
+    whole, pruned = search(Beam(14, 0.0)), search(Beam(14, 0.0, within))
+    least = whole.alternatives[0].logprob - within
+    assert [a.text for a in pruned.alternatives] == [
+        a.text for a in whole.alternatives if a.logprob >= least
+    ]
+    assert pruned.generated <= whole.generated
+
+
+def test_a_search_within_some_nats_costs_less():
+    def cost(within: float | None) -> int:
+        slot = {"beam": Beam(14, 0.0, within), "constraint": Regex("[ab]{1,6}"), "max_tokens": 8}
+        return sum(searched(FakeModel(seed=seed), **slot).generated for seed in range(4))
+
+    assert cost(1.0) < cost(None)
+
+
 def test_a_beam_of_one_is_greedy():
     settings = {"max_tokens": 12, "ignore_eos": True}
     fill = searched(FakeModel(), Beam(1), **settings)

@@ -149,13 +149,21 @@ class Beam:
     Hypotheses are ranked by logprob / tokens ** ``length_penalty``, the end counted as a token:
     0 prefers short texts, 1 compares the mean (Wu et al. 2016, arXiv 1609.08144, section 7, without
     the offset of 5).
+
+    ``within`` drops hypotheses that are less probable than the best one that ended by more than so
+    many nats, so that a search in which the model is sure costs little more than a greedy one. With
+    a penalty of 0 nothing is missed that would have ended within them (Freitag and Al-Onaizan 2017,
+    arXiv 1702.01806, absolute threshold pruning).
     """
 
     width: int = 4
     length_penalty: float = 1.0
+    within: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a search without hypotheses."""
+        if self.within is not None:
+            _within("within", self.within, 0.0, math.inf)
         _within("width", self.width, 1, 1_000)
         _within("length_penalty", self.length_penalty, -10.0, 10.0)
 

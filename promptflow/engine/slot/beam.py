@@ -5,6 +5,7 @@ Pure: it is handed rows of logits and says which sequences to fork; the decoder 
 
 from __future__ import annotations
 
+import math
 from collections import abc
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,7 @@ class Beams:
         self.base = len(lead.tokens) - len(filling.tokens)  # where the slot's tokens begin
         self._width = beam.width
         self._penalty = beam.length_penalty
+        self._within = beam.within
         self._live = [Hypothesis(lead, filling.fork())]
         self._ended = [self._live[0]] if self.is_done else []
         self._heard: dict[Sequence, list[Pick]] = {}
@@ -82,7 +84,7 @@ class Beams:
         """Let the best candidates live; give each a sequence."""
         chosen: list[tuple[Hypothesis, Hypothesis]] = []
         for logprob, parent, pick in candidates:
-            if len(chosen) == self._width:
+            if len(chosen) == self._width or logprob < self._least():
                 break
             filling = parent.filling.fork()
             filling.put(pick)
@@ -91,10 +93,18 @@ class Beams:
                 chosen.append((parent, made))
             else:
                 self._ended.append(made)
+        least = self._least()
+        self._ended = [ended for ended in self._ended if ended.logprob >= least]
         self._ended.sort(key=lambda ended: -self._score(ended))
         del self._ended[self._width :]
         self._sampled += len(chosen)
         return self._assign(chosen)
+
+    def _least(self) -> float:
+        """Return the log-probability below which no hypothesis goes on."""
+        if self._within is None or not self._ended:
+            return -math.inf
+        return max(ended.logprob for ended in self._ended) - self._within
 
     def _assign(self, chosen: abc.Sequence[tuple[Hypothesis, Hypothesis]]) -> list[Fork]:
         """Let the first child of a hypothesis go on in its sequence, and fork the others."""
@@ -122,13 +132,14 @@ class Beams:
 
     def _is_decided(self) -> bool:
         """Return whether no live hypothesis can still enter the n best."""
-        if not self._live:
+        best = max((live.logprob for live in self._live), default=-math.inf)
+        if not self._live or best < self._least():
             return True
         if len(self._ended) < self._width:
             return False
-        best = max(self._live, key=lambda live: live.logprob)
-        steps = self.slot.max_tokens + 1 if self._penalty > 0 else best.steps + 1
-        return self._score(self._ended[-1]) >= float(best.logprob / steps**self._penalty)
+        first = max(self._live, key=lambda live: live.logprob)
+        steps = self.slot.max_tokens + 1 if self._penalty > 0 else first.steps + 1
+        return self._score(self._ended[-1]) >= float(best / steps**self._penalty)
 
     @property
     def best(self) -> Filling:
