@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
 import pytest
+from hypothesis import given, strategies as st
 
 from promptflow.modules.evidence import (
-    agreement,
+    agreements,
     asks_to_explain,
     best_place,
     overlaps,
     rank,
     ranked,
+    repeated,
     strange_numbers,
 )
 from promptflow.retrieval import Passage, read_passage
@@ -117,15 +120,30 @@ def test_numbers_compare_by_value(answer: str, texts: list[str], strange: list[s
     assert strange_numbers(unicodedata.normalize("NFD", answer), apart) == strange
 
 
-def test_agreement_is_of_words() -> None:
-    assert agreement("the July of 1967", ["July of 1967", "July of 1967!"]) == 1.0
-    assert agreement("1967", ["1968", "1967"]) == 0.5
-    assert agreement("Paris", []) == 1.0
-    assert agreement("2015년", ["2015년에", "2015년"]) > 0.9
-    assert agreement("1조 2천억 원", ["1조2천억원"]) == 1.0
-    assert agreement("東京", ["東京都"]) == 0.8
-    assert agreement("서울", ["부산"]) == 0.0
-    assert 0.0 < agreement("in July 1967", ["1967"]) < 1.0
+def test_answers_agree_by_words_each_counted_by_its_probability() -> None:
+    assert agreements([]) == []
+    assert agreements([("the July of 1967", -9.0), ("July of 1967!", -9.0)]) == [1.0, 1.0]
+    assert agreements([("1967", -2.0), ("1968", -2.0)]) == [0.5, 0.5]
+    likely, other = agreements([("1967", math.log(0.75)), ("Paris", math.log(0.25))])
+    assert (likely, other) == (pytest.approx(0.75), pytest.approx(0.25))
+    assert agreements([("2015년", -1.0), ("2015년에", -1.0)])[0] > 0.95
+    assert agreements([("1조 2천억 원", -1.0), ("1조2천억원", -1.0)]) == [1.0, 1.0]
+    assert agreements([("東京", -1.0), ("東京都", -1.0)])[0] == 0.9
+    assert agreements([("서울", -1.0), ("부산", -1.0)]) == [0.5, 0.5]
+    whole, part = agreements([("in July 1967", -1.0), ("1967", -1.0)])
+    assert whole == part == pytest.approx((1.0 + 2 / 3.0) / 2, abs=0.2)
+
+
+@given(st.lists(st.tuples(st.text("ab ", max_size=5), st.floats(-800, 0)), min_size=1))
+def test_agreements_are_shares_whatever_the_probabilities(answers: list[tuple[str, float]]) -> None:
+    assert all(0.0 <= share <= 1.0 + 1e-9 for share in agreements(answers))
+
+
+def test_an_echo_is_what_the_question_says_already() -> None:
+    assert repeated("When did Tesla move to Prague?", "Prague") == 1.0
+    assert repeated("When did Tesla move to Prague?", "in January 1880") == 0.0
+    assert repeated("When did Tesla move to Prague?", "Tesla, 1880") == 0.5
+    assert repeated("?", "...") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from promptflow.cli.open_sources import open_sources
 from promptflow.cli.opening import Opener
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import StoreError, StoreNotFound
+from promptflow.modules import grounded
+from promptflow.modules.abstention import Calibration
 
 SHIPS = "# Ships\n\nThe Beagle sailed under Robert FitzRoy.\n\nIt was built in Woolwich.\n"
 NOTES = "# Notes\n\nThe Beagle was launched in the year 1820.\n"
@@ -52,6 +54,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     model = pf.load("scripted", engine=ScriptedEngine(answer))
     monkeypatch.setattr(lm, "configure", lambda *_, **__: model)
+    # Nothing is fitted with an embedder that hashes: answers are compared by words, and all given.
+    words = Calibration({"words": 8.0}, {"words": 0.5}, 0.0, 0.0, "", "", "by words")
+    monkeypatch.setattr(grounded, "calibration_for", lambda index, lm: words)
     return tmp_path
 
 

@@ -63,7 +63,7 @@ def test_a_fit_tells_right_from_wrong_and_is_read_by_the_program(index: Index) -
     assert (tuned.chosen.coverage, tuned.chosen.risk) == (1.0, 0.0)
     assert tuned.chosen.false_answers <= 0.15
     assert len(tuned.asked) == 48
-    assert sum(one.right for one in tuned.asked) == 24
+    assert sum(one.best.right for one in tuned.asked) == 24
     assert tuned.path is not None
     kept = Calibration.open(tuned.path)
     assert kept == tuned.calibration

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from promptflow.evaluation.evaluate import opened_journal
 from promptflow.evaluation.identity import data_hash, language_model
 from promptflow.evaluation.metrics import Metric, contains, f1
 from promptflow.evaluation.registry import find_metric
-from promptflow.flow import run_many
+from promptflow.flow import Prediction, run_many
 from promptflow.modules.abstention import (
     Calibration,
     Point,
@@ -51,21 +51,44 @@ LEAST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question asked once: what would be answered, its signals, and whether that is right.
+class Candidate:
+    """An answer that was compared with others, its signals, and whether it is right."""
 
-    ``answerable`` is False where the documents that hold the answer were hidden. ``chance`` is the
-    probability that it is right by a calibration that was fitted on other questions.
+    answer: str = UNKNOWN
+    right: bool = False
+    signals: Mapping[str, float] = field(default_factory=dict)
+    citations: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question asked once, with the candidates of an answer.
+
+    ``answerable`` is False where the documents that hold the answer were hidden. ``best`` is what a
+    calibration would answer, and ``chance`` the probability that it is right, by one that was
+    fitted on other questions.
     """
 
     question: str
     golds: tuple[str, ...]
     answerable: bool
-    answer: str
-    right: bool
-    signals: Mapping[str, float]
-    citations: tuple[Mapping[str, Any], ...] = ()
+    candidates: tuple[Candidate, ...]
+    best: Candidate = Candidate()
     chance: float = 0.0
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Asked:
+        """Return what ``asdict`` made a table of."""
+        candidates = tuple(Candidate(**one) for one in row["candidates"])
+        return cls(**{**row, "candidates": candidates, "best": Candidate(**row["best"])})
+
+    def judged(self, calibration: Calibration) -> Asked:
+        """Return it with the candidate that a calibration finds most probable."""
+        chances = [calibration.probability(one.signals) for one in self.candidates]
+        if not chances:
+            return self
+        chance = max(chances)
+        return replace(self, best=self.candidates[chances.index(chance)], chance=chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +188,7 @@ def tune_abstention(
         {e.question: _golds(e) for e in examples},
         {e.question: tuple(e.get("documents") or ()) for e in examples},
     )
-    arms = [_answering(program, source) for source in (program.index, hidden)]
+    arms = [answering(program, source) for source in (program.index, hidden)]
     asked: list[Asked] = []
     with (
         opened_journal(journal) as kept,
@@ -181,15 +204,15 @@ def tune_abstention(
                 rows = {"asked": [asdict(one) for one in made]}
                 if kept is not None:
                     kept.append(key, rows)
-            asked += [Asked(**row) for row in rows["asked"]]
+            asked += map(Asked.from_json, rows["asked"])
             advance(2 * (start + len(chunk)))
     return fitted(program.index, asked, lm, bounds, seed)
 
 
-def _answering(program: GroundedQA, index: Any) -> GroundedQA:
-    """Return a program that answers from ``index`` however unsure it is."""
+def answering(program: GroundedQA, index: Any) -> GroundedQA:
+    """Return a program that answers from ``index`` however unsure it is, its quotes unchecked."""
     made = copy.deepcopy(program)
-    made.index, made.threshold = index, 0.0
+    made.index, made.threshold, made.check = index, 0.0, None
     return made
 
 
@@ -203,28 +226,32 @@ def ask(
         for example, given in zip(examples, run_many(arm, inputs, lm=lm, seed=seed), strict=True):
             if isinstance(given, PromptflowError):
                 raise given
-            answer = given.answer
             asked.append(
                 Asked(
-                    question=example.question,
-                    golds=_golds(example),
-                    answerable=answerable,
-                    answer=answer,
-                    right=answer != UNKNOWN and metric(example, given) >= 0.5,
-                    signals=given.signals,
-                    citations=tuple(asdict(citation) for citation in given.citations),
+                    example.question, _golds(example), answerable, _graded(example, given, metric)
                 )
             )
     return asked
+
+
+def _graded(example: dspy.Example, given: Any, metric: Metric) -> tuple[Candidate, ...]:
+    """Return the candidates of an answer, each graded as if it had been given."""
+    return tuple(
+        Candidate(
+            one["answer"],
+            metric(example, Prediction(citations=one["citations"], answer=one["answer"])) >= 0.5,
+            one["signals"],
+            tuple(asdict(citation) for citation in one["citations"]),
+        )
+        for one in given.get("candidates", ())
+    )
 
 
 def fitted(
     index: Retriever, asked: Sequence[Asked], lm: Any, bounds: Bounds, seed: int = 0
 ) -> Tuned:
     """Fit a calibration on what was asked, judge it on questions it has not seen, and keep it."""
-    seen = [one for one in asked if one.signals]
-    names = sorted({name for one in seen for name in one.signals})
-    if len({one.right for one in seen}) < 2:
+    if len({one.right for each in asked for one in each.candidates}) < 2:
         raise DataError(
             "tune-abstention: all answers are right, or all are wrong, so that nothing tells them "
             "apart; give more questions, some of which the model gets wrong"
@@ -233,22 +260,17 @@ def fitted(
     random.Random(seed).shuffle(questions)
     fold = {question: number % FOLDS for number, question in enumerate(questions)}
     calibrations = [
-        _fit([one for one in seen if fold[one.question] != part], names) for part in range(FOLDS)
+        _fit([one for one in asked if fold[one.question] != part]) for part in range(FOLDS)
     ]
-    judged = [
-        replace(one, chance=calibrations[fold[one.question]].probability(one.signals))
-        if one.signals
-        else one
-        for one in asked
-    ]
+    judged = [one.judged(calibrations[fold[one.question]]) for one in asked]
     curve = risk_coverage(
-        [(one.chance, one.right) for one in judged if one.answerable],
+        [(one.chance, one.best.right) for one in judged if one.answerable],
         [one.chance for one in judged if not one.answerable],
     )
     chosen = choose_threshold(curve, bounds.risk, bounds.false_answers)
     info = lm.text_engine.info
     calibration = replace(
-        _fit(seen, names),
+        _fit(asked),
         threshold=1.0 if chosen is None else chosen.threshold,
         model=info.sha256,
         embedder=embedder_of(index),
@@ -267,13 +289,16 @@ def fitted(
     return Tuned(calibration, tuple(curve), chosen, tuple(judged), path if chosen else None)
 
 
-def _fit(asked: Sequence[Asked], names: Sequence[str]) -> Calibration:
+def _fit(asked: Sequence[Asked]) -> Calibration:
+    """Fit on all candidates: the one that is chosen and those that are not are told apart."""
+    seen = [one for each in asked for one in each.candidates]
+    names = sorted({name for one in seen for name in one.signals})
     means = {}
     for name in names:
-        known = [one.signals[name] for one in asked if name in one.signals]
-        means[name] = sum(known) / len(known) if known else 0.0
-    rows = [{**means, **one.signals} for one in asked]
-    weights, bias = fit_logistic(rows, [one.right for one in asked], names)
+        known = [one.signals[name] for one in seen if name in one.signals]
+        means[name] = sum(known) / len(known)
+    rows = [{**means, **one.signals} for one in seen]
+    weights, bias = fit_logistic(rows, [one.right for one in seen], names)
     return Calibration(weights, means, bias, 1.0, "", "", "")
 
 

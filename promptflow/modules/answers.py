@@ -6,20 +6,21 @@ checked against the quotes that are nearest to it, and left out where they do no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from promptflow.engine.request import Sampling
+from promptflow.engine.request import Beam, Sampling
 from promptflow.errors import ParseError
 from promptflow.flow import Attempts, Call, Prediction
 from promptflow.layout import Decoding
-from promptflow.modules.abstention import logit
 from promptflow.modules.evidence import (
-    agreement,
+    agreements,
     best_place,
     overlaps,
     ranked,
+    repeated,
     strange_numbers,
 )
 from promptflow.modules.judge import yes
@@ -38,8 +39,8 @@ SUPPORTED = 0.5
 LONGEST = 64
 """Tokens of a span at most."""
 
-HEAT = 1.0
-"""The temperature of samples: the model's own probabilities."""
+NEAR = 3.0
+"""Nats by which a span may be less probable than the likeliest of its reading: 20 times."""
 
 NEAREST = 2
 """Quotes that a written sentence is checked against."""
@@ -72,66 +73,84 @@ def own(name: str, **settings: Any) -> Predict:
 
 
 def spans(
-    read: Predict, question: str, readings: Sequence[Reading]
+    read: Predict, question: str, readings: Sequence[Reading], width: int
 ) -> Generator[list[Call], list[Any], list[Found]]:
-    """Return an answer for each reading that has one: a span of it, with its signals.
+    """Return the most probable answers, each a span of a reading, with their signals.
 
-    The text of a reading stands before the question, so that whatever is asked of it later prefills
-    its own tokens only.
+    ``width`` of each reading at most, found by a beam search: it is prefilled once. The text of a
+    reading stands before the question, so that a second question prefills its own tokens only.
     """
-    calls = [read.call(passage=reading.text, question=question) for reading in readings]
-    answers = yield Attempts(calls)
+    search = Decoding(beam=Beam(width, 0.0, within=NEAR), until="answer")
+    given = yield Attempts(
+        replace(read.call(passage=reading.text, question=question), decoding=search)
+        for reading in readings
+    )
     scores = overlaps(question, [c for reading in readings for c in reading.quotes()])
-    found = (_span(scores, *pair) for pair in zip(readings, answers, strict=True))
-    return [one for one in found if one is not None]
+    places = [
+        _places(scores, reading, searched)
+        for reading, searched in zip(readings, given, strict=True)
+    ]
+    found = [
+        _found(question, scores, reading, place, logprob, rank)
+        for rank, (reading, known) in enumerate(zip(readings, places, strict=True))
+        for place, logprob in known.items()
+    ]
+    shares = agreements([(one.answer, one.signals["logprob"]) for one in found])
+    return [
+        replace(one, signals={**one.signals, "agreement": share})
+        for one, share in zip(found, shares, strict=True)
+    ]
 
 
-def _span(scores: Mapping[Citation, float], reading: Reading, given: Any) -> Found | None:
-    """Return the answer of one reading; None where it was cut, or is of no quote."""
+def _places(
+    scores: Mapping[Citation, float], reading: Reading, given: Any
+) -> dict[tuple[int, int], float]:
+    """Return where the spans that were found stand, with their log-probabilities, best first.
+
+    None of them where all were cut; spans that are one after their words were made whole are one.
+    """
     if isinstance(given, ParseError):
-        return None
+        return {}
     if isinstance(given, Exception):
         raise given
-    place = best_place(scores, reading, str(given.answer))
-    if place is None:
-        return None
     fill = given.fills["answer"]
+    known = [(one.text, one.logprob) for one in fill.alternatives] or [(fill.text, fill.logprob)]
+    places: dict[tuple[int, int], float] = {}
+    for text, logprob in known:
+        place = best_place(scores, reading, text.strip()) if text.strip() else None
+        if place is not None:
+            both = (places.get(place, -math.inf), logprob)
+            places[place] = max(both) + math.log1p(math.exp(min(both) - max(both)))
+    return places
+
+
+def _found(
+    question: str,
+    scores: Mapping[Citation, float],
+    reading: Reading,
+    place: tuple[int, int],
+    logprob: float,
+    rank: int,
+) -> Found:
+    """Return a span with what is known of it without another call."""
     cited = reading.cited(*place)
+    answer = reading.text[slice(*place)].strip()
     signals = {
         "words": max(scores.get(c, 0.0) for c in cited),
-        "right": logit(yes(given, "right")),
-        "logprob": fill.logprob / max(1, fill.generated),
+        "echo": repeated(question, answer),
+        "length": math.log(len(answer.split())),
+        "logprob": logprob,
+        "place": 1.0 / (1 + rank),
         **{name: score for name, score in reading.passage.scores.items() if name == "dense"},
     }
-    return Found(reading.text[slice(*place)].strip(), tuple(cited), reading, signals=signals)
+    return Found(answer, tuple(cited), reading, signals=signals)
 
 
-def weighed(
-    read: Predict, check: Predict, question: str, found: Found, samples: int
-) -> Generator[list[Call], list[Any], Found]:
-    """Return a span with the probability that its quotes alone say so, and how sure it is.
-
-    One batch: the check of the quotes, and samples of the answer, which share the text that was
-    read.
-    """
+def checked(check: Predict, question: str, found: Found) -> Generator[list[Call], list[Any], Found]:
+    """Return a span with the probability that its quotes alone answer the question so."""
     quotes = "\n".join(shown(c.quote) for c in found.citations)
-    assert found.reading is not None
-    sampled = replace(
-        read.call(passage=found.reading.text, question=question),
-        decoding=Decoding(sampling=Sampling(temperature=HEAT), until="answer"),
-        sampled=True,
-    )
-    checked = check.call(passage=quotes, question=question, answer=found.answer)
-    verdict, *others = yield Attempts([checked, *[sampled] * samples])
-    for given in (verdict, *others):
-        if isinstance(given, Exception) and not isinstance(given, ParseError):
-            raise given
-    if isinstance(verdict, Exception):
-        raise verdict
-    said = ["" if isinstance(one, Exception) else str(one.answer) for one in others]
-    support = yes(verdict, "verdict")
-    signals = {"quotes": logit(support), "agreement": agreement(found.answer, said)}
-    return replace(found, support=support, signals={**found.signals, **signals})
+    [verdict] = yield [check.call(passage=quotes, question=question, answer=found.answer)]
+    return replace(found, support=yes(verdict, "verdict"))
 
 
 def written(

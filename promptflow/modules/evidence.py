@@ -115,19 +115,35 @@ def _goes_on(pair: str) -> bool:
     return len(pair) == 2 and all(c.isalpha() and ord(c) < 0x0E00 for c in pair)
 
 
-def agreement(answer: str, others: Iterable[str]) -> float:
-    """Return how far other answers say the same: the mean F1 of their words, 0 to 1.
+def agreements(answers: Sequence[tuple[str, float]]) -> list[float]:
+    """Return of each answer how far all of them say the same: the mean F1 of their words, 0 to 1.
 
-    Where words are not told by spaces, or have particles behind them, of their characters.
+    Each counts by its probability, whose logarithm is given with it. Where words are not told by
+    spaces, or have particles behind them, of their characters.
     """
-    apart = is_unspaced(answer)
-    own = Counter(words(answer, apart=apart))
-    scores = []
-    for other in others:
-        said = Counter(words(other, apart=apart))
-        both = (own & said).total()
-        scores.append(2.0 * both / (own.total() + said.total()) if both else 0.0)
-    return math.fsum(scores) / len(scores) if scores else 1.0
+    if not answers:
+        return []
+    most = max(logprob for _, logprob in answers)
+    weights = [math.exp(logprob - most) for _, logprob in answers]
+    total = math.fsum(weights)
+    return [
+        math.fsum(w * _f1(one, other) for w, (other, _) in zip(weights, answers, strict=True))
+        / total
+        for one, _ in answers
+    ]
+
+
+def _f1(one: str, other: str) -> float:
+    apart = is_unspaced(one)
+    own, said = (Counter(words(text, apart=apart)) for text in (one, other))
+    both = (own & said).total()
+    return 2.0 * both / (own.total() + said.total()) if both else 0.0
+
+
+def repeated(question: str, answer: str) -> float:
+    """Return the share of an answer's words that its question holds already, 0 to 1."""
+    said = set(content_words(answer))
+    return len(said & set(content_words(question))) / len(said) if said else 0.0
 
 
 def strange_numbers(answer: str, texts: Iterable[str]) -> list[str]:

@@ -26,9 +26,9 @@ from promptflow.modules.answers import (
     SUPPORTED,
     UNKNOWN,
     Found,
+    checked,
     own,
     spans,
-    weighed,
     written,
 )
 from promptflow.modules.evidence import asks_to_explain
@@ -47,14 +47,15 @@ class GroundedQA(Module):
     ``index`` is an index, its name, a list of them, or a retriever of one's own: an object with
     ``search`` and ``text`` (see ``Retriever``), of which a saved program keeps the class's name.
 
-    Of ``k`` passages the best ``reads`` are read, each apart: the answer is a span of one of them,
-    and the quotes around it are cited. Where the question asks to explain, or ``signature`` is
-    another than the bundled one (inputs ``passages`` and ``question``, an output ``answer``), the
-    answer is written, in ``max_tokens`` at most, and its sentences are checked one by one. With
-    ``hops`` of 2 the quotes of the first search make the query of a second, and so on.
+    Of ``k`` passages the best ``reads`` are read, each apart, and the ``spans`` likeliest answers
+    of each are compared: the answer is one of these, and the quotes around it are cited. Where the
+    question asks to explain, or ``signature`` is another than the bundled one (inputs ``passages``
+    and ``question``, an output ``answer``), the answer is written, in ``max_tokens`` at most, and
+    its sentences are checked one by one. With ``hops`` of 2 the quotes of the first search make
+    the query of a second, and so on.
 
     An answer that is right with a probability below ``threshold`` is not given; left out, the
-    threshold of the calibration of this model and embedder. ``samples`` show how sure it is.
+    threshold of the calibration of this model and embedder.
     """
 
     @names_options
@@ -66,19 +67,19 @@ class GroundedQA(Module):
         *,
         hops: int = 1,
         reads: int = 2,
-        samples: int = 5,
+        spans: int = 4,
         threshold: float | None = None,
         max_tokens: int = 128,
     ) -> None:
         super().__init__()
-        if min(k, hops, reads, samples) < 1 or not 0.0 <= (threshold or 0.0) <= 1.0:
+        if min(k, hops, reads, spans) < 1 or not 0.0 <= (threshold or 0.0) <= 1.0:
             raise ValueError(
-                f"GroundedQA: k={k}, hops={hops}, reads={reads} and samples={samples} must be at "
+                f"GroundedQA: k={k}, hops={hops}, reads={reads} and spans={spans} must be at "
                 f"least 1, threshold={threshold} from 0 to 1"
             )
         self.index = opened("GroundedQA", index)
         self.read = own("answer_quote", max_tokens=LONGEST)
-        self.check = own("supports")
+        self.check: Predict | None = own("supports")
         self.follows = own("follows")
         self.answer = Predict(signature, sampling=Sampling(), max_tokens=max_tokens)
         if hops > 1:
@@ -86,13 +87,13 @@ class GroundedQA(Module):
         self.hops = hops
         self.k = k
         self.reads = reads
-        self.samples = samples
+        self.spans = spans
         self.threshold = threshold
         self.writes = str(signature) != "grounded_qa"
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's settings; the index by its name, else by its path."""
-        names = ("k", "hops", "reads", "samples", "threshold")
+        names = ("k", "hops", "reads", "spans", "threshold")
         given = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
         given["max_tokens"] = self.answer.decoding.max_tokens
@@ -110,10 +111,12 @@ class GroundedQA(Module):
         """Return the answer with what is claimed of it, each claim apart.
 
         ``citations``, best first, and ``quotes_exact``: each is the text of its span. ``support``:
-        the probability that the quotes answer the question so. ``answerable``: the probability
-        that the answer is right, from ``signals``. ``verified``: all three hold, and no cited file
-        has changed. ``abstained`` and ``reason`` say what was decided and why. ``flagged``:
-        citations that give orders, see ``orders``. Raises UnknownField without a ``question``.
+        the probability that the quotes answer the question so; None where none were checked.
+        ``answerable``: the probability that the answer is right, from ``signals``; ``candidates``
+        are the answers that were compared, best first, with theirs. ``verified``: all three hold,
+        and no cited file has changed. ``abstained`` and ``reason`` say what was decided and why.
+        ``flagged``: citations that give orders, see ``orders``. Raises UnknownField without a
+        ``question``.
         """
         if "question" not in inputs:
             raise UnknownField("GroundedQA needs 'question'; call it with question=...")
@@ -127,25 +130,30 @@ class GroundedQA(Module):
         if not is_local(lm):  # a provider's model is held to no span, and tells no probabilities
             found = yield from written(self.answer, self.follows, inputs, readings)
             return self._answered(found, None, "")
-        found_spans = yield from spans(self.read, question, readings)
+        found_spans = yield from spans(self.read, question, readings, self.spans)
         if not found_spans:
             return _abstained(Found(), 0.0, "no passage that was read holds an answer as a span")
-        best = max(found_spans, key=lambda found: calibration.probability(found.signals))
-        best = yield from weighed(self.read, self.check, question, best, self.samples)
+        found_spans.sort(key=lambda found: -calibration.probability(found.signals))
+        best = found_spans[0]
         chance = calibration.probability(best.signals)
         why = f"right with probability {chance:.2f}, {limit:.2f} is needed ({calibration.source})"
         if chance < limit:
-            return _abstained(best, chance, f"the best answer is {why}")
+            return _abstained(best, chance, f"the best answer is {why}", found_spans)
         if self.writes or asks_to_explain(question):
             signals = best.signals
             best = yield from written(self.answer, self.follows, inputs, readings)
             best = replace(best, signals=signals)
-        return self._answered(best, chance, why)
+            found_spans = [best]
+        elif self.check is not None:
+            best = yield from checked(self.check, question, best)
+        return self._answered(best, chance, why, found_spans)
 
-    def _answered(self, found: Found, chance: float | None, why: str) -> Prediction:
+    def _answered(
+        self, found: Found, chance: float | None, why: str, spans: Sequence[Found] = ()
+    ) -> Prediction:
         """Return an answer with its claims; an abstention where nothing of it is left."""
         if not found.answer:
-            return _abstained(found, chance or 0.0, found.note)
+            return _abstained(found, chance or 0.0, found.note, spans)
         cited = list(found.citations)
         exact = all(verify_quote(self.index, c.document, c.start, c.end, c.quote) for c in cited)
         stale = stale_in(self.index, [c.document for c in cited])
@@ -164,6 +172,7 @@ class GroundedQA(Module):
             support=found.support,
             answerable=chance,
             signals=dict(found.signals),
+            candidates=_candidates(spans),
             flagged=[c for c in cited if gives_orders(c.quote)],
             verified=not parts,
             abstained=False,
@@ -184,15 +193,23 @@ class GroundedQA(Module):
         return [reading for reading in readings if reading.pieces]
 
 
-def _abstained(found: Found, chance: float, reason: str) -> Prediction:
+def _candidates(spans: Sequence[Found]) -> list[dict[str, Any]]:
+    return [
+        {"answer": one.answer, "citations": list(one.citations), "signals": dict(one.signals)}
+        for one in spans
+    ]
+
+
+def _abstained(found: Found, chance: float, reason: str, spans: Sequence[Found] = ()) -> Prediction:
     """Return an abstention; ``candidate`` is what would have been answered."""
     return Prediction(
         candidate=found.answer,
         citations=[],
         quotes_exact=True,
-        support=found.support,
+        support=None if found.written is None else found.support,
         answerable=chance,
         signals=dict(found.signals),
+        candidates=_candidates(spans),
         flagged=[],
         verified=False,
         abstained=True,

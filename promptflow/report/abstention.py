@@ -48,9 +48,9 @@ def view(tuned: Tuned) -> dict[str, Any]:
 
 
 def _row(one: Asked) -> tuple[str, str, str, str, str]:
-    found = "right" if one.right else "wrong"
+    found = "right" if one.best.right else "wrong"
     where = found if one.answerable else f"{found}, documents hidden"
-    return f"{one.chance:.2f}", one.question, one.answer, " / ".join(one.golds), where
+    return f"{one.chance:.2f}", one.question, one.best.answer, " / ".join(one.golds), where
 
 
 def _at(x: float, y: float) -> tuple[float, float]:
