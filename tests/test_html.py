@@ -182,3 +182,13 @@ def test_an_evaluation_without_a_score_still_has_a_report():
     page = render(Evaluation(nan, nan, nan, 0, 1, (record,), Usage(), 1.0))
     assert "EngineLost: killed" in page
     Checked(page)
+
+
+def test_further_metrics_and_confused_labels_are_in_the_report():
+    lm = LocalLM(ScriptedEngine(lambda text, slot: "cat" if "miaow" in text else "dog"))
+    rows = [("miaow", "cat"), ("woof", "dog"), ("squeak", "cat")]
+    data = [dspy.Example(sound=s, label=label).with_inputs("sound") for s, label in rows]
+    result = evaluate(Predict("sound -> label: Literal['cat', 'dog']"), data, lm=lm)
+    page = render(result)
+    assert "macro_f1: 0.667" in page
+    assert "cat was called: cat 1, dog 1." in page

@@ -116,3 +116,23 @@ def test_length_that_decides_nothing_changes_nothing():
     found = win_rate(played)
     assert found.controlled == pytest.approx(found.rate, abs=0.03)
     assert abs(found.length_effect) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("given", "preference"),
+    [
+        (("a", "b", "a"), 1.0),
+        (("a", "b", "b"), 0.0),
+        (("first", "second", "second"), 0.0),
+        (["a", "b", "tie"], 0.5),
+        ({"first": "a", "second": "b", "winner": "second"}, 0.0),
+        ({"first": "a", "second": "b", "winner": "tie", "preference": 0.75}, 0.75),
+    ],
+)
+def test_a_judged_pair_has_several_forms(given, preference):
+    assert Played.of(given).preference == preference
+
+
+def test_a_judged_pair_without_an_outcome_is_named():
+    with pytest.raises(DataError, match="needs first, second and winner"):
+        rate([{"first": "a", "second": "b"}])

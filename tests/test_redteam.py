@@ -117,7 +117,10 @@ def test_what_the_engine_could_not_answer_is_no_resistance():
 def test_a_program_is_given_texts_of_our_own_where_nobody_gave_any():
     assert len(base_inputs(SUMMARIZE)) >= 3
     assert set(base_inputs(pf.Predict("title, text -> summary"))[0]) == {"title", "text"}
-    with pytest.raises(DataError, match="count of the program is no plain text"):
+    [row, *_] = base_inputs(pf.Predict("passages: Data[list[str]], question: str | None -> answer"))
+    assert len(row["passages"]) == 2
+    assert row["question"] not in row["passages"][0]
+    with pytest.raises(DataError, match="count of the program is no text"):
         base_inputs(pf.Predict("text, count: int -> summary"))
     assert redteam(SUMMARIZE, own_attacks(), lm=LocalLM(ScriptedEngine(obeying))).left.n >= 15
 

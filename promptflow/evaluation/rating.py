@@ -8,7 +8,7 @@ the model of Bradley and Terry 1952, fitted as Hunter 2004 does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,10 +40,24 @@ class Played:
 
     @classmethod
     def of(cls, given: Any) -> Played:
-        """Read a pair, or a tuple (first, second, "first", "second", "tie" or a probability)."""
+        """Read a pair, a tuple (first, second, outcome), or an object with those names.
+
+        The outcome is "first", "second", "tie", the name of the winner, or the probability that the
+        first is better: ``winner`` or ``preference`` of an object. Raises DataError.
+        """
         if isinstance(given, cls):
             return given
+        if isinstance(given, Mapping):
+            outcome = given.get("preference", given.get("winner"))
+            given = (given.get("first"), given.get("second"), outcome)
         first, second, outcome = given
+        if outcome in (first, second) and outcome not in OUTCOMES and first != second:
+            outcome = "first" if outcome == first else "second"
+        if first is None or second is None or outcome is None:
+            raise DataError(
+                "a judged pair needs first, second and winner, or preference, the probability "
+                "that the first is better"
+            )
         preference = OUTCOMES.get(outcome) if isinstance(outcome, str) else float(outcome)
         if preference is None or not 0.0 <= preference <= 1.0:
             raise DataError(

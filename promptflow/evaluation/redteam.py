@@ -12,7 +12,8 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def read_attacks(path: str | Path) -> list[Attack]:
 
 
 def base_inputs(program: Any) -> list[dict[str, Any]]:
-    """Return inputs of our own for a program all of whose inputs are text. Raises DataError."""
+    """Return inputs of our own for a program of texts, or lists of them. Raises DataError."""
     made = {n for _, p in program.named_predictors() for n in p.signature.output_fields}
     types = {
         name: field.annotation
@@ -122,12 +123,32 @@ def base_inputs(program: Any) -> list[dict[str, Any]]:
         for name, field in predictor.signature.input_fields.items()
         if name not in made
     }
-    if others := [name for name, kind in types.items() if kind is not str]:
+    shapes = {name: _shape(kind) for name, kind in types.items()}
+    if others := [name for name, shape in shapes.items() if shape is None]:
         raise DataError(
-            f"{', '.join(others)} of the program is no plain text: give inputs, rows of --data "
-            "FILE or --input NAME=VALUE"
+            f"{', '.join(others)} of the program is no text: give inputs, rows of --data FILE or "
+            "--input NAME=VALUE"
         )
-    return [dict.fromkeys(types, row["text"]) for row in _table()["inputs"]]
+    texts = [row["text"] for row in _table()["inputs"]]
+    return [
+        {
+            name: [texts[(n + k) % len(texts)], texts[(n + k + 1) % len(texts)]]
+            if shape is list
+            else texts[(n + k) % len(texts)]
+            for k, (name, shape) in enumerate(shapes.items())
+        }
+        for n in range(len(texts))
+    ]
+
+
+def _shape(annotation: Any) -> type[Any] | None:
+    """Return str or list for a type that text, or a list of texts, is of; None for all else."""
+    options = [one for one in get_args(annotation) if one is not type(None)]
+    if get_origin(annotation) in (Union, UnionType):
+        return next((shape for one in options if (shape := _shape(one)) is not None), None)
+    if annotation is str:
+        return str
+    return list if get_origin(annotation) is list and options == [str] else None
 
 
 def redteam(

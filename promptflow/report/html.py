@@ -57,6 +57,7 @@ def _evaluation_view(result: Evaluation) -> dict[str, Any]:
             f"{result.score:.3f} on {result.n} examples, 95 % interval {result.low:.3f} to "
             f"{result.high:.3f}; {result.errors} left out after errors, {result.ungraded} without "
             f"a gold value; {result.cut} with an answer that ended at its token limit."
+            + _beside(result)
         ),
         "about": _about(result.about),
         "bars": score_bars([("program", result)]),
@@ -70,6 +71,18 @@ def _evaluation_view(result: Evaluation) -> dict[str, Any]:
         "hidden": max(0, len(result.records) - SHOWN),
         "trees": _trees(result.records),
     }
+
+
+def _beside(result: Evaluation) -> str:
+    """Return the scores of further metrics of the same runs, and how labels were confused."""
+    shown = [
+        f" {name}: {found.mean:.3f}, {found.low:.3f} to {found.high:.3f}."
+        for name, found in result.beside.items()
+    ]
+    for gold, row in result.confusion.items():
+        said = ", ".join(f"{label} {count}" for label, count in row.items() if count)
+        shown.append(f" {gold} was called: {said}.")
+    return "".join(shown)
 
 
 def _optimization_view(result: Optimization) -> dict[str, Any]:
