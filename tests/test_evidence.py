@@ -12,6 +12,7 @@ from promptflow.modules.evidence import (
     agreements,
     asks_to_explain,
     best_place,
+    nearness,
     overlaps,
     rank,
     ranked,
@@ -137,6 +138,27 @@ def test_answers_agree_by_words_each_counted_by_its_probability() -> None:
 @given(st.lists(st.tuples(st.text("ab ", max_size=5), st.floats(-800, 0)), min_size=1))
 def test_agreements_are_shares_whatever_the_probabilities(answers: list[tuple[str, float]]) -> None:
     assert all(0.0 <= share <= 1.0 + 1e-9 for share in agreements(answers))
+
+
+def test_the_nearer_the_words_of_a_question_the_higher() -> None:
+    quote = "Tesla moved to Prague in January 1880, and Edison to Boston in 1868."
+    asked = "When did Tesla move to Prague?"
+    right, wrong = (nearness(asked, year, [quote]) for year in ("1880", "1868"))
+    assert right is not None
+    assert wrong is not None
+    assert 0.0 < wrong < right < 1.0
+    assert nearness(asked, "1880", ["Nothing.", quote]) == right
+    assert nearness(asked, "1999", [quote]) is None
+    assert nearness(asked, "1868", []) is None
+    assert nearness("?", "1868", [quote]) is None
+    assert nearness("Tesla?", "moved", ["Tesla moved"]) == 1.0
+    assert nearness("Tesla?", "Tesla moved", ["Tesla moved"]) == 0.0
+
+
+@given(st.text(), st.text(min_size=1), st.text())
+def test_nearness_is_a_share_of_any_texts(question: str, answer: str, quote: str) -> None:
+    near = nearness(question, answer, [quote])
+    assert near is None or 0.0 <= near <= 1.0
 
 
 def test_an_echo_is_what_the_question_says_already() -> None:

@@ -18,6 +18,7 @@ from promptflow.layout import Decoding
 from promptflow.modules.evidence import (
     agreements,
     best_place,
+    nearness,
     overlaps,
     ranked,
     repeated,
@@ -135,12 +136,14 @@ def _found(
     """Return a span with what is known of it without another call."""
     cited = reading.cited(*place)
     answer = reading.text[slice(*place)].strip()
+    near = nearness(question, answer, [shown(c.quote) for c in cited])
     signals = {
         "words": max(scores.get(c, 0.0) for c in cited),
         "echo": repeated(question, answer),
         "length": math.log(len(answer.split())),
         "logprob": logprob,
         "place": 1.0 / (1 + rank),
+        **({} if near is None else {"near": near}),
         **{name: score for name, score in reading.passage.scores.items() if name == "dense"},
     }
     return Found(answer, tuple(cited), reading, signals=signals)

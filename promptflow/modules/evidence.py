@@ -146,6 +146,36 @@ def repeated(question: str, answer: str) -> float:
     return len(said & set(content_words(question))) / len(said) if said else 0.0
 
 
+def nearness(question: str, answer: str, quotes: Iterable[str]) -> float | None:
+    """Return how near the question's words stand to an answer in the best of quotes, 0 to 1.
+
+    Each word counts one over the square root of its distance in words; those that are missing, and
+    those within the answer, nothing. None where no quote holds the answer as whole words.
+    """
+    wanted = frozenset(content_words(question))
+    shares = [_near(wanted, answer, quote) for quote in quotes]
+    return max((share for share in shares if share is not None), default=None)
+
+
+_WORD = re.compile(r"\w+")
+
+
+def _near(wanted: frozenset[str], answer: str, quote: str) -> float | None:
+    at = quote.find(answer)
+    found = list(_WORD.finditer(quote))
+    inside = [n for n, word in enumerate(found) if at <= word.start() < at + len(answer)]
+    if at < 0 or not inside or not wanted:
+        return None
+    first, last = inside[0], inside[-1]
+    nearest: dict[str, int] = {}
+    for number, word in enumerate(found):
+        distance = max(first - number, number - last)
+        if distance > 0:
+            for term in wanted.intersection(content_words(word[0])):
+                nearest[term] = min(distance, nearest.get(term, distance))
+    return math.fsum(distance**-0.5 for distance in nearest.values()) / len(wanted)
+
+
 def strange_numbers(answer: str, texts: Iterable[str]) -> list[str]:
     """Return the numbers of an answer that no text holds; 3 million is 3,000,000.
 
