@@ -203,6 +203,12 @@ REMARKED = {
 }
 
 
+def test_a_schema_that_says_what_its_type_says_is_that_type():
+    args = {"a": {"type": "integer", "title": "A"}, "b": {"type": "number"}, "c": {}}
+    tool = dspy.Tool(served, args=args, arg_types={"a": int, "b": float})
+    assert of_tool(tool).types == {"a": int, "b": float, "c": Any}
+
+
 def test_remarks_of_a_schema_hold_nothing():
     tool = dspy.Tool(served, args={"x": REMARKED}, arg_types={"x": dict})
     constraint = TypedField("args", of_tool(tool).kind()).shape.constraint

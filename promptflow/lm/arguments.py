@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
 import dspy
-from pydantic import ConfigDict, WithJsonSchema
+from pydantic import ConfigDict, TypeAdapter, WithJsonSchema
 from typing_extensions import TypedDict
 
 from promptflow.errors import ProgramError, UnsupportedType
@@ -121,7 +121,7 @@ def _read(
         if inferred and bare.get(name, Any) == kind:
             types[name] = hints.get(name, Any)
         else:
-            types[name] = _by_schema(schema) if kind in _COARSE else kind
+            types[name] = _by_schema(schema) if _says_more(schema, kind) else kind
         if parameter is not None and parameter.default is not parameter.empty:
             defaults[name] = parameter.default
         elif _may_be_left_out(name, schema, parameter, described or {}):
@@ -161,6 +161,10 @@ def _allowed(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     return json.loads(json.dumps({n: v for n, v in schema.items() if n not in _TOLD}, default=str))
+
+
+def _says_more(schema: Any, kind: Any) -> bool:
+    return kind in _COARSE and _allowed(schema) != _allowed(TypeAdapter(kind).json_schema())
 
 
 def _by_schema(schema: Mapping[str, Any]) -> Any:
