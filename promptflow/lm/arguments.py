@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
@@ -47,14 +47,26 @@ class Arguments:
     types: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
-    def kind(self, optional: Any = None) -> Any:
+    def kind(self) -> Any:
         """Return them as a ``TypedDict``, whose values are plain dicts."""
-        return typed_dict(self.types, self.defaults if optional is None else optional)
+        return typed_dict(self.types, self.defaults)
 
 
-def typed_dict(kinds: Mapping[str, Any], optional: Any = ()) -> Any:
-    """Return a closed ``TypedDict``; the names in ``optional`` may be left out."""
-    fields = {n: NotRequired[kind] if n in optional else kind for n, kind in kinds.items()}
+def typed_dict(kinds: Mapping[str, Any], optional: Iterable[str] = ()) -> Any:
+    """Return a closed ``TypedDict``; the names in ``optional`` may be left out.
+
+    Equal ones are one, so that their constraint is made once.
+    """
+    asked = tuple(kinds.items()), frozenset(optional)
+    try:
+        return _made(*asked)
+    except TypeError:  # something that cannot be hashed
+        return _made.__wrapped__(*asked)
+
+
+@functools.lru_cache(maxsize=512)
+def _made(kinds: tuple[tuple[str, Any], ...], optional: frozenset[str]) -> Any:
+    fields = {n: NotRequired[kind] if n in optional else kind for n, kind in kinds}
     make: Any = TypedDict  # type checkers read no types that are made while a program runs
     made = make("Arguments", fields)
     made.__pydantic_config__ = ConfigDict(extra="forbid")

@@ -7,6 +7,7 @@ name of a tool is that tool's arguments. Others cannot be written.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import typing
@@ -119,25 +120,30 @@ def _offering(
     """Return the signature with its tool calls confined to the tools of the inputs."""
     tools = [tool for value in inputs.values() for tool in _tools(value)]
     chosen = options.get("tool_choice")
-    count: dict[str, Any] = {}
+    least, most = 0, None
     if isinstance(chosen, Mapping):
         name = (chosen.get("function") or chosen).get("name")
         tools = [tool for tool in tools if tool.name == name] or tools
-        count = {"min_length": 1, "max_length": 1}
+        least, most = 1, 1
     elif chosen == "required":
-        count["min_length"] = 1
+        least = 1
     if options.get("parallel_tool_calls") is False:
-        count["max_length"] = 1
+        most = 1
     found: dict[str, Mapping[str, dspy.Tool]] = {}
     if not tools:
         return signature, found
     for name, info in signature.output_fields.items():
         if info.annotation is dspy.ToolCalls:
             call: Any = Union[tuple(_call(tool) for tool in tools)]  # noqa: UP007
-            calls: Any = Annotated[list[call], Field(**count)]
+            calls: Any = Annotated[list[call], _counted(least, most)]
             signature = signature.with_updated_fields(name, type_=typed_dict({"tool_calls": calls}))
             found[name] = {str(tool.name): tool for tool in tools}
     return signature, found
+
+
+@functools.cache  # one mark for each: a type with another is another type
+def _counted(least: int, most: int | None) -> Any:
+    return Field(min_length=least or None, max_length=most)
 
 
 def _tools(value: Any) -> list[dspy.Tool]:
