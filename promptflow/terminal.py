@@ -7,8 +7,10 @@ an answer, a file's name or an error did not ask for them, and a pipe may end at
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
+from collections.abc import Iterable
 
 # C0 but tab and newline, DEL, C1, marks that reorder text, separators of lines and paragraphs, the
 # byte order mark, and halves of characters, which no encoding writes. Joiners of letters and emoji
@@ -39,6 +41,20 @@ def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
         encoding = stream.encoding or "ascii"
         stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
+
+
+def say_painted(spans: Iterable[tuple[str, str]]) -> None:
+    """Write visible texts to stdout, each in its colour where stdout is a terminal that has some.
+
+    A colour is what stands between ``ESC [`` and ``m``: ``1;33``. ``NO_COLOR`` switches them off.
+    """
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    for text, colour in spans:
+        if plain:
+            say(text, end="")
+        else:
+            sys.stdout.write(f"\x1b[{colour}m")
+            say(text, end="\x1b[0m")
 
 
 def listen(prompt: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -147,20 +147,41 @@ def show(
     thinking: Thinking = None,
     imports: Imports = [],  # noqa: B006
     force: Force = False,
+    form: Annotated[
+        Literal["text", "json", "html"],
+        typer.Option("--format", help="text, coloured by origin on a terminal; json; or html."),
+    ] = "text",
 ) -> None:
     """Print the exact prompt for an input.
 
-    Nothing is generated.
+    Its parts by where they come from (template, demo, input, slot), with the tokens of each and the
+    share that is cached. Nothing is generated.
     """
+    from promptflow.modules.show import page, shown
+
     lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
     given = given_inputs(inputs, resolved)
+    prompts: dict[str, Any] = {}
+    missing: dict[str, list[str]] = {}
     for name, predictor in resolved.named_predictors():
         wanted = set(predictor.signature.input_fields)
-        if wanted <= set(given):
-            predictor.show(lm=lm, **{n: given[n] for n in given if n in wanted})
+        if left := sorted(wanted - set(given)):
+            missing[name] = left
         else:
-            missing = ", ".join(sorted(wanted - set(given)))
-            say(f"{name}: needs {missing}; give them with --input to see its prompt")
+            prompts[name] = shown(predictor, {n: given[n] for n in given if n in wanted}, lm)
+    if form == "html":
+        say(page(prompts))
+    elif form == "json":
+        made = {name: prompt.to_json() for name, prompt in prompts.items()}
+        print_json({"prompts": made, "missing": missing})
+    else:
+        for prompt in prompts.values():
+            prompt.say()
+    for name, left in missing.items() if form != "json" else ():
+        say(
+            f"{name}: needs {', '.join(left)}; give them with --input to see its prompt",
+            error=form == "html",
+        )
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptflow.engine.interface import ModelInfo, Stats
+from promptflow.engine.interface import ModelInfo, PromptTokens, Stats
 from promptflow.engine.model import chat_template
 from promptflow.engine.options import DEFAULTS, EngineOptions, worker_settings
 from promptflow.engine.process.frames import Message
@@ -391,8 +391,13 @@ class Engine:
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:
         """Return the text of each prompt token of ``parts``."""
-        [pieces] = self._gather([{"op": "pieces", "parts": texts(parts)}])
-        return list(_answer(pieces))
+        return [piece.decode("utf-8", "replace") for piece in self.look(parts).pieces]
+
+    def look(self, parts: Sequence[Part]) -> PromptTokens:
+        """Return the prompt tokens of ``parts``, and how many of them the cache holds now."""
+        [outcome] = self._gather([{"op": "look", "parts": texts(parts)}])
+        pieces, held = _answer(outcome)
+        return PromptTokens(tuple(piece.encode("latin-1") for piece in pieces), held)
 
     def count(self, parts: Sequence[Part]) -> int:
         """Return how many prompt tokens the texts of ``parts`` make."""

@@ -106,6 +106,14 @@ class Stats:
         return Stats(**{**sums, "occupancy": rows / sums["decodes"] if sums["decodes"] else 0.0})
 
 
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The tokens of a prompt, as the bytes of each; of the first ``held`` the cache has states."""
+
+    pieces: tuple[bytes, ...]
+    held: int = 0
+
+
 class TextEngine(Protocol):
     """What programs need of an engine: ``Engine`` and ``ScriptedEngine`` have it."""
 
@@ -144,6 +152,9 @@ class TextEngine(Protocol):
 
     def pieces(self, parts: Sequence[Part]) -> list[str]:
         """Return the text of each prompt token of ``parts``."""
+
+    def look(self, parts: Sequence[Part]) -> PromptTokens:
+        """Return the prompt tokens of ``parts``, and how many are computed already."""
 
     def stats(self) -> Stats:
         """Return the totals so far."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from promptflow.engine.interface import ModelInfo, Stats
+from promptflow.engine.interface import ModelInfo, PromptTokens, Stats
 from promptflow.engine.model import chat_template
 from promptflow.engine.model.fake import END, fake_info
 from promptflow.engine.request import (
@@ -148,6 +148,10 @@ class ScriptedEngine:
                 for number, word in enumerate(part.text.split(" ")):
                     words.append(f" {word}" if number else word)
         return words
+
+    def look(self, parts: Sequence[Part]) -> PromptTokens:
+        """Return words as tokens, of which none is computed."""
+        return PromptTokens(tuple(word.encode() for word in self.pieces(parts)))
 
     def stats(self) -> Stats:
         """Return the totals so far."""

@@ -11,6 +11,7 @@ from promptflow.flow.call import (
     Chosen,
     Prediction,
     answer,
+    prompt_of,
     request_of,
     usage_of_answer,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "answered",
     "changed",
     "flow_of",
+    "prompt_of",
     "request_of",
     "run",
     "run_flows",

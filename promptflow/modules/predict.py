@@ -16,15 +16,15 @@ from dspy.predict.predict import (
 
 from promptflow.engine.request import Sampling
 from promptflow.errors import ProgramError, UnknownField, UnsupportedOption, nearest
-from promptflow.flow import Call, Flow, Prediction, answered, request_of
+from promptflow.flow import Call, Flow, Prediction, answered
 from promptflow.layout import Decoding
-from promptflow.lm import is_local, prompt_text, seed_of
+from promptflow.lm import seed_of
 from promptflow.lm.options import KNOWN
 from promptflow.lm.remote import check_options, seeded_option
 from promptflow.modules.exemplars import Chooser, demos_of
 from promptflow.modules.settings import code_name
+from promptflow.modules.show import said, shown
 from promptflow.signatures import document_of
-from promptflow.terminal import say, visible
 
 EQUAL, VARIED = 0.15, 0.7
 """Up to which temperature several samples are all but equal, as in DSPy, and what they get then."""
@@ -174,27 +174,14 @@ class Predict(dspy.Predict):
         return await dspy.asyncify(answered)(self.flow(**inputs))
 
     def show(self, /, *, lm: Any = None, **inputs: Any) -> str:
-        """Print the exact prompt for these inputs with its tokens counted, and return its text.
+        """Print the exact prompt for these inputs, its parts by their origin, and return its text.
 
-        Nothing is generated. Slots appear as ``{name}``.
+        Nothing is generated. Slots appear as ``{name}``. ``format`` is text, with a colour for each
+        origin and the tokens of each part, of which some are cached; json or html, which return
+        what they print. An input of that name is an input.
         """
-        call = self.call(**inputs).complete(lm or dspy.settings.lm)
-        if not is_local(call.lm):
-            raise ProgramError(
-                f"{call.lm.model}: DSPy's adapter makes a remote model's prompt; call the program, "
-                "then dspy.inspect_history()"
-            )
-        parts = request_of(call).parts
-        text = prompt_text(parts)
-        _print(text, call.lm.text_engine.pieces(parts))
-        return text
-
-
-def _print(text: str, tokens: Sequence[str]) -> None:
-    say(text)
-    say()
-    say("|".join(visible(token, in_line=True) for token in tokens))
-    say(f"{len(tokens)} prompt tokens")
+        form = "text" if "format" in self.signature.input_fields else inputs.pop("format", "text")
+        return said(shown(self, inputs, lm), form)
 
 
 def _merged(predictions: Sequence[Prediction]) -> Prediction:

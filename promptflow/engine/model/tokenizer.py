@@ -84,8 +84,11 @@ class Prompts:
 
     def text(self, token: int) -> str:
         """Return a token as text; a control token by its name."""
-        piece = self._model.piece(token) or self._model.control_piece(token)
-        return piece.decode("utf-8", "replace")
+        return self.piece(token).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of a token; of a control token, those of its name."""
+        return self._model.piece(token) or self._model.control_piece(token)
 
     def _with_start(self, tokens: list[int]) -> list[int]:
         bos = self._model.bos

@@ -94,8 +94,8 @@ class Worker:
                 self._finish(self._decoder.cancel(key))
         elif operation == "keep":
             self._try(message["key"], self._keep, message)
-        elif operation == "pieces":
-            self._try(message["key"], self._pieces, message)
+        elif operation == "look":
+            self._try(message["key"], self._look, message)
         elif operation == "stats":
             self._reply(message["key"], self._stats())
 
@@ -132,15 +132,17 @@ class Worker:
         prefix = [Text(*text) for text in message["prefix"]]
         self._reply(message["key"], self._decoder.keep(prefix))
 
-    def _pieces(self, message: Message) -> None:
+    def _look(self, message: Message) -> None:
         prompts = self._decoder.tools.prompts
         # A slot is null: texts around it are tokenized apart.
         parts: list[Part] = [
             Slot(f"{number}") if text is None else Text(*text)
             for number, text in enumerate(message["parts"])
         ]
-        pieces = [prompts.text(token) for token in prompts.tokens(parts)]
-        self._reply(message["key"], pieces)
+        before = prompts.before_slots([*parts, Slot("end")])
+        # JSON has no bytes, and a token may be a part of a character.
+        pieces = [prompts.piece(t).decode("latin-1") for tokens in before for t in tokens]
+        self._reply(message["key"], [pieces, self._decoder.cache.held(before[0])])
 
     def _stats(self) -> Message:
         stats: Message = to_wire(replace(self._decoder.stats(), pipe_seconds=self._pipe))
