@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptflow.cli.console import Json, print_json_line, tokens_of
+from promptflow.cli.decoding import Decoded, decodes
 from promptflow.cli.open_sources import Sources, open_sources
 from promptflow.cli.opening import Opener
 from promptflow.cli.options import (
@@ -36,6 +37,7 @@ BATCH = 32
 """Questions that are answered side by side; what is answered is printed before the next ones."""
 
 
+@decodes
 def ask(
     questions: Annotated[
         list[str] | None,
@@ -61,6 +63,7 @@ def ask(
         typer.Option("--open", min=1, help="Open the place of the citation of this number."),
     ] = None,
     as_json: Json = False,
+    decoded: Decoded,
 ) -> None:
     """Answer questions with checked quotes.
 
@@ -73,7 +76,7 @@ def ask(
         raise DataError("--open shows a place to a person, --json is for programs: give one")
     asked = questions_of(questions or [], file)
     sources = open_sources(index, mode=mode, where=where, rerank=reranker(rerank, model))
-    program = GroundedQA(sources.retriever, k=k)
+    program = decoded.applied(GroundedQA(sources.retriever, k=k))
     chosen = Chosen(model, chat_template, layout, thinking)
     lm = chosen.configured()
     chosen.lay_out(program, lm)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from promptflow.cli.console import Json, print_json, print_rows, tokens_of
+from promptflow.cli.decoding import MANY, Decoded, decodes
 from promptflow.cli.options import DEFAULT_MODEL, ChatTemplate, Chosen, Layout, Model, Thinking
 from promptflow.errors import BudgetExceeded, DataError
 from promptflow.terminal import say
@@ -107,6 +108,7 @@ def _value(name: str, annotation: Any, text: str) -> Any:
             raise DataError(f"--input {name}={text!r}: {fault}; give its value as JSON") from None
 
 
+@decodes
 def run(
     program: Program,
     *,
@@ -119,21 +121,31 @@ def run(
     imports: Imports = [],  # noqa: B006
     force: Force = False,
     as_json: Json = False,
+    decoded: Decoded,
 ) -> None:
     """Run a program on one input."""
     from promptflow import flow
     from promptflow.evaluation.data import plain
 
-    lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
+    chosen = Chosen(model, chat_template, layout, thinking)
+    lm, resolved = ready(chosen, program, imports, force)
     given = given_inputs(inputs, resolved)
+    resolved = decoded.applied(resolved, answers=MANY)
+    chosen.lay_out(resolved, lm)
     prediction = flow.run(resolved, lm=lm, seed=seed, **given)
-    fields = plain(dict(prediction.items()))
+    fields: Any = plain(dict(prediction.items()))
+    several = decoded.technique is None and (decoded.n or 1) > 1
+    answers = [plain(dict(one.items())) for one in prediction.completions] if several else [fields]
     if as_json:
-        print_json({**fields, "tokens": tokens_of(prediction._usage), "cut": prediction._was_cut()})
-    else:
-        if prediction._was_cut():
-            say("an answer ended at its token limit; raise max_tokens", error=True)
-        for name, value in fields.items():
+        counts = {"tokens": tokens_of(prediction._usage), "cut": prediction._was_cut()}
+        print_json({"answers": answers, **counts} if several else {**fields, **counts})
+        return
+    if prediction._was_cut():
+        say("an answer ended at its token limit; raise --max-tokens", error=True)
+    for number, one in enumerate(answers, 1):
+        if several:
+            say(f"[{number}]")
+        for name, value in one.items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             say(f"{name}: {shown}")
 
@@ -184,6 +196,7 @@ def show(
         )
 
 
+@decodes
 def evaluate(
     program: Program,
     data: Annotated[Path, typer.Argument(help="A .jsonl, .json, .csv or .tsv file of examples.")],
@@ -204,6 +217,7 @@ def evaluate(
     imports: Imports = [],  # noqa: B006
     force: Force = False,
     as_json: Json = False,
+    decoded: Decoded,
 ) -> None:
     """Score a program on data.
 
@@ -215,7 +229,10 @@ def evaluate(
 
     how = reading(column, encoding, key)  # and the metrics, before a model is read
     scored_by, *beside = [find_metric(name) for name in metric] or [None]  # type: ignore[list-item]
-    lm, resolved = ready(Chosen(model, chat_template, layout, thinking), program, imports, force)
+    chosen = Chosen(model, chat_template, layout, thinking)
+    lm, resolved = ready(chosen, program, imports, force)
+    resolved = decoded.applied(resolved)
+    chosen.lay_out(resolved, lm)
     examples = read_examples(data, resolved, **how)
     journal = None if out is None else out / "journal.sqlite"
     result = evaluate(

@@ -56,7 +56,7 @@ _PASSED = (
 )
 """What DSPy passes to a provider, beside the options that our own models have a word for."""
 
-_ALONE = ("until", "weigh", "layout", "reasoning_tokens", "thinking")
+_ALONE = ("until", "weigh", "beam", "layout", "reasoning_tokens", "thinking")
 """What only a model that fills slots can do."""
 
 _CHECKED = (

@@ -9,16 +9,20 @@ classes of fields are given, or found in modules that are imported already.
 from promptflow.program.folder import check_savable, lock_of, save_program
 from promptflow.program.load import load_program
 from promptflow.program.resolve import (
+    decode,
     find_code,
     import_code,
     is_folder,
     lay_out,
     resolve_program,
+    several,
     think,
 )
+from promptflow.program.technique import with_technique
 
 __all__ = [
     "check_savable",
+    "decode",
     "find_code",
     "import_code",
     "is_folder",
@@ -27,5 +31,7 @@ __all__ = [
     "lock_of",
     "resolve_program",
     "save_program",
+    "several",
     "think",
+    "with_technique",
 ]

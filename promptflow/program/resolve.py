@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import dspy
 
 from promptflow import modules
+from promptflow.engine.request import Beam, Sampling
 from promptflow.errors import (
     ProgramError,
     PromptflowError,
@@ -71,6 +73,55 @@ def think(program: Any, thinking: bool | Literal["auto"], lm: Any) -> None:
     model.
     """
     _decode(program, lm, thinking=thinking)
+
+
+def decode(
+    program: Any,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    beam: int | None = None,
+    max_tokens: int | None = None,
+) -> None:
+    """Have every predictor of a program decode so, whatever it chose; a weighed choice stays one.
+
+    ``sampling`` names a part of a ``Sampling``; ``beam`` is the width of a search in its place.
+    ``max_tokens`` bounds each text, reasoning too. Raises UnsupportedOption for values outside
+    their ranges, and where a predictor of DSPy's is to search.
+    """
+    chosen = {name: value for name, value in (sampling or {}).items() if value is not None}
+    for name, predictor in predictors_of(program):
+        if isinstance(predictor, modules.Predict):
+            own = predictor.decoding
+            try:
+                if max_tokens is not None:
+                    own = replace(own, max_tokens=max_tokens, reasoning_tokens=max_tokens)
+                if beam is not None:
+                    own = replace(own, sampling=Sampling(), beam=Beam(beam))
+                elif chosen:
+                    own = replace(own, sampling=replace(own.sampling or Sampling(), **chosen))
+                    own = replace(own, beam=None)
+            except ValueError as error:
+                raise UnsupportedOption(str(error)) from error
+            predictor.decoding = own
+            continue
+        if beam is not None:
+            raise UnsupportedOption(
+                f"beam: {name} is a dspy.Predict, whose calls know no search; leave it out, or "
+                "write promptflow.Predict"
+            )
+        limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+        predictor.config = {**predictor.config, **chosen, **limit}
+
+
+def several(program: Any, n: int) -> None:
+    """Have a program give ``n`` answers. Raises UnsupportedOption where it gives one alone."""
+    lone = getattr(program, "predict", None) if not isinstance(program, dspy.Predict) else program
+    if not isinstance(program, dspy.Predict | modules.ChainOfThought) or lone is None:
+        raise UnsupportedOption(
+            f"n={n}: a {type(program).__name__} gives one answer; vote among several with the "
+            "technique sc, or leave it out"
+        )
+    lone.config = {**lone.config, "n": n}
 
 
 def _decode(program: Any, lm: Any, **chosen: Any) -> None:
