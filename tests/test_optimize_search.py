@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from promptflow.engine.scripted import ScriptedEngine
-from promptflow.errors import BudgetExceeded, DataError, EngineLost, ProgramError, ResumeMismatch
+from promptflow.errors import (
+    BudgetExceeded,
+    DataError,
+    EngineLost,
+    ProgramError,
+    ResumeMismatch,
+    TemplateError,
+    UnsupportedOption,
+)
 from promptflow.evaluation import evaluate
 from promptflow.evaluation.identity import versions
 from promptflow.evaluation.metrics import exact_match
@@ -20,6 +29,7 @@ from promptflow.lm import LocalLM, SlotAdapter
 from promptflow.modules.predict import Predict
 from promptflow.optimization import Bootstrap, Budget, Search, optimize
 from promptflow.optimization.instructions import additions
+from promptflow.program import load_program, save_program
 
 
 def doubles(count, start=0):
@@ -84,6 +94,37 @@ def test_an_addition_to_default_instructions_reaches_the_model_and_wins():
     assert wanted in result.program.signature.instructions
     assert not result.kept_start
     assert len({prompt.split("Question:")[0] for prompt in engine.prompts}) >= 3
+
+
+def test_a_layout_that_helps_is_found_and_saved_with_the_program(tmp_path):
+    def reads_headings(text, slot):
+        asked = text.rpartition("user\n")[2]
+        n = int(re.search(r"(\d+) doubled", asked)[1])
+        return str(2 * n) if "## question" in asked else "no"
+
+    search = Search(layouts=("json", "fields"), candidates=6)
+    result, _ = searched(reads_headings, budget=Budget(calls=300), search=search)
+    assert not result.kept_start
+    assert result.program.decoding.layout == "fields"
+    assert any(c.variant.label.endswith("in fields") for c in result.candidates)
+    assert 'layout = "fields"' in result.prompts[1]["self"]
+    save_program(result.program, tmp_path / "saved")
+    assert load_program(tmp_path / "saved").decoding.layout == "fields"
+
+
+def test_layouts_that_cannot_be_tried_are_refused_by_name():
+    with pytest.raises(TemplateError, match="no layout 'feilds'"):
+        searched(search=Search(layouts=("feilds",)))
+    lm = LocalLM(ScriptedEngine(learns))
+    with pytest.raises(UnsupportedOption, match=r"self is a dspy.Predict"):
+        optimize(
+            dspy.Predict("question -> answer"),
+            doubles(60),
+            None,
+            exact_match,
+            lm=lm,
+            search=Search(layouts=("json",)),
+        )
 
 
 def test_the_start_is_kept_where_nothing_helps():

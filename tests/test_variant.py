@@ -40,6 +40,16 @@ def test_a_variant_is_put_on_by_name():
     assert hash_of(program_state(program)) != hash_of(program_state(made))
 
 
+def test_a_layout_is_a_part_of_a_variant():
+    program = Pair(index=None)
+    start = start_of(program)
+    made = Variant("x", start.instructions, start.demos, {"first": "fields"})
+    assert made.key != start.key
+    assert made.apply(program).first.decoding.layout == "fields"
+    assert made.apply(program).steps[0].decoding.layout is None
+    assert program.first.decoding.layout is None
+
+
 def test_the_start_changes_nothing():
     program = Pair(index=None)
     program.first.demos = [dspy.Example(question="a", query="b")]

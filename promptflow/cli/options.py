@@ -29,7 +29,7 @@ ChatTemplate = Annotated[
 Layout = Annotated[
     str | None,
     typer.Option(
-        help="How all prompts are laid out: chat, completion, or the path of a .jinja file."
+        help="How all prompts are laid out: chat, completion, fields, json, or a .jinja file."
     ),
 ]
 Thinking = Annotated[

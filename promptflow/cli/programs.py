@@ -322,6 +322,10 @@ def optimize(
     budget: Annotated[
         str, typer.Option(help="calls=N, tokens=N, seconds=N, or several with commas between.")
     ] = "calls=300",
+    try_layout: Annotated[
+        list[str],
+        typer.Option(help="A layout to try, chat, fields, json or a .jinja file; again, for more."),
+    ] = [],  # noqa: B006
     seed: Seed = 0,
     imports: Imports = [],  # noqa: B006
     out: Annotated[
@@ -334,7 +338,7 @@ def optimize(
     killed continues with the same command.
     """
     from promptflow.evaluation import find_metric, read_examples
-    from promptflow.optimization.search import optimize
+    from promptflow.optimization.search import Search, optimize
     from promptflow.program import check_savable, save_program
     from promptflow.report import write_report
     from promptflow.storage import write_json
@@ -352,6 +356,7 @@ def optimize(
         budget=limits,
         seed=seed,
         journal=out / "journal.sqlite",
+        search=Search(layouts=tuple(try_layout)),
         announce=lambda plan: say(str(plan), error=True),
     )
     save_program(result.program, out / "program", lock={"data": result.about["data"]})

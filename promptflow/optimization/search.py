@@ -17,7 +17,13 @@ from typing import Any
 import dspy
 import numpy as np
 
-from promptflow.errors import DataError, PromptflowError, SignatureError, names_options
+from promptflow.errors import (
+    DataError,
+    PromptflowError,
+    SignatureError,
+    UnsupportedOption,
+    names_options,
+)
 from promptflow.evaluation.corpus import corpus_of
 from promptflow.evaluation.data import plain, split
 from promptflow.evaluation.evaluate import (
@@ -38,6 +44,8 @@ from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.metrics import Metric, bound, has_gold
 from promptflow.evaluation.registry import find_metric
 from promptflow.evaluation.renewal import Exact
+from promptflow.layout import find_layout, layout_identity
+from promptflow.lm import is_local
 from promptflow.optimization.demos import Bootstrap, Pool, bootstrap, draw, labelled
 from promptflow.optimization.instructions import additions, propose, with_addition
 from promptflow.optimization.plan import LEAST, Plan, fitting, make_plan
@@ -61,22 +69,26 @@ class Search:
     """What is searched.
 
     ``candidates`` counts challengers of the start. ``demos`` are the numbers of demos to try.
-    ``proposals`` asks the model for that many instructions a predictor.
+    ``proposals`` asks the model for that many instructions a predictor. ``layouts`` are tried for
+    all predictors together, with and without other changes: names, or paths of .jinja files.
     """
 
     candidates: int = 12
     demos: tuple[int, ...] = (1, 2, 4, 8)
     instructions: bool = True
     proposals: int = 0
+    layouts: tuple[str, ...] = ()
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the result, as JSON data."""
+        tried = [[name, layout_identity(name)] for name in self.layouts]
         return {
             "candidates": self.candidates,
             "demos": list(self.demos),
             "instructions": self.instructions,
             "proposals": self.proposals,
+            **({"layouts": tried} if tried else {}),
             "bootstrap": asdict(self.bootstrap),
         }
 
@@ -159,6 +171,7 @@ def optimize(
         )
     lm = language_model(lm, program)
     start = start_of(program)
+    _check_layouts(program, search.layouts, lm)
     train, dev = _graded(program, metric, train), dev and _graded(program, metric, dev)
     parts = _parts(train, dev, seed)
     sizes = (len(parts.pool), len(parts.race), len(parts.held))
@@ -186,6 +199,20 @@ def optimize(
         scorer.score("held", parts.held, pairs)
         result = _result(scorer, (start, best), parts.held[:count], candidates, estimate)
     return replace(result, exactness=str(exact))
+
+
+def _check_layouts(program: Any, layouts: Sequence[str], lm: Any) -> None:
+    """Refuse layouts that are not there, or that a predictor cannot be given, by name."""
+    for layout in layouts:
+        find_layout(layout)
+    if not layouts:
+        return
+    theirs = [n for n, p in program.named_predictors() if not hasattr(p, "decoding")]
+    if theirs or not is_local(lm):
+        what = f"{theirs[0]} is a dspy.Predict" if theirs else f"{lm.model} is no local model"
+        raise UnsupportedOption(
+            f"layouts={list(layouts)}: {what}, whose prompts DSPy's adapter lays out; leave it out"
+        )
 
 
 def _warn_unsavable(program: Any) -> None:
@@ -298,7 +325,15 @@ def _combined(
         if wordings and (not label or attempt % 4 == 3):
             name, instructions = wordings[next(order)]
             label = f"{label} {name}".strip()
-        variant = Variant(label or start.label, instructions, demos)
+        # Every other challenger tries a layout too; those that change nothing else come first.
+        layouts: dict[str, str] = {}
+        if search.layouts and (attempt < len(search.layouts) or attempt % 2):
+            chosen = search.layouts[attempt % len(search.layouts)]
+            layouts = dict.fromkeys(start.instructions, chosen)
+            if attempt < len(search.layouts):
+                label, instructions, demos = "", dict(start.instructions), dict(start.demos)
+            label = f"{label} in {chosen}".strip()
+        variant = Variant(label or start.label, instructions, demos, layouts)
         if variant.key not in found:
             taken = sum(other.label.split(" #")[0] == label for other in found.values())
             again = replace(variant, label=f"{label} #{taken + 1}")
@@ -396,7 +431,8 @@ def prompts_of(program: Any) -> dict[str, str]:
     for name, predictor in program.named_predictors():
         demos = tuple(plain(dict(demo)) for demo in predictor.demos)
         try:
-            texts[name] = dump_document(Document(predictor.signature, demos), named)
+            layout = getattr(getattr(predictor, "decoding", None), "layout", None) or ""
+            texts[name] = dump_document(Document(predictor.signature, demos, layout), named)
         except SignatureError:
             tables = {"instructions": predictor.signature.instructions, "demos": list(demos)}
             texts[name] = toml_dumps(tables)

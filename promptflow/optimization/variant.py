@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
@@ -19,7 +19,9 @@ Demos = tuple[dict[str, Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Instructions and demos of each predictor, and in a few words where they come from.
+    """Instructions, demos and layout of each predictor, and in a few words where they come from.
+
+    A predictor without a layout here keeps its own.
 
     ``key`` is 16 characters of the content's hash; the label is not part of it.
     """
@@ -27,11 +29,13 @@ class Variant:
     label: str
     instructions: Mapping[str, str]
     demos: Mapping[str, Demos] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Set the key."""
         content = [dict(self.instructions), dict(self.demos)]
+        content += [dict(self.layouts)] if self.layouts else []
         object.__setattr__(self, "key", hash_of(content)[:16])
 
     @property
@@ -40,7 +44,7 @@ class Variant:
         return sum(len(demos) for demos in self.demos.values())
 
     def apply(self, program: Any) -> Any:
-        """Return a copy of ``program`` with these instructions and demos.
+        """Return a copy of ``program`` with these instructions, demos and layouts.
 
         Predictors are matched by name; raises ProgramError for one that is missing. What is not a
         module (an index, say) is shared with the original.
@@ -61,6 +65,8 @@ class Variant:
                 dspy.Example(**typed(predictor.signature, demo))
                 for demo in self.demos.get(name, ())
             ]
+            if (layout := self.layouts.get(name)) is not None:
+                predictor.decoding = replace(predictor.decoding, layout=layout)
         return twin
 
 
