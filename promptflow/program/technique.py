@@ -71,7 +71,7 @@ def _reasoning(program: Any, technique: str) -> Any:
         )
     made = ChainOfThought(program.signature, demos=program.demos, **program.config)
     if isinstance(program, Predict):
-        made.predict.decoding = program.decoding
+        made.predict.decoding, made.predict.chooser = program.decoding, program.chooser
     made.predict.lm = program.lm
     return made
 
