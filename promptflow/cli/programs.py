@@ -17,7 +17,7 @@ from promptflow.terminal import say
 
 if TYPE_CHECKING:
     from promptflow.evaluation import Evaluation
-    from promptflow.optimization import Budget
+    from promptflow.optimization import Budget, Optimization
 
 Program = Annotated[
     str,
@@ -152,6 +152,7 @@ def run(
 
 def show(
     program: Program,
+    *,
     inputs: Inputs = [],  # noqa: B006
     model: Model = DEFAULT_MODEL,
     chat_template: ChatTemplate = None,
@@ -339,9 +340,7 @@ def optimize(
     """
     from promptflow.evaluation import find_metric, read_examples
     from promptflow.optimization.search import Search, optimize
-    from promptflow.program import check_savable, save_program
-    from promptflow.report import write_report
-    from promptflow.storage import write_json
+    from promptflow.program import check_savable
 
     how, scored_by = reading(column, encoding, key), find_metric(metric)  # before a model is read
     limits = _budget(budget)
@@ -359,6 +358,15 @@ def optimize(
         search=Search(layouts=tuple(try_layout)),
         announce=lambda plan: say(str(plan), error=True),
     )
+    _keep(result, out)
+
+
+def _keep(result: Optimization, out: Path) -> None:
+    """Write the result of a search to its folder, and say what it is."""
+    from promptflow.program import save_program
+    from promptflow.report import write_report
+    from promptflow.storage import write_json
+
     save_program(result.program, out / "program", lock={"data": result.about["data"]})
     write_json(out / "result.json", result.to_json())
     write_report(out / "report.html", result)
