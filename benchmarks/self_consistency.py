@@ -74,23 +74,19 @@ def _gsm8k(row: dict[str, str]) -> dict[str, Any]:
 
 
 def record(options: argparse.Namespace) -> None:
-    """Sample what is not in the journal yet, two problems in one batch."""
+    """Sample what is not in the journal yet, the samples of a problem in one batch."""
     pf.configure(options.model)
     solve = pf.ChainOfThought("question -> answer: float", reasoning_tokens=128)
     module = pf.SelfConsistency(solve, n=options.n, temperature=0.7, sure="all")
     begun = time.monotonic()
     with Journal(_journal(options)) as journal:
         left = [row for row in problems()[: options.problems] if journal.get(row["key"]) is None]
-        for start in range(0, len(left), 2):
+        for row in left:
             if time.monotonic() - begun > options.seconds:
                 break
-            rows = left[start : start + 2]
-            results = pf.run_many(module, [{"question": row["question"]} for row in rows])
-            for row, result in zip(rows, results, strict=True):
-                if isinstance(result, Exception):
-                    raise result
-                journal.append(row["key"], {**row, "samples": list(map(_sample, result.trace))})
-            print(rows[-1]["key"], f"{time.monotonic() - begun:.0f} s", flush=True)
+            result = pf.run(module, question=row["question"])
+            journal.append(row["key"], {**row, "samples": list(map(_sample, result.trace))})
+            print(row["key"], f"{time.monotonic() - begun:.0f} s", flush=True)
 
 
 def _sample(step: Any) -> dict[str, Any]:
