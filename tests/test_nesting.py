@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -162,3 +163,14 @@ PAIRS = [
 def test_every_technique_in_every_other(inner: str, outer: str, fake: pf.Engine) -> None:
     module = OUTER[outer](TECHNIQUES[inner]())
     check(module, fake)
+
+
+@pytest.mark.parametrize("inner", ["zero-shot", "self-ask", "program"])
+def test_nested_on_a_model_file(inner: str, tiny: Callable[[str], Path]) -> None:
+    """The same on llama.cpp, with a model of a few random weights."""
+    options = pf.EngineOptions(batch_invariant=True, isolate=False, threads=1)
+    engine = pf.Engine(tiny("qwen2"), options)
+    try:
+        check(pf.SelfConsistency(TECHNIQUES[inner](), n=2), engine)
+    finally:
+        engine.close()

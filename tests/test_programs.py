@@ -14,7 +14,7 @@ import promptflow as pf
 from promptflow.engine.model.fake import FakeModel
 from promptflow.engine.scripted import ScriptedEngine
 from promptflow.errors import EngineLost, ProgramError
-from promptflow.flow import Prediction, run, run_flows, run_many
+from promptflow.flow import Prediction, run, run_flows, run_many, streamed
 from promptflow.flow.programs import plain_flow
 
 
@@ -370,3 +370,24 @@ def test_drivers_of_several_threads_do_not_meet() -> None:
         thread.join()
     assert engine.batches == [3] * 8
     assert len({str(shown(r)) for r in results.values()}) == 1
+
+
+def test_a_program_may_be_read_by_several_threads() -> None:
+    lm, _ = local()
+    with dspy.context(lm=lm):
+        alone = run(Chain(), question="?")
+    reader = streamed(Chain(), lm=lm, question="?")
+    found: list[Any] = []
+
+    def read() -> None:
+        try:
+            with dspy.context(adapter=pf.SlotAdapter()):
+                next(reader)
+        except StopIteration as stop:
+            found.append(stop.value)
+
+    for _ in range(3):
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+    assert [shown([p]) for p in found if p is not None] == [shown([alone])]

@@ -93,7 +93,9 @@ def streamed(
     lm = lm and lm_of(lm)
     # Settings go in and out around each step: between them the reader has its own.
     with dspy.context(lm=lm):
-        running = _Running(flow_of(module, inputs))
+        is_flow = hasattr(module, "flow")
+        flow = flow_of(module, inputs) if is_flow else plain_flow(module, inputs, alone=True)
+        running = _Running(flow)
         waits = _waits(running)
     while waits:
         path = (seed, 0, running.step)

@@ -16,20 +16,27 @@ Step = tuple[Any, Mapping[str, Any], Any]
 
 
 def plain_flow(
-    module: Any, inputs: Mapping[str, Any], *, sample: tuple[int, float] | None = None
+    module: Any,
+    inputs: Mapping[str, Any],
+    *,
+    sample: tuple[int, float] | None = None,
+    alone: bool = False,
 ) -> Generator[Any, Any, Any]:
     """Return the flow of a DSPy module that has none.
 
     It yields what the program asks of engines of ours; other models are asked at once. Before its
     end it yields ``Taken``: the steps and tokens that DSPy saw. ``sample`` is the number and the
-    temperature of one of several samples.
+    temperature of one of several samples. ``alone`` has it ask for itself: a flow that several
+    threads read by turns cannot wait in one of them.
     """
     program = Plain(module, inputs, sample)
     waiting = Waiting(program.run)
     program.trace = _Trace(waiting.asked)
     failed: Exception | None = None
     try:
-        posted = waiting.resume()
+        posted = [] if alone else waiting.resume()
+        if alone:
+            waiting.value = program.run()
         while posted:
             completions = yield Attempts(posted)
             posted = waiting.resume(completions)
