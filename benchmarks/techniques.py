@@ -26,7 +26,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ import game_of_24
 import promptflow as pf
 from promptflow.errors import PromptflowError
 from promptflow.evaluation.stats import bootstrap_interval, paired_interval
-from promptflow.flow import run_many
+from promptflow.flow import Call, changed, flow_of, run_flows
+from promptflow.lm import seed_of
 from promptflow.program.identity import program_identity
 from promptflow.progress import bar
 from promptflow.storage import Journal
 
 JOURNAL = Path(__file__).resolve().parents[1] / "runs" / "techniques.sqlite"
+BATCH = 60.0  # seconds that a batch should take: so much is lost where a run is killed
 WORDS = "question -> answer: int"
 TARGETS = (
     ("gsm8k", "zero-shot CoT", "direct"),
@@ -76,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A technique on a task; ``size`` problems are asked in one batch."""
+    """A technique on a task; at most ``size`` problems are asked in one batch."""
 
     task: str
     name: str
@@ -250,19 +252,28 @@ class Runs:
         done = len(rows) - len(open_rows)
         with bar(f"{arm.task}, {arm.name}", len(rows)) as advance:
             advance(done)
-            for start in range(0, len(open_rows), arm.size):
-                if time.monotonic() >= self.ends:
-                    break
-                batch = open_rows[start : start + arm.size]
+            start, size = 0, max(1, arm.size // 5)
+            while start < len(open_rows) and time.monotonic() < self.ends:
+                batch = open_rows[start : start + size]
                 began = time.perf_counter()
-                results = run_many(arm.program, [row.inputs for row in batch], seed=SEED)
+                results = run_flows(seeded(arm.program, row) for row in batch)
                 seconds = (time.perf_counter() - began) / len(batch)
                 for row, result in zip(batch, results, strict=True):
                     self.journal.append(keys[row.name], kept(arm, row, result, seconds))
-                done += len(batch)
+                start, done = start + len(batch), done + len(batch)
+                size = max(1, min(arm.size, int(BATCH / max(seconds, 1e-3))))
                 advance(done)
         found = {name: self.journal.get(key) for name, key in keys.items()}
         return {name: answer for name, answer in found.items() if answer is not None}
+
+
+def seeded(program: Any, row: Row) -> Any:
+    """Return the flow of a program on a row, seeded by the row: alone or in a batch, the same."""
+
+    def change(call: Call, step: int, position: int) -> Call:
+        return replace(call, seed=seed_of(SEED, row.name, step, position))
+
+    return changed(flow_of(program, row.inputs), change)
 
 
 def kept(arm: Arm, row: Row, result: Any, seconds: float) -> dict[str, Any]:
