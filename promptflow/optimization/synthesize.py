@@ -40,6 +40,9 @@ SEEDS, MADE = 6, 2
 """Examples shown for a new one, of the seeds and of those made before, as in Self-Instruct."""
 
 VARIED = Sampling(temperature=0.9, top_p=0.95)
+MOST = 400
+"""Tokens of a free text; one that ends there is left out."""
+
 ANSWERED = 0.5
 """The F1 from which on a reader's answer is the one that was meant."""
 
@@ -120,8 +123,9 @@ def synthesize_like(
             f"are {len(seeds)}{lack}"
         )
     example = read_document("synthesize_example", bundled_only=True)
-    writer = Predict(_writing(example.signature, own), sampling=VARIED)
-    labeller = Predict(own, demos=[dict(one) for one in seeds[:SEEDS]], sampling=Sampling())
+    writer = Predict(_writing(example.signature, own), sampling=VARIED, max_tokens=MOST)
+    shots = [dict(one) for one in seeds[:SEEDS]]
+    labeller = Predict(own, demos=shots, sampling=Sampling(), max_tokens=MOST)
     pool = Pool(count, filters)
     pool.known = [tokens(shown_fields(one, names)) for one in seeds]
 
@@ -134,10 +138,15 @@ def synthesize_like(
         written = [one for one in good(given) if one is not None]
         pool.rejected["failed"] += size - len(written)
         found = [dspy.Example(**{n: one[n] for n in names}).with_inputs(*names) for one in written]
-        full = [one for one in found if text_of(one[names[0]]).strip()]
+        full = [
+            one
+            for one, given in zip(found, written, strict=True)
+            if text_of(one[names[0]]).strip() and not given._was_cut()
+        ]
         pool.rejected["unfit"] += len(found) - len(full)
         kept = pool.novel(full, lambda draft: shown_fields(draft, names))
         said = good(run_many(labeller, [dict(one) for one in kept], lm=lm, seed=seed))
+        said = [None if one is None or one._was_cut() else one for one in said]
         pool.rejected["failed"] += sum(one is None for one in said)
         return [
             _labelled(one, answer, own.output_fields)
