@@ -40,13 +40,18 @@ def pairs() -> list[dict[str, Any]]:
     return [
         {
             "question": f"{row['instruction']}\n{row['input']}".strip(),
-            "first": row["response1"],
-            "second": row["response2"],
+            "first": written(row["response1"]),
+            "second": written(row["response2"]),
             "people": PEOPLE[row["annotator1"]],
             "key": str(row["idx"]),
         }
         for row in chosen
     ]
+
+
+def written(response: Any) -> str:
+    """Return a response as it was written: the file has some, such as true, as JSON values."""
+    return response if isinstance(response, str) else json.dumps(response)
 
 
 def judge(model: str, out: Path, seconds: float) -> list[dict[str, Any]]:
