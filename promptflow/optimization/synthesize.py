@@ -115,13 +115,7 @@ def synthesize_like(
     """
     document = document_of(signature)
     own, names = document.signature, list(document.signature.input_fields)
-    missing = [n for n in own.fields if any(n not in one for one in seeds)]
-    if len(seeds) < 2 or missing:
-        lack = f", and some have no {missing[0]!r}" if missing else ""
-        raise DataError(
-            f"synthesize_like: needs two seeds or more that have {', '.join(own.fields)}; there "
-            f"are {len(seeds)}{lack}"
-        )
+    _check_seeds(own, seeds)
     example = read_document("synthesize_example", bundled_only=True)
     writer = Predict(_writing(example.signature, own), sampling=VARIED, max_tokens=MOST)
     shots = [dict(one) for one in seeds[:SEEDS]]
@@ -157,6 +151,17 @@ def synthesize_like(
     about = [document.sha256 or str(own), [dict(one) for one in seeds], filters, count, seed]
     rubric = str(example.extra["rubric"])
     return filled(pool, drafts, rubric, Run(lm, seed, journal, about, progress))
+
+
+def _check_seeds(own: Any, seeds: Sequence[Any]) -> None:
+    """Raise DataError for too few seeds, or seeds without the signature's fields."""
+    missing = [n for n in own.fields if any(n not in one for one in seeds)]
+    if len(seeds) < 2 or missing:
+        lack = f", and some have no {missing[0]!r}" if missing else ""
+        raise DataError(
+            f"synthesize_like: needs two seeds or more that have {', '.join(own.fields)}; there "
+            f"are {len(seeds)}{lack}"
+        )
 
 
 def _labelled(one: dspy.Example, answer: Any, names: Iterable[str]) -> dspy.Example:
