@@ -10,6 +10,7 @@ from promptflow.engine.scripted import ScriptedEngine
 from promptflow.evaluation.metrics import exact_match
 from promptflow.flow import Module, Prediction
 from promptflow.lm import LocalLM
+from promptflow.modules.decomposition import LeastToMost
 from promptflow.modules.predict import Predict
 from promptflow.optimization.demos import Bootstrap, Demo, bootstrap, draw, labelled
 from promptflow.optimization.study import UNLIMITED, Budget, Study
@@ -160,3 +161,19 @@ def test_gold_answers_of_files_make_labelled_demos(signature, fields, demo):
     example = dspy.Example(question="q", **fields).with_inputs("question")
     [made] = labelled(Predict(signature), [example]).values()
     assert [one.fields for one in made] == ([] if demo is None else [{"question": "q", **demo}])
+
+
+def test_an_answer_written_step_by_step_is_one_whole_demo():
+    def said(text, slot):
+        if slot.name == "subquestions":
+            return '["how many?", "twice?"]'
+        return str(2 * number_in(text)) if slot.name == "answer" else "so many"
+
+    study = Study(None, {}, UNLIMITED)
+    program = LeastToMost("question -> answer")
+    lm = LocalLM(ScriptedEngine(said))
+    pool = bootstrap(study, program, doubles(8), exact_match, ALL, lm=lm, seed=0)
+    assert len(pool["predict"]) == 8
+    for demo in pool["predict"]:
+        assert demo.fields["answer"] == str(2 * demo.index)
+        assert demo.fields["subanswer_2"] == "so many"

@@ -100,8 +100,13 @@ def spent_on(outcomes: Sequence[Outcome]) -> Spent:
 
 
 def _demos_of(program: Any, outcome: Outcome, seed: int) -> list[tuple[str, dict[str, Any]]]:
-    """Return one demo a predictor: of several calls the last, or a seeded one of the others."""
+    """Return one demo a predictor: of several calls the last, or a seeded one of the others.
+
+    Calls that write one answer step by step, in outputs that the signature does not have, are told
+    by the last, which holds what the others wrote.
+    """
     names = {id(predictor): name for name, predictor in program.named_predictors()}
+    signatures = {name: predictor.signature for name, predictor in program.named_predictors()}
     calls: dict[str, list[tuple[Mapping[str, Any], Any]]] = {}
     for predictor, inputs, prediction in outcome.trace:
         if id(predictor) in names:
@@ -109,7 +114,9 @@ def _demos_of(program: Any, outcome: Outcome, seed: int) -> list[tuple[str, dict
     random = np.random.default_rng([seed, outcome.record.index])
     demos = []
     for name, made in calls.items():
-        early = len(made) > 1 and random.random() < 0.5
+        own = signatures[name].fields
+        is_stepwise = any({*inputs, *given.keys()} - set(own) for inputs, given in made)
+        early = len(made) > 1 and random.random() < 0.5 and not is_stepwise
         inputs, prediction = made[random.integers(len(made) - 1)] if early else made[-1]
         cut = any(fill.finish == "length" for fill in getattr(prediction, "_fills", {}).values())
         fields = {**plain(dict(inputs)), **plain(prediction)}
