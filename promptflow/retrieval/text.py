@@ -241,7 +241,7 @@ def _pair_words(token: regex.Match[str], changed: Normal) -> Iterator[Word]:
         yield Word(*changed.span(at, at + len(pair)), (pair,))
 
 
-@lru_cache(1 << 16)
+@lru_cache(1 << 14)
 def _term(token: str, language: str) -> str:
     """Return the stem of a case-folded word in a text of ``language``."""
     if token[0].isdigit():
