@@ -37,6 +37,7 @@ from promptflow.modules.orders import gives_orders
 from promptflow.modules.predict import Predict
 from promptflow.modules.sources import index_name, opened, stale_in
 from promptflow.retrieval import Reading, Retriever, distinct, read_passage, verify_quote
+from promptflow.retrieval.text import normal
 
 __all__ = ["UNKNOWN", "GroundedQA"]
 
@@ -120,7 +121,8 @@ class GroundedQA(Module):
         """
         if "question" not in inputs:
             raise UnknownField("GroundedQA needs 'question'; call it with question=...")
-        question = str(inputs["question"])
+        question = normal(str(inputs["question"]))
+        inputs["question"] = question
         readings = yield from self._readings(question)
         if not readings:
             return _abstained(Found(), 0.0, "the search found no passage")

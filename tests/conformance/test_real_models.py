@@ -7,7 +7,10 @@ machine is skipped by name: ``make test-models`` fetches all but the
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -19,6 +22,7 @@ from promptflow import catalog
 from promptflow.engine.request import Completion, Request, Text
 from promptflow.errors import ModelNotFound
 from promptflow.layout import layout_for
+from promptflow.retrieval import HashingEmbedder
 
 MODELS = {
     "smollm2-135m": "chat",
@@ -190,3 +194,31 @@ def test_dspys_agent_asks_for_ten_thousand_tokens():
             assert said.endswith("left at six.") or said.startswith("Execution error in look_up")
     assert prediction.answer
     assert lm.history[-1]["kwargs"]["max_tokens"] == 10_000
+
+
+KOREAN = {
+    "factory.txt": "제주 공장은 2015. 3. 1. 문을 열었다. 직원 3만 5천 명이 차를 만든다.",
+    "office.txt": "본사는 서울에 있다.\n□ (직원) 12명\n□ (대표) 홍길동",
+}
+
+
+def test_decomposed_documents_are_answered_as_composed_ones(
+    lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if lm.source in WINDOWED:
+        pytest.skip("the prompt is longer than its window")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    for form in ("NFC", "NFD"):
+        normal = partial(unicodedata.normalize, form)
+        (tmp_path / form).mkdir()
+        for name, text in KOREAN.items():
+            (tmp_path / form / name).write_text(normal(text))
+        embedder = HashingEmbedder()
+        with pf.build_index(form, tmp_path / form, embedder=embedder, progress=False) as index:
+            program = pf.GroundedQA(index, reads=1, samples=1, threshold=0.0)
+            found = pf.run(program, lm=lm, question=normal("본사는 어디에 있나요?"))
+            assert found.quotes_exact
+            quotes = [unicodedata.normalize("NFC", c.quote) for c in found.citations]
+            seen.append((found.answer, found.support, dict(found.signals), quotes))
+    assert seen[0] == seen[1]
