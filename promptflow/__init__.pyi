@@ -89,6 +89,7 @@ from .flow import (
     run_many as run_many,
     together as together,
 )
+from .layout import Decoding as Decoding
 from .lm import (
     LocalLM as LocalLM,
     SlotAdapter as SlotAdapter,

@@ -73,6 +73,23 @@ def test_a_command_that_takes_one_answer_refuses_several():
         Decoded(n=3, technique="cot").applied(pf.Predict("a -> b"))
 
 
+def test_a_search_and_samples_are_refused_together_before_any_call():
+    engine = pf.ScriptedEngine(lambda text, slot: "x")
+    lm = pf.load("scripted", engine=engine)
+    program = pf.Predict("a -> b", beam=pf.Beam(2))
+    assert program(a="x", lm=lm).b == "x"
+    asked = len(engine.prompts)
+    for sampled in (
+        lambda: program(a="x", lm=lm, config={"n": 3}),
+        lambda: program(a="x", lm=lm, config={"temperature": 0.5}),
+        lambda: pf.flow.run(pf.SelfConsistency(program, field="b"), lm=lm, a="x"),
+        lambda: program(a="x", lm=lm.copy(temperature=0.5)),
+    ):
+        with pytest.raises(UnsupportedOption, match="does not sample"):
+            sampled()
+    assert len(engine.prompts) == asked
+
+
 def test_run_takes_all_of_it(tiny: Callable[[str], Path]):
     run = ("run", "question -> answer", "-i", "question=the red", "--model", tiny("llama"))
     refused = call(*run, "--beam", 2, "--temperature", 1)

@@ -17,7 +17,7 @@ from promptflow import layout
 from promptflow.engine.interface import TextEngine
 from promptflow.engine.request import Completion, Fill, Request, Sampling, Slot, Usage
 from promptflow.engine.stream import Delta
-from promptflow.errors import EngineLost, PromptflowError, ValueRefused
+from promptflow.errors import EngineLost, PromptflowError, UnsupportedOption, ValueRefused
 from promptflow.lm import (
     AGAIN,
     TOOL_OPTIONS,
@@ -87,9 +87,15 @@ class Call:
         seed = self.seed
         if seed is None:
             seed = seed_of(asked.get("seed"), asked.get("rollout_id"), *path)
+        decoding = decoding_of(self.config, chosen) if is_local else chosen
+        if decoding.beam is not None and decoding.sampling not in (None, Sampling()):
+            raise UnsupportedOption(
+                f"a beam search does not sample, and sampling={decoding.sampling!r} was asked for "
+                "too: leave out one of beam, and temperature, n or a module that samples"
+            )
         return replace(
             self,
-            decoding=decoding_of(self.config, chosen) if is_local else chosen,
+            decoding=decoding,
             seed=seed,
             lm=lm,
             signature=self.signature or own.signature,
@@ -301,7 +307,7 @@ def _again(call: Call) -> Call:
     sampling = call.decoding.sampling or Sampling()
     if sampling.temperature == 0:
         sampling = replace(sampling, temperature=AGAIN)
-    decoding = replace(call.decoding, sampling=sampling)
+    decoding = replace(call.decoding, sampling=sampling, beam=None)
     return replace(call, seed=seed_of(call.seed, "again"), decoding=decoding, sampled=True)
 
 

@@ -14,7 +14,7 @@ from dspy.predict.predict import (
     logger,
 )
 
-from promptflow.engine.request import Sampling
+from promptflow.engine.request import Beam, Sampling
 from promptflow.errors import ProgramError, UnknownField, UnsupportedOption, nearest
 from promptflow.flow import Call, Flow, Prediction, answered
 from promptflow.layout import Decoding
@@ -30,6 +30,7 @@ EQUAL, VARIED = 0.15, 0.7
 """Up to which temperature several samples are all but equal, as in DSPy, and what they get then."""
 
 OWN = (
+    "beam",
     "callbacks",
     "demos",
     "embedder",
@@ -52,9 +53,10 @@ class Predict(dspy.Predict):
     from the document, then from the LM; ``layout`` is then chat, or completion for a model without
     a chat template. ``demos`` may be a function of the inputs: ``nearest`` is
     ``Nearest(pool, k, embedder, label)``, ``balanced`` is ``Balanced(pool, k, label)``. Outputs
-    after ``until`` are not written. ``weigh`` looks at every option of a
-    Literal: see ``Prediction.weighed``. ``thinking`` chooses whether reasoning stands in the block
-    that a thinking model has for it: see ``layout.Decoding``. Raises SignatureError.
+    after ``until`` are not written. ``beam`` searches in the place of ``sampling``. ``weigh``
+    looks at every option of a Literal: see ``Prediction.weighed``. ``thinking`` chooses whether
+    reasoning stands in the block that a thinking model has for it: see ``layout.Decoding``. Raises
+    SignatureError.
 
     >>> predict = Predict("question -> answer, sure: bool")
     >>> sorted(predict.signature.output_fields)
@@ -68,6 +70,7 @@ class Predict(dspy.Predict):
         demos: Sequence[Mapping[str, Any]] | Chooser | Literal["nearest", "balanced"] = (),
         layout: str | Path | None = None,
         sampling: Sampling | None = None,
+        beam: Beam | None = None,
         max_tokens: int | None = None,
         reasoning_tokens: int | None = None,
         until: str | None = None,
@@ -85,6 +88,7 @@ class Predict(dspy.Predict):
         self.demos = [] if callable(chosen) else [dspy.Example(**demo) for demo in chosen]
         self.decoding = Decoding(
             sampling=sampling,
+            beam=beam,
             max_tokens=max_tokens,
             reasoning_tokens=reasoning_tokens,
             weigh=weigh or None,
