@@ -212,14 +212,14 @@ def main() -> None:
     given = parser.parse_args()
     engine = pf.EngineOptions(threads=given.threads)
     pf.configure(given.model, options=engine, temperature=1.0, max_tokens=given.tokens)
-    rows = [measured(name, given.calls, given.seconds) for name in given.agent or AGENTS]
-    if given.json:
-        print(json.dumps({"model": given.model, "tokens": given.tokens, "rows": rows}))
-        return
-    for row in rows:
+    for name in given.agent or AGENTS:
+        row = measured(name, given.calls, given.seconds)
+        if given.json:
+            print(json.dumps({"model": given.model, "tokens": given.tokens, **row}), flush=True)
+            continue
         print(
-            f"{row['agent']}: {row['malformed']} malformed of {row['calls']} calls, "
-            f"{row['seconds']} s"
+            f"{name}: {row['malformed']} malformed of {row['calls']} calls, {row['seconds']} s",
+            flush=True,
         )
         for tool, error in row["examples"]:
             print(f"  {tool}: {' '.join(error.split())[-300:]}")
