@@ -164,6 +164,11 @@ def word_problems(task: str) -> list[Arm]:
         "few-shot CoT": (chain, 30),
         "few-shot": (pf.Predict(WORDS, demos=plain), 60),
         "self-consistency": (pf.SelfConsistency(chain, n=8), 15),
+        "agent": (pf.Agent(WORDS, ["calculate"], thought_tokens=96), 20),
+        "few-shot agent": (
+            pf.Agent(WORDS, ["calculate"], demos=[*map(calculated, demos)], thought_tokens=96),
+            20,
+        ),
     }
     return [Arm(task, name, p, size, number_is_right) for name, (p, size) in programs.items()]
 
