@@ -17,6 +17,7 @@ import datetime
 import enum
 import itertools
 import json
+import sys
 import time
 import uuid
 from collections import Counter
@@ -125,10 +126,10 @@ QUESTIONS = (
 
 
 def rounds() -> Iterator[tuple[list[Callable[..., Any]], str]]:
-    """Yield two tools and a question, without end."""
-    pairs = list(itertools.combinations(TOOLS, 2))
+    """Yield two tools and a question, without end; few pairs, whose prompts begin alike."""
+    pairs = [list(pair) for pair in zip(TOOLS[::2], TOOLS[1::2], strict=True)]
     for number in itertools.count():
-        yield list(pairs[number * 7 % len(pairs)]), QUESTIONS[number % len(QUESTIONS)]
+        yield pairs[number % len(pairs)], QUESTIONS[number % len(QUESTIONS)]
 
 
 def react(tools: list[Callable[..., Any]], question: str, seed: int) -> list[tuple[str, str]]:
@@ -189,6 +190,7 @@ def measured(name: str, calls: int, seconds: float) -> dict[str, Any]:
                     called[tool] += 1
                     if error and not any(said in error for said in SAID):
                         wrong.append((tool, error))
+            print(f"{name}: {len(wrong)} of {called.total()}", file=sys.stderr, flush=True)
     return {
         "agent": name,
         "calls": called.total(),
