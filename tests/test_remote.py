@@ -168,6 +168,7 @@ def test_options_are_passed_and_the_rest_is_left_to_the_model(provider: Provider
         ({"until": "answer"}, "until"),
         ({"weigh": True}, "weigh"),
         ({"layout": "chat"}, "layout"),
+        ({"beam": pf.Beam(2)}, "beam"),
         ({"reasoning_tokens": 9}, "reasoning_tokens"),
         ({"sampling": pf.Sampling(top_k=3)}, "top_k"),
         ({"sampling": pf.Sampling(min_p=0.1)}, "min_p"),
