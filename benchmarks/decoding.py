@@ -21,6 +21,7 @@ import json
 import math
 import re
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,7 +106,8 @@ def record(options: argparse.Namespace) -> None:
                         texts = [_told(one, lm, example) for one in mine]
                         entry = {"way": name, "kind": kind, "seconds": seconds, "texts": texts}
                         journal.append(f"{name} {key}", entry)
-                print(f"{kind} {start + 4}, {time.monotonic() - begun:.0f} s", flush=True)
+                done = min(start + 4, len(rows))
+                print(f"{kind} {done}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
 
 
 def _told(result: Any, lm: Any, example: Any) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def measured(entries: Sequence[Mapping[str, Any]], samples: int) -> dict[str, An
     whole = [texts * (samples if len(texts) == 1 else 1) for texts in topics]
     pairs = [_new([g for one in texts for g in grams(one["text"], 2)]) for texts in whole]
     scores = [statistics.fmean(one["f1"] for one in texts) for texts in asked]
-    low, high = bootstrap_interval(scores) if scores else (math.nan, math.nan)
+    interval = bootstrap_interval(scores) if scores else None
     tokens = sum(one["tokens"] for texts in topics for one in texts)
     logprob = sum(one["logprob"] for texts in topics for one in texts)
     texts = [one["text"] for some in topics for one in some]
@@ -158,8 +160,8 @@ def measured(entries: Sequence[Mapping[str, Any]], samples: int) -> dict[str, An
         "repeats": statistics.fmean(1 - _new(grams(text, 3)) for text in texts),
         "perplexity": math.exp(-logprob / max(1, tokens)),
         "f1": statistics.fmean(scores) if scores else math.nan,
-        "f1_low": low,
-        "f1_high": high,
+        "f1_low": interval.low if interval else math.nan,
+        "f1_high": interval.high if interval else math.nan,
         "f1_best": statistics.fmean(max(o["f1"] for o in some) for some in asked) if asked else 0.0,
         "seconds": statistics.fmean(e["seconds"] for e in entries),
     }
