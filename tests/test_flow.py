@@ -438,7 +438,7 @@ def test_a_tree_with_a_cut_thought_is_marked():
         "state, question -> thought", "state, question -> worth: float", depth=2, breadth=1
     )
     lm = cutting()
-    lm.text_engine._answer = lambda text, slot: "1.5" if slot.constraint else "x"
+    lm.text_engine.answer = lambda text, slot: "1.5" if slot.constraint else "x"
     assert run(tree, lm=lm, question="long").cut
     assert not run(tree, lm=lm, question="short").cut
 
