@@ -435,7 +435,7 @@ def test_a_cut_answer_is_marked_however_deep_it_is(program: Any):
 
 def test_a_tree_with_a_cut_thought_is_marked():
     tree = pf.TreeOfThoughts(
-        "state, question -> thought", "state, question -> worth: float", depth=2, breadth=1
+        "state, question -> thought", "state -> worth: float", depth=2, breadth=1
     )
     lm = cutting()
     lm.text_engine.answer = lambda text, slot: "1.5" if slot.constraint else "x"
@@ -499,7 +499,7 @@ def test_a_field_comes_before_what_a_prediction_knows_beside_it():
     names = ["usage", "trace", "fills", "weighed", "cut"]
     lm, _ = scripted(lambda text, slot: f"<{slot.name}>")
     predict = pf.Predict(f"question -> {', '.join(names)}")
-    program = pf.SelfConsistency(predict, n=3, field="usage")
+    program = pf.SelfConsistency(predict, n=3, field="usage", sure="all")
     for prediction in (run(predict, lm=lm, question="a"), run(program, lm=lm, question="a")):
         assert [getattr(prediction, name) for name in names] == [f"<{name}>" for name in names]
     data = [dspy.Example(question="a", cut="<cut>").with_inputs("question")]

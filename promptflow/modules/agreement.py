@@ -15,8 +15,8 @@ class Agreement:
     """Votes to a probability: the log-odds of the leader's share, times ``slope``, plus ``bias``.
 
     Half a vote is added for the leader and half against it, so that few votes say little (Platt
-    1999 on log-odds). The default takes the share as it is, fitted on nothing: ``fit_agreement`` fits
-    one's own, as ``benchmarks/self_consistency.py`` does.
+    1999 on log-odds). The default takes the share as it is, fitted on nothing; ``fit_agreement``
+    fits one's own, as ``benchmarks/self_consistency.py`` does.
     """
 
     slope: float = 1.0
