@@ -173,6 +173,25 @@ OPENED = contextlib.nullcontext(
         ),
     )
 )
+RATE = SimpleNamespace(mean=0.5, low=0.4, high=0.6, n=2)
+ATTACKED = SimpleNamespace(
+    kinds={HOSTILE: RATE},
+    left=RATE,
+    benign=RATE,
+    excess=RATE,
+    followed=RATE,
+    field=HOSTILE,
+    failed=1,
+    to_json=lambda **_: {"field": HOSTILE},
+)
+RATED = SimpleNamespace(
+    ratings=[SimpleNamespace(name=HOSTILE, score=1.0, low=0.0, high=2.0, won=0.5, games=2)],
+    wins={(HOSTILE, HOSTILE): HOSTILE},
+    reliability=SimpleNamespace(warning=HOSTILE),
+    unmatched=1,
+    own=[HOSTILE],
+    to_json=lambda: {"own": [HOSTILE]},
+)
 REPORT = doctor.Report(
     HOSTILE, "x", {HOSTILE: HOSTILE}, doctor.Threads(1, 1, 0.0), None, None, None, HOSTILE,
     {HOSTILE: doctor.Folder(HOSTILE, 1)}, (HOSTILE,),
@@ -193,7 +212,7 @@ def fails(*_: Any, **__: Any) -> Any:
 
 
 Patches = list[tuple[Any, str, Any]]
-READY: Patches = [(programs, "_ready", gives((None, pf.Predict("q -> a"))))]
+READY: Patches = [(programs, "ready", gives((None, pf.Predict("q -> a"))))]
 CASES: list[tuple[list[str], Patches]] = [
     (["doctor"], [(doctor, "diagnose", gives(REPORT))]),
     (["doctor"], [(doctor, "diagnose", fails)]),
@@ -242,8 +261,27 @@ CASES: list[tuple[list[str], Patches]] = [
     (["run", "x"], [*READY, (flow, "run", gives(pf.Prediction(a=HOSTILE, b=[HOSTILE])))]),
     (["run", "x", "-i", HOSTILE], READY),
     (["run", HOSTILE], [(lm, "configure", gives(None))]),
-    (["show", "x"], [(programs, "_ready", gives((None, pf.Predict(f"q{HOSTILE[:1]} -> a"))))]),
+    (["show", "x"], [(programs, "ready", gives((None, pf.Predict(f"q{HOSTILE[:1]} -> a"))))]),
     (["eval", "x", HOSTILE], READY),
+    (["redteam", HOSTILE], [(lm, "configure", gives(None))]),
+    (
+        ["redteam", "x"],
+        [
+            (import_module("promptflow.cli.redteam"), "ready", gives((None, pf.Predict("q -> a")))),
+            (import_module("promptflow.evaluation.redteam"), "redteam", gives(ATTACKED)),
+        ],
+    ),
+    (["arena", HOSTILE], []),
+    (
+        ["arena", "x"],
+        [
+            (import_module("promptflow.evaluation.arena"), "read_outputs", gives({})),
+            (import_module("promptflow.evaluation.arena"), "arena", gives(RATED)),
+            (lm, "configure", gives(None)),
+        ],
+    ),
+    (["detect", HOSTILE], []),
+    (["synthesize", HOSTILE], []),
     (
         ["eval", "x", "y", "--metric", HOSTILE],
         [

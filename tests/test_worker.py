@@ -107,14 +107,14 @@ def test_cancelling_reaches_what_runs():
     assert outcomes[0]["error"] is None
 
 
-def test_scores_and_pieces():
+def test_scores_and_a_look_at_a_prompt():
     score = {"op": "score", "prefix": [["ab", False]], "jobs": [[1, "cd"], [2, ""]]}
     parts = [["a<|im_end|>", True], None, ["b", False]]
-    frames = answers([score, {"op": "pieces", "key": 3, "parts": parts}])
+    frames = answers([score, {"op": "look", "key": 3, "parts": parts}])
     outcomes = done(frames)
     assert [token["token"] for token in outcomes[1]] == ["c", "d"]
     assert outcomes[2]["error"]["type"] == "EngineError"
-    assert {"reply": 3, "value": ["a", "<|im_end|>", "b"]} in frames
+    assert {"reply": 3, "value": [["a", "<|im_end|>", "b"], 0]} in frames
 
 
 def test_the_probe_decodes_and_leaves_nothing():
