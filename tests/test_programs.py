@@ -32,6 +32,14 @@ class Chain(dspy.Module):
         return self.final(question=question, thought=thought)
 
 
+class Asking(dspy.Module):
+    """A program of one predictor; what it does with it is the test's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+
 @pytest.fixture(autouse=True)
 def _adapter() -> Any:
     with dspy.context(adapter=pf.SlotAdapter()):
@@ -123,11 +131,7 @@ def test_an_error_ends_its_own_program_alone() -> None:
 
 
 def test_an_engines_error_is_one_that_the_program_can_catch() -> None:
-    class Careful(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
+    class Careful(Asking):
         def forward(self, question: str) -> Any:
             try:
                 return self.ask(question=question)
@@ -146,11 +150,7 @@ def test_an_engines_error_is_one_that_the_program_can_catch() -> None:
 def test_settings_are_each_programs_own() -> None:
     seen = []
 
-    class Settled(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
+    class Settled(Asking):
         def forward(self, question: str) -> Any:
             with dspy.context(max_errors=len(question)):
                 answer = self.ask(question=question)
@@ -231,11 +231,7 @@ def test_dspys_agent_is_batched() -> None:
 
 
 def test_threads_and_loops_of_a_programs_own_do_not_wait() -> None:
-    class Threaded(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
+    class Threaded(Asking):
         def forward(self, question: str) -> Any:
             lm = dspy.settings.lm
             with ThreadPoolExecutor(1) as pool:
@@ -266,11 +262,7 @@ def test_programs_run_under_a_loop_too() -> None:
 def test_what_is_not_driven_to_its_end_is_cleaned_up() -> None:
     left = []
 
-    class Holding(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
+    class Holding(Asking):
         def forward(self, question: str) -> Any:
             try:
                 return self.ask(question=question)
