@@ -21,6 +21,7 @@ from typing import Any
 
 import evaluation_sets
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 import promptflow as pf
 from promptflow.evaluation.detection import LEAST, measures
@@ -102,12 +103,6 @@ def measured(model: str, out: Path, seconds: float) -> list[dict[str, Any]]:
     return [{**one, **said} for one, said in found if said is not None and said["tokens"] >= LEAST]
 
 
-def auroc(models: list[float], people: list[float]) -> float:
-    """Return how often a text of a model scores above one of people, ties counting half."""
-    wins = sum((m > p) + (m == p) / 2 for m in models for p in people)
-    return wins / (len(models) * len(people))
-
-
 def figures(found: list[dict[str, Any]], measure: str) -> dict[str, Any]:
     """Fit a threshold on one half of the texts and return the error rates on the other."""
 
@@ -129,10 +124,11 @@ def figures(found: list[dict[str, Any]], measure: str) -> dict[str, Any]:
         )
         for source in sources
     }
+    labels = [1] * len(models[1]) + [0] * len(people[1])
     return {
         "measure": measure,
         "threshold": round(threshold, 4),
-        "auroc": round(auroc(models[1], people[1]), 3),
+        "auroc": round(float(roc_auc_score(labels, [*models[1], *people[1]])), 3),
         "false alarms": round(float(np.mean([s >= threshold for s in people[1]])), 3),
         "missed": round(float(np.mean([s < threshold for s in models[1]])), 3),
         "missed of": missed,

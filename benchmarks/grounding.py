@@ -37,6 +37,7 @@ from typing import Any
 import dspy
 import numpy as np
 from evaluation_sets import SEED, file
+from sklearn.metrics import roc_auc_score
 
 import promptflow as pf
 from promptflow.evaluation.abstention import (
@@ -263,16 +264,10 @@ def nli(lm: Any, how: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": lm.text_engine.info.identity,
         "n": len(shares),
-        "auc": auc(scores, entailed),
+        "auc": float(roc_auc_score(entailed, scores)),
         "accuracy_at_half": float(((scores >= 0.5) == entailed).mean()),
         "majority": float(max(entailed.mean(), 1 - entailed.mean())),
     }
-
-
-def auc(scores: Any, positive: Any) -> float:
-    """Return the probability that a positive has the higher score, ties counting half."""
-    above = scores[positive][:, None] - scores[~positive][None, :]
-    return float((above > 0).mean() + 0.5 * (above == 0).mean())
 
 
 def sts(how: argparse.Namespace) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+from promptflow.evaluation.metrics import unbound
 from promptflow.flow import Flow, answered
 
 
@@ -44,6 +44,5 @@ class ByModel:
 
 def asked_flow(metric: Any, example: Any, prediction: Any) -> Flow | None:
     """Return the flow of a metric that asks a model, bound to a field or not; None for others."""
-    function = metric.func if isinstance(metric, partial) else metric
-    keywords: Mapping[str, Any] = metric.keywords if isinstance(metric, partial) else {}
+    function, keywords = unbound(metric)
     return function.flow(example, prediction, **keywords) if isinstance(function, ByModel) else None

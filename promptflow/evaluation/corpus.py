@@ -7,14 +7,13 @@ statistic of each run in its record and gives the score of all with a bootstrap 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from promptflow.evaluation.metrics import FIELD
+from promptflow.evaluation.metrics import FIELD, unbound
 from promptflow.evaluation.stats import Interval, bca_interval, unvaried
 
 RESAMPLES = 1000
@@ -105,13 +104,11 @@ def mean_of(values: Sequence[float]) -> float:
 
 def corpus_of(metric: Any) -> Corpus | None:
     """Return the corpus metric that a metric is, bound to a field or not; None for any other."""
-    function = metric.func if isinstance(metric, partial) else metric
+    function, _ = unbound(metric)
     return function if isinstance(function, Corpus) else None
 
 
 def statistic_of(metric: Any, example: Any, prediction: Any) -> Any:
     """Return the statistic that a corpus metric, bound to a field or not, keeps of a run."""
-    keywords: Mapping[str, Any] = metric.keywords if isinstance(metric, partial) else {}
-    corpus = corpus_of(metric)
-    assert corpus is not None
+    corpus, keywords = unbound(metric)
     return corpus.statistic(example, prediction, **keywords)

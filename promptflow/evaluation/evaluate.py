@@ -32,7 +32,7 @@ from promptflow.evaluation.identity import (
 )
 from promptflow.evaluation.inputs import output_types
 from promptflow.evaluation.labels import accuracy, confusion, macro_f1
-from promptflow.evaluation.metrics import Metric, bound, has_gold, no_gold
+from promptflow.evaluation.metrics import Metric, bound, has_gold, no_gold, unbound
 from promptflow.evaluation.registry import as_metric, default_metric
 from promptflow.evaluation.renewal import Exact
 from promptflow.evaluation.scoring import (
@@ -221,10 +221,9 @@ def _chosen(
         metric = default_metric(outputs, data)
     first, others = as_metric(metric), [as_metric(one) for one in beside]
     if not any(corpus_of(other) is macro_f1 for other in others):
-        if isinstance(first, partial) and first.func is accuracy:
-            others.append(partial(macro_f1, **first.keywords))
-        elif first is accuracy:
-            others.append(macro_f1)
+        function, keywords = unbound(first)
+        if function is accuracy:
+            others.append(partial(macro_f1, **keywords) if keywords else macro_f1)
     named = {metric_name(other): other for other in others if other is not first}
     return first, {name: bound(other, data, outputs) for name, other in named.items()}
 

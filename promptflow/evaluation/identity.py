@@ -17,7 +17,7 @@ import dspy
 
 import promptflow
 from promptflow.evaluation.bymodel import ByModel
-from promptflow.evaluation.metrics import Metric
+from promptflow.evaluation.metrics import Metric, unbound
 from promptflow.lm import lm_of
 from promptflow.modules.judge import model_name, same_model
 from promptflow.program.identity import hash_of
@@ -49,7 +49,7 @@ def language_model(lm: Any, program: Any = None) -> Any:
 
 def judges_itself(metric: Metric, lm: Any, program: Any) -> bool:
     """Say whether a metric has the text of a model judged by this very model."""
-    function = metric.func if isinstance(metric, partial) else metric
+    function, _ = unbound(metric)
     if not isinstance(function, ByModel):
         return False
     writer = model_name(language_model(lm, program))

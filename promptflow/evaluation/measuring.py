@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from promptflow.errors import MetricError, NoGold, PromptflowError
 from promptflow.evaluation.bymodel import asked_flow
 from promptflow.evaluation.corpus import corpus_of, statistic_of
-from promptflow.evaluation.metrics import Metric
+from promptflow.evaluation.metrics import Metric, unbound
 from promptflow.flow import Prediction, run_flows
 
 
@@ -36,8 +35,7 @@ def measure(
     """
     flows = [asked_flow(metric, example, prediction) for example, prediction, _ in runs]
     if runs and flows[0] is not None:
-        function = metric.func if isinstance(metric, partial) else metric
-        lm = getattr(function, "lm", None)
+        lm = getattr(unbound(metric)[0], "lm", None)
         given = run_flows((flow for flow in flows if flow is not None), lm=lm, seed=seed)
         return [_asked(answer) for answer in given]
     return [_measured(metric, *run) for run in runs]

@@ -186,7 +186,8 @@ def bound(metric: Metric, data: Sequence[Any], outputs: Mapping[str, Any] | None
     known; the metric is then what it was, and so are those of others. Raises DataError where
     several fields have gold values, or the field is none of the program's.
     """
-    function, field = _parts(metric)
+    function, keywords = unbound(metric)
+    field = keywords.get("field")
     if _needed(function) != FIELD or outputs is None:
         return metric
     if field is not None:
@@ -203,12 +204,18 @@ def bound(metric: Metric, data: Sequence[Any], outputs: Mapping[str, Any] | None
     return partial(metric, field=names[0]) if names else metric
 
 
+def unbound(metric: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return the function of a metric, and what it is bound to, such as its ``field``."""
+    return (metric.func, metric.keywords) if isinstance(metric, partial) else (metric, {})
+
+
 def has_gold(metric: Metric, example: Any, outputs: Mapping[str, Any] | None = None) -> bool:
     """Say before a program runs whether a metric can find a gold value in an example.
 
     ``outputs`` as for ``bound``. True for metrics of others.
     """
-    function, field = _parts(metric)
+    function, keywords = unbound(metric)
+    field = keywords.get("field")
     if _needed(function) == DOCUMENTS:
         return "documents" in example
     if _needed(function) != FIELD:
@@ -218,13 +225,6 @@ def has_gold(metric: Metric, example: Any, outputs: Mapping[str, Any] | None = N
     types = outputs or {}
     golds = [(_gold_of(example, n), types.get(n, _Unknown)) for n in ([field] if field else types)]
     return any(gold and _may_be(example[gold], annotation) for gold, annotation in golds)
-
-
-def _parts(metric: Metric) -> tuple[Metric, str | None]:
-    """Return the function of a metric, and the field that it is bound to."""
-    if isinstance(metric, partial):
-        return metric.func, metric.keywords.get("field")
-    return metric, None
 
 
 def _needed(function: Any) -> str:

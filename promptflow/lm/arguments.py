@@ -37,6 +37,7 @@ _FORMATS = {
 }
 """Those that are held; any other is a remark, as validators take it."""
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # schemas by name
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _REQUIRED = " (Required)"  # how DSPy marks what a server's tool needs, in its description
 
 
@@ -79,7 +80,7 @@ def of_function(tool: str, function: Callable[..., Any]) -> Arguments:
     hints, taken = _hints(function), inspect.signature(function).parameters
     types: dict[str, Any] = {}
     for name, parameter in taken.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        if parameter.kind not in _BY_NAME:
             raise ProgramError(
                 f"the tool {tool} takes {parameter}: a model writes arguments by their names; "
                 "write each out with its type"
@@ -139,20 +140,14 @@ def _read(
         elif _may_be_left_out(name, schema, parameter, described or {}):
             defaults[name] = schema.get("default")
     for name, parameter in taken.items():
-        needs = parameter.default is parameter.empty and parameter.kind in (
-            parameter.POSITIONAL_OR_KEYWORD,
-            parameter.KEYWORD_ONLY,
-        )
+        needs = parameter.default is parameter.empty and parameter.kind in _BY_NAME
         if needs and name not in schemas:
             raise ProgramError(f"the tool {tool} needs {name!r}, which its args do not name")
     return _checked(tool, Arguments(types, defaults))
 
 
 def _check_taken(tool: str, name: str, parameter: Any, free: bool) -> None:
-    by_name = parameter is not None and parameter.kind in (
-        parameter.POSITIONAL_OR_KEYWORD,
-        parameter.KEYWORD_ONLY,
-    )
+    by_name = parameter is not None and parameter.kind in _BY_NAME
     if not by_name and not (free and parameter is None):
         raise ProgramError(
             f"the tool {tool} cannot be given {name!r} by its name: its function takes "

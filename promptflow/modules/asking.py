@@ -12,8 +12,7 @@ import dspy
 from promptflow.engine.request import Choice
 from promptflow.errors import ProgramError
 from promptflow.fields import TypedField
-from promptflow.flow import Call, Flow, Prediction, changed
-from promptflow.flow.drive import flow_of
+from promptflow.flow import Call, Flow, Prediction, changed, flow_of
 from promptflow.modules.options import confined
 from promptflow.modules.rounds import sample_of
 from promptflow.storage import canonical

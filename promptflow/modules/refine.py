@@ -13,7 +13,6 @@ from promptflow.errors import ProgramError, PromptflowError, names_options
 from promptflow.fields import to_text
 from promptflow.flow import (
     Call,
-    Chosen,
     Flow,
     Module,
     Prediction,
@@ -25,6 +24,7 @@ from promptflow.flow import (
 from promptflow.lm import Posted
 from promptflow.modules.predict import Predict
 from promptflow.modules.rewards import Reward, reward_of
+from promptflow.modules.rounds import chosen
 from promptflow.modules.settings import settings_of
 from promptflow.modules.stepwise import with_input
 from promptflow.modules.transcript import written
@@ -104,15 +104,9 @@ class Refine(Module):
             told = yield from self._feedback(inputs, made, reward)
             hints = {"attempt": written(made), "feedback": told}
         assert best is not None
-        yield Chosen(best[1])
-        refined = best[1].extended(
-            reward=best[0],
-            attempts=number,
-            failed=int(isinstance(made, PromptflowError)),
-            feedback=hints.get("feedback", ""),
-        )
-        refined._told = best[1]._told or best[1]._trace
-        return refined
+        counts = {"attempts": number, "failed": int(isinstance(made, PromptflowError))}
+        told = hints.get("feedback", "")
+        return (yield from chosen(best[1], reward=best[0], **counts, feedback=told))
 
     def _attempt(self, inputs: Mapping[str, Any], hints: Mapping[str, str]) -> Flow:
         """Return the flow of an attempt that reads ``hints``."""

@@ -58,10 +58,16 @@ class Rounds:
 
     def chosen(self, best: Prediction, **fields: Any) -> Flow:
         """Tell of the sample that was chosen, and return it with ``fields`` and counts added."""
-        yield Chosen(best)
-        made = best.extended(**fields, samples=self.drawn, failed=len(self.errors))
-        made._told = best._told or best._trace
-        return made
+        counts = {"samples": self.drawn, "failed": len(self.errors)}
+        return (yield from chosen(best, **fields, **counts))
+
+
+def chosen(best: Prediction, **fields: Any) -> Flow:
+    """Tell of the sample or attempt that was chosen, and return it with ``fields`` added."""
+    yield Chosen(best)
+    made = best.extended(**fields)
+    made._told = best._told or best._trace
+    return made
 
 
 def check_rounds(name: str, n: int, batch: int | None, temperature: float) -> None:

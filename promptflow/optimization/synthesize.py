@@ -31,7 +31,7 @@ from promptflow.optimization.synthesis import (
     good,
     shown_fields,
 )
-from promptflow.signatures import document_of, read_document
+from promptflow.signatures import description_of, document_of, read_document
 
 LONGEST = 12
 """Words of an answer."""
@@ -173,9 +173,8 @@ def _writing(example: Any, own: Any) -> Any:
     """Return the signature that writes the inputs of another one."""
     made = example.delete("example")
     for name, info in own.input_fields.items():
-        desc = str((info.json_schema_extra or {}).get("desc", ""))
-        shown = "" if desc.startswith("${") else desc
-        made = made.append(name, dspy.OutputField(desc=shown), type_=info.annotation)
+        shown = dspy.OutputField(desc=description_of(name, info))
+        made = made.append(name, shown, type_=info.annotation)
     return made
 
 
